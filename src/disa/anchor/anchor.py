@@ -1,0 +1,200 @@
+"""The frozen estimates with their fingerprint."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from disa.errors import DisaError
+from disa.provenance import Fingerprint
+from disa.records import PartitionEstimate, read_rows, write_rows
+from disa.rundir import read_json, write_json
+
+# How to make each field agree again, shown when it does not.
+_FIXES = {
+    "reference": "train against the weights the anchor was estimated for, or estimate a new anchor for these",
+    "tokenizer": "use the tokenizer saved beside the reference",
+    "chat_template": "use the reference's chat template, or estimate a new anchor with this one",
+    "temperature": "set sampling.temperature (DISAConfig.temperature) to the anchor's value",
+    "max_completion_length": "set max_completion_length to the anchor's value",
+    "stop_token_ids": "restore the generation config's eos_token_id and the tokenizer's eos_token",
+    "reward": "use the reward the anchor was estimated with, or estimate a new anchor for this one",
+    "inverse_temperature": "set inverse_temperature to the anchor's value, or use anchor.at_inverse_temperature(...)",
+    "task": "regenerate the tasks, proposals and anchor with this version of the task",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Anchor:
+    """log Z per prompt, frozen.
+
+    Parameters
+    ----------
+    estimates : mapping of prompt id to PartitionEstimate
+        Read-only.
+    fingerprint : Fingerprint
+        What the estimates depend on.
+    reward_range : tuple of float
+        Declared smallest and largest reward; log Z lies within beta times it.
+    binary : bool
+        Whether every observed reward was one of the two ends of the range. Then q does not depend
+        on beta, and log Z at another beta follows exactly from it.
+    path : Path or None
+        Folder it was loaded from.
+    """
+
+    estimates: Mapping[str, PartitionEstimate]
+    fingerprint: Fingerprint
+    reward_range: tuple[float, float]
+    binary: bool
+    path: Path | None = None
+
+    @classmethod
+    def load(cls, path: str | Path) -> Anchor:
+        """Read an anchor folder and check that it is whole and unaltered.
+
+        Raises
+        ------
+        DisaError
+            Where the folder is missing, not an anchor, or was changed after it was frozen.
+        """
+        path = Path(path)
+        manifest = read_json(path / "manifest.json", missing="no anchor here").get("anchor")
+        if manifest is None:
+            raise DisaError("not an anchor's manifest", where=str(path / "manifest.json"), fix="give RUN/5_anchor")
+        rows = read_rows(path / "anchor.parquet", PartitionEstimate)
+        found = _file_digest(path / "anchor.parquet")
+        if found != manifest["digest"]:
+            raise DisaError(
+                f"anchor.parquet was changed after it was frozen (digest {found}, manifest says {manifest['digest']})",
+                where=str(path),
+                fix="rerun the anchor stage; a frozen log Z is never edited",
+            )
+        return cls(
+            estimates=MappingProxyType({row.prompt_id: row for row in rows}),
+            fingerprint=Fingerprint.from_dict(manifest["fingerprint"]),
+            reward_range=tuple(manifest["reward_range"]),
+            binary=manifest["binary"],
+            path=path,
+        )
+
+    def verify(self, fingerprint: Fingerprint) -> None:
+        """Refuse use under any other conditions than those the estimates hold for.
+
+        Raises
+        ------
+        DisaError
+            Naming the first field that differs, the anchor's value, the other value, and the fix.
+        """
+        for name, expected, found in self.fingerprint.differences(fingerprint):
+            raise DisaError(
+                f"anchor does not fit: {name} is {found}, the anchor was estimated for {expected}",
+                where=str(self.path or "anchor"),
+                fix=_FIXES[name],
+            )
+
+    def log_z(self, prompt_ids: Sequence[str]) -> np.ndarray:
+        """Frozen log Z of some prompts.
+
+        Returns
+        -------
+        ndarray, shape (len(prompt_ids),), float64
+            Nats.
+
+        Raises
+        ------
+        DisaError
+            Where a prompt has no estimate.
+        """
+        for prompt_id in prompt_ids:
+            if prompt_id not in self.estimates:
+                raise DisaError(
+                    f"no log Z for prompt {prompt_id}; the anchor holds {len(self.estimates)} prompts",
+                    where=str(self.path or "anchor"),
+                    fix="train on prompts that went through proposals, scoring and partition",
+                )
+        return np.array([self.estimates[prompt_id].log_z for prompt_id in prompt_ids], dtype=np.float64)
+
+    def at_inverse_temperature(self, beta: float) -> Anchor:
+        """The same anchor at another inverse temperature, exact for two-valued rewards.
+
+        Raises
+        ------
+        DisaError
+            Where rewards are graded: q then depends on beta, and only a new estimate will do.
+        """
+        if not self.binary:
+            raise DisaError(
+                "rewards are graded, so q depends on the inverse temperature",
+                where=str(self.path or "anchor"),
+                fix=f"rerun the partition stage with training.inverse_temperature={beta}",
+            )
+        span = self.reward_range[1] - self.reward_range[0]
+        old, low = self.fingerprint.inverse_temperature, self.reward_range[0]
+
+        def move(log_z: float) -> float:
+            q = math.expm1(log_z - old * low) / math.expm1(old * span)
+            return beta * low + math.log1p(math.expm1(beta * span) * q)
+
+        moved = {
+            key: dataclasses.replace(
+                row,
+                log_z=beta * low + math.log1p(math.expm1(beta * span) * row.q),
+                interval_low=move(row.interval_low),
+                interval_high=move(row.interval_high),
+            )
+            for key, row in self.estimates.items()
+        }
+        fingerprint = dataclasses.replace(self.fingerprint, inverse_temperature=beta)
+        return dataclasses.replace(self, estimates=MappingProxyType(moved), fingerprint=fingerprint)
+
+
+def freeze(
+    path: str | Path,
+    estimates: Sequence[PartitionEstimate],
+    fingerprint: Fingerprint,
+    *,
+    reward_range: tuple[float, float],
+    binary: bool,
+) -> dict[str, Any]:
+    """Write ``anchor.parquet`` and a manifest; returns what the manifest says under ``anchor``.
+
+    Raises
+    ------
+    DisaError
+        Where there is no estimate, an estimate is not finite, or lies outside beta times the reward range.
+    """
+    path = Path(path)
+    if not estimates:
+        raise DisaError("no estimates to freeze", where=str(path), fix="run the partition stage on at least one prompt")
+    low, high = (fingerprint.inverse_temperature * r for r in reward_range)
+    for index, row in enumerate(estimates):
+        # One ulp-scale allowance: log1p(expm1(b)) may exceed b by rounding.
+        if not low - 1e-9 <= row.log_z <= high + 1e-9:
+            raise DisaError(
+                f"field log_z is {row.log_z}, expected a value in [{low}, {high}]",
+                where=f"{path}, row {index}, prompt {row.prompt_id}",
+                fix="estimate log Z with the same inverse temperature and reward range",
+            )
+    path.mkdir(parents=True, exist_ok=True)
+    write_rows(path / "anchor.parquet", list(estimates), PartitionEstimate)
+    manifest = {
+        "fingerprint": fingerprint.as_dict(),
+        "reward_range": list(reward_range),
+        "binary": binary,
+        "prompts": len(estimates),
+        "digest": _file_digest(path / "anchor.parquet"),
+    }
+    write_json(path / "manifest.json", {"anchor": manifest})
+    return manifest
+
+
+def _file_digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]

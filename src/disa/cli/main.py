@@ -1,0 +1,100 @@
+"""Parser and error handling of the ``disa`` command; torch is imported only once a stage works."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import traceback
+from collections.abc import Sequence
+
+from disa.errors import DisaError
+from disa.stages import STAGES
+
+_SUMMARIES = {
+    "tasks": "write the prompts of every split",
+    "warmup": "make reference and proposal by supervised training",
+    "proposals": "draw trajectories offline",
+    "scoring": "log-probabilities under both models, and rewards",
+    "partition": "estimate log Z with intervals and flags",
+    "anchor": "freeze the estimates with their fingerprint",
+    "training": "train the policies",
+    "evaluation": "sample and judge reference and policies",
+    "report": "tables, figures and one HTML page",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code: 0 done, 2 the user can fix it, 1 a bug, 130 interrupted."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.command(options)
+    except DisaError as error:
+        if options.debug:
+            traceback.print_exc()
+        print(f"disa: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("disa: interrupted; finished rows are kept, run the same command to continue", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if options.debug:
+            raise
+        print(f"disa: internal error, {type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
+        print("disa: run again with --debug for the traceback", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="disa", description="Post-train language models to match a reward-shaped distribution over solutions."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    run = commands.add_parser("run", help="run a recipe from tasks to report, continuing where it stopped")
+    _recipe_arguments(run)
+    run.add_argument("--until", choices=STAGES, default=STAGES[-1], metavar="STAGE", help="last stage to run")
+    run.set_defaults(command=_run)
+
+    for name in STAGES:
+        stage = commands.add_parser(name, help=f"one stage: {_SUMMARIES[name]}")
+        _recipe_arguments(stage)
+        stage.set_defaults(command=_one_stage, stage=name)
+
+    inspect = commands.add_parser("inspect", help="verdict on a run directory or an anchor")
+    inspect.add_argument("path", metavar="RUN|ANCHOR", help="run directory, or anchor folder")
+    inspect.add_argument("--json", action="store_true", help="print one JSON object instead")
+    inspect.add_argument("--figures", metavar="DIR", help="draw the anchor's figures into this folder")
+    inspect.add_argument("--debug", action="store_true", help="show tracebacks")
+    inspect.set_defaults(command=_inspect)
+    return parser
+
+
+def _recipe_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", metavar="RECIPE.yaml", help="recipe file; recipes/ has examples")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="STAGE.KEY=VALUE",
+        dest="overrides",
+        help="override one setting, for example training.inverse_temperature=8; may be repeated",
+    )
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+
+
+def _run(options: argparse.Namespace) -> int:
+    from disa.cli.run import run_stages
+
+    return run_stages(options.recipe, options.overrides, until=options.until, only=None)
+
+
+def _one_stage(options: argparse.Namespace) -> int:
+    from disa.cli.run import run_stages
+
+    return run_stages(options.recipe, options.overrides, until=options.stage, only=options.stage)
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    from disa.cli.inspect import inspect_path
+
+    return inspect_path(options.path, as_json=options.json, figures=options.figures)

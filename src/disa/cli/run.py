@@ -1,0 +1,31 @@
+"""``disa run`` and the single-stage commands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+
+from disa.errors import DisaError
+from disa.recipe import load_recipe
+from disa.stages import STAGES
+
+
+def run_stages(recipe_path: str, overrides: list[str], *, until: str, only: str | None) -> int:
+    """Run a recipe up to a stage, or exactly one stage whose inputs are finished."""
+    recipe = load_recipe(recipe_path, overrides)
+    if until == "warmup" and recipe.warmup is None:
+        raise DisaError("the recipe has no warmup section", where=recipe_path, fix="models.reference is used as it is")
+    console = Console(highlight=False)
+    console.print(f"[bold]{recipe_path}[/bold] in {recipe.run_dir}")
+
+    # A second or two of imports, after everything that can fail fast has been checked.
+    from disa.pipeline import Pipeline
+
+    may_work = (only,) if only else STAGES
+    Pipeline(recipe, may_work=may_work, say=console.print).run(until)
+    summary = Path(recipe.run_dir) / "8_report" / "summary.txt"
+    if until == "report":
+        console.print(summary.read_text(encoding="utf-8"), markup=False)
+        console.print(f"report: {Path(recipe.run_dir) / '8_report' / 'report.html'}")
+    return 0

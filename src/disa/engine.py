@@ -1,0 +1,171 @@
+"""How Hugging Face models and trainers are run on the machine at hand: device, precision, logs.
+
+Weights are float32 everywhere (bfloat16 parameters swallow updates at RL learning rates);
+``compute: bfloat16`` is autocast around float32 weights.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+)
+from transformers.utils import logging as transformers_logging
+
+from disa.errors import DisaError
+
+# Fast tokenizers warn when a process forks after using threads; nothing here is tokenizer-bound.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def device() -> torch.device:
+    """The first CUDA device where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def autocast(compute: str) -> contextlib.AbstractContextManager[None]:
+    """Arithmetic of a forward pass: float32 as it stands, or bfloat16 around float32 weights."""
+    return torch.autocast(device().type, dtype=torch.bfloat16, enabled=compute == "bfloat16")
+
+
+def load_model(path: str | Path) -> PreTrainedModel:
+    """Load a causal language model in float32, in evaluation mode, frozen, on :func:`device`.
+
+    Raises
+    ------
+    DisaError
+        Where the folder or hub id holds no loadable model.
+    """
+    with _refuse_unloadable(path), _quiet():
+        model = AutoModelForCausalLM.from_pretrained(str(path), dtype=torch.float32)
+    return model.eval().requires_grad_(False).to(device())
+
+
+def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
+    """Load the tokenizer beside a model; padding falls back to the end-of-text token.
+
+    Raises
+    ------
+    DisaError
+        Where there is none.
+    """
+    with _refuse_unloadable(path):
+        tokenizer = AutoTokenizer.from_pretrained(str(path), padding_side="left")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+@contextlib.contextmanager
+def _refuse_unloadable(path: str | Path) -> Any:
+    try:
+        yield
+    except (OSError, ValueError, KeyError) as error:
+        raise DisaError(
+            f"no loadable Hugging Face model or tokenizer ({str(error).splitlines()[0][:160]})",
+            where=str(path),
+            fix="give a folder written by save_pretrained, or a hub id the machine can reach",
+        ) from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Any:
+    """Weight-loading bars last milliseconds and hide the bars that matter."""
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.enable_progress_bar()
+
+
+def trainer_arguments(compute: str, log_every: int) -> dict[str, Any]:
+    """Keyword arguments every Hugging Face trainer of the project shares.
+
+    ``bf16`` defaults to true in TRL and fails on a CPU without ``use_cpu``; gradient checkpointing,
+    on by default there, trades time for memory that models of a CPU's size do not need.
+    """
+    cuda = torch.cuda.is_available()
+    return {
+        "use_cpu": not cuda,
+        "bf16": compute == "bfloat16",
+        "gradient_checkpointing": cuda,
+        "logging_steps": log_every,
+        "logging_first_step": True,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "dataloader_pin_memory": cuda,
+    }
+
+
+class StepLog(TrainerCallback):
+    """Writes a trainer's log lines to a JSONL file and shows a progress bar.
+
+    On resuming, lines past the checkpoint's step are dropped first, so that no step stands twice.
+    """
+
+    def __init__(self, path: Path, title: str) -> None:
+        self.path, self.title = path, title
+        self._progress = progress_bar()
+        self._task: Any = None
+        self._earlier_seconds = 0.0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Drop lines of steps that will be done again and open the bar."""
+        kept = [line for line in read_step_log(self.path) if line["step"] <= state.global_step]
+        self.path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        self._earlier_seconds = kept[-1]["wall_time"] if kept else 0.0
+        self._started = time.monotonic()
+        self._progress.start()
+        self._task = self._progress.add_task(self.title, total=state.max_steps, completed=state.global_step)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Move the bar."""
+        self._progress.update(self._task, completed=state.global_step)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any) -> None:
+        """Append one line."""
+        if "train_runtime" in logs:
+            return
+        seconds = self._earlier_seconds + time.monotonic() - self._started
+        line = {"step": state.global_step, "wall_time": round(seconds, 3), **logs}
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Close the bar."""
+        self._progress.stop()
+
+
+def read_step_log(path: Path) -> list[dict[str, Any]]:
+    """Lines of a step log; a last line cut by a kill is dropped."""
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        with contextlib.suppress(json.JSONDecodeError):
+            lines.append(json.loads(text))
+    return lines
+
+
+def progress_bar() -> Progress:
+    """The project's progress bar; on a log file instead of a terminal it prints its last state only."""
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
+    )
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """Newest complete checkpoint in a trainer's output folder (the trainer state is written last)."""
+    found = [p for p in folder.glob("checkpoint-*") if (p / "trainer_state.json").is_file()]
+    return str(max(found, key=lambda p: int(p.name.split("-")[1]))) if found else None
+

@@ -1,0 +1,109 @@
+"""Sample one model on the evaluation prompts, judge and score the samples, part by part."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from disa.engine import progress_bar
+from disa.evaluation.config import EvaluationConfig
+from disa.proposals.sampler import sample, uniforms
+from disa.records import EvaluationRecord, Prompt
+from disa.rundir import StageFolder
+from disa.sampling import SamplingConfig, check_context, decode_completion, encode_prompt
+from disa.scoring.log_probs import sequence_log_probs
+from disa.scoring.run import task_reward
+from disa.tasks import Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+VERSION = 1
+
+
+def evaluation_prompts(config: EvaluationConfig, prompts: list[Prompt]) -> list[Prompt]:
+    """The prompts that get evaluated: all held-out ones, then some training ones."""
+    heldout = [p for p in prompts if p.split == "heldout"]
+    train = [p for p in prompts if p.split == "train"][: config.train_prompts]
+    return [*heldout, *train]
+
+
+def run_evaluation(
+    stage: StageFolder,
+    name: str,
+    config: EvaluationConfig,
+    law: SamplingConfig,
+    task: Task,
+    prompts: list[Prompt],
+    model: PreTrainedModel,
+    reference: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    """Write the evaluation records of one model.
+
+    Parameters
+    ----------
+    name : str
+        The model's name in the records.
+    model, reference : PreTrainedModel
+        The same object where the reference itself is evaluated.
+    """
+    prompts = evaluation_prompts(config, prompts)
+    with progress_bar() as bar:
+        bar_task = bar.add_task(f"evaluation: {name}", total=len(prompts) * config.samples_per_prompt)
+        for start in range(0, len(prompts), config.prompts_per_part):
+            block = prompts[start : start + config.prompts_per_part]
+            key = f"part-{start:06d}"
+            if not stage.part(key).is_file():
+                rows = _evaluate_block(name, block, config, law, task, model, reference, tokenizer)
+                stage.write_part(key, rows, EvaluationRecord)
+            bar.advance(bar_task, len(block) * config.samples_per_prompt)
+    stage.finish(model=name, prompts=len(prompts), samples=len(prompts) * config.samples_per_prompt)
+
+
+def _evaluate_block(
+    name: str,
+    block: list[Prompt],
+    config: EvaluationConfig,
+    law: SamplingConfig,
+    task: Task,
+    model: PreTrainedModel,
+    reference: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+) -> list[EvaluationRecord]:
+    encoded = {p.prompt_id: encode_prompt(tokenizer, p.prompt, law) for p in block}
+    for prompt in block:
+        check_context(model, encoded[prompt.prompt_id], law, where=f"prompt {prompt.prompt_id}")
+    jobs = [(p, draw) for p in block for draw in range(config.samples_per_prompt)]
+    draws = []
+    for start in range(0, len(jobs), config.batch_size):
+        batch = jobs[start : start + config.batch_size]
+        numbers = np.stack(
+            [uniforms(config.seed, p.prompt_id, "evaluation", draw, law.max_completion_length) for p, draw in batch]
+        )
+        draws += sample(model, tokenizer, [encoded[p.prompt_id] for p, _ in batch], numbers, law, config.compute)
+    prompt_ids, completion_ids = [encoded[p.prompt_id] for p, _ in jobs], [d.completion_ids for d in draws]
+    # Both sides of a log ratio come from the scorer: the sampler's rounding would not cancel.
+    log_pi, log_ref = (
+        sequence_log_probs(m, prompt_ids, completion_ids, temperature=law.temperature, compute=config.compute)
+        for m in (model, reference)
+    )
+    rows = []
+    for i, ((prompt, draw), d) in enumerate(zip(jobs, draws, strict=True)):
+        completion = decode_completion(tokenizer, d.completion_ids)
+        rows.append(
+            EvaluationRecord(
+                model=name,
+                prompt_id=prompt.prompt_id,
+                split=prompt.split,
+                draw=draw,
+                completion=completion,
+                truncated=d.truncated,
+                reward=task_reward(task, prompt, completion),
+                mode=task.mode(prompt, completion),
+                log_pi=float(log_pi[i]),
+                log_ref=float(log_ref[i]),
+            )
+        )
+    return rows

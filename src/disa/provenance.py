@@ -1,0 +1,105 @@
+"""Fingerprints: what a result depends on, written so that a mismatch can be named.
+
+A log Z is a statement about one reference under one sampling law and one reward. The
+:class:`Fingerprint` lists everything that statement depends on; the anchor stores it and training
+refuses to start when its own differs in any field.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from torch import nn
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclasses.dataclass(frozen=True)
+class Fingerprint:
+    """Everything log Z(x) = log E_ref[exp(beta r)] depends on besides the prompt."""
+
+    reference: str
+    """Digest of the reference's weights."""
+    tokenizer: str
+    """Digest of the vocabulary, merges and special tokens."""
+    chat_template: str
+    """Digest of the chat template, ``none`` where prompts are plain text."""
+    temperature: float
+    """Sampling temperature that divides the logits of every log-probability."""
+    max_completion_length: int
+    """Length limit in tokens: a cut completion is an atom of its own."""
+    stop_token_ids: tuple[int, ...]
+    """Tokens that end a completion."""
+    reward: str
+    """Name and version of the reward, with its range."""
+    inverse_temperature: float
+    """beta, the factor on the reward."""
+    task: str
+    """Task name and version."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values, as the anchor's manifest stores them."""
+        return dataclasses.asdict(self) | {"stop_token_ids": list(self.stop_token_ids)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Fingerprint:
+        """Inverse of :meth:`as_dict`."""
+        return cls(**values | {"stop_token_ids": tuple(values["stop_token_ids"])})
+
+    def differences(self, other: Fingerprint) -> list[tuple[str, Any, Any]]:
+        """Fields that differ, as (name, own value, other's value)."""
+        mine, theirs = self.as_dict(), other.as_dict()
+        return [(name, mine[name], theirs[name]) for name in mine if mine[name] != theirs[name]]
+
+
+def digest(value: Any) -> str:
+    """Short stable digest of plain JSON values (keys sorted), 16 hex characters."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def weights_digest(model: nn.Module) -> str:
+    """Digest of a model's base weights, equal for the plain model and for it under PEFT adapters.
+
+    Values are hashed in float32, so that a checkpoint stored in bfloat16 and its float32 copy,
+    which hold the same numbers, have the same digest. Tied parameters count once.
+    """
+    import torch
+
+    hasher = hashlib.sha256()
+    for name, parameter in _base_parameters(model):
+        hasher.update(f"{name}{tuple(parameter.shape)}".encode())
+        values = parameter.detach().to("cpu", torch.float32).contiguous()
+        hasher.update(values.numpy().data)
+    return hasher.hexdigest()[:16]
+
+
+def _base_parameters(model: nn.Module) -> Iterable[tuple[str, Any]]:
+    """Parameters without adapters, under the names they have without PEFT's wrappers, sorted."""
+    named = []
+    for name, parameter in model.named_parameters():
+        if "lora_" in name or ".modules_to_save." in name:
+            continue
+        plain = name.removeprefix("base_model.model.").replace(".base_layer.", ".").replace(".original_module.", ".")
+        named.append((plain, parameter))
+    return sorted(named, key=lambda pair: pair[0])
+
+
+def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Digest of everything that turns text into ids: the backend's own serialisation."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    content = json.loads(backend.to_str()) if backend is not None else tokenizer.get_vocab()
+    if isinstance(content, dict):
+        # Padding and truncation are call-time settings that trainers switch on and off.
+        content = {key: value for key, value in content.items() if key not in ("padding", "truncation")}
+    return digest({"content": content, "eos": tokenizer.eos_token_id})
+
+
+def chat_template_digest(tokenizer: PreTrainedTokenizerBase, *, conversational: bool) -> str:
+    """Digest of the chat template where prompts are conversations, ``none`` where they are plain text."""
+    return digest(tokenizer.chat_template) if conversational else "none"

@@ -1,0 +1,118 @@
+"""A recipe: one frozen configuration model a stage, read from YAML, with overrides by path."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from disa.config import StageConfig
+from disa.errors import DisaError
+from disa.evaluation.config import EvaluationConfig
+from disa.partition.config import PartitionConfig
+from disa.proposals.config import ProposalsConfig
+from disa.sampling import SamplingConfig
+from disa.scoring.config import ScoringConfig
+from disa.tasks.config import CountdownConfig, GraphColoringConfig
+from disa.training.config import TrainingConfig
+from disa.warmup.config import WarmupConfig
+
+
+class ModelsConfig(StageConfig):
+    """The two given models; leave both out to let the warm-up make them."""
+
+    reference: str | None = None
+    """Folder or hub id of the frozen reference."""
+    proposal: str | None = None
+    """Folder or hub id of the proposal; null draws every trajectory from the reference."""
+
+
+class Recipe(StageConfig):
+    """Everything a run depends on. Sections are the stages, in pipeline order."""
+
+    run_dir: str
+    """Where the run's stage folders go."""
+    tasks: Annotated[CountdownConfig | GraphColoringConfig, Field(discriminator="name")]
+    """The task, its sizes and its seed."""
+    models: ModelsConfig = ModelsConfig()
+    """Given reference and proposal."""
+    warmup: WarmupConfig | None = None
+    """How to make reference and proposal where none are given."""
+    sampling: SamplingConfig = SamplingConfig()
+    """The sampling law of every stage that draws or scores."""
+    proposals: ProposalsConfig = ProposalsConfig()
+    """The offline trajectories."""
+    scoring: ScoringConfig = ScoringConfig()
+    """Their log-probabilities and rewards."""
+    partition: PartitionConfig = PartitionConfig()
+    """The estimates of log Z."""
+    training: TrainingConfig = TrainingConfig()
+    """The policies; ``training.inverse_temperature`` is the beta of the target."""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    """What is measured."""
+
+    @model_validator(mode="after")
+    def _one_origin_of_models(self) -> Recipe:
+        if (self.models.reference is None) == (self.warmup is None):
+            found = "both" if self.warmup else "neither"
+            raise ValueError(f"give models.reference or a warmup section, found {found}")
+        return self
+
+
+def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
+    """Read a YAML recipe and apply ``stage.key=value`` overrides (values are YAML too).
+
+    Raises
+    ------
+    DisaError
+        Naming the file and the field: not found, not YAML, an unknown key, a value out of range.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DisaError("recipe not found", where=str(path), fix="check the path; recipes/ has examples")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        problem = " ".join(str(error).split())
+        raise DisaError(f"not valid YAML ({problem})", where=str(path), fix="correct the line it names") from error
+    if not isinstance(values, dict):
+        raise DisaError("a recipe is a mapping of sections", where=str(path), fix="start from recipes/quickstart.yaml")
+    for override in overrides or []:
+        _apply(values, override)
+    try:
+        return Recipe(**values)
+    except ValidationError as error:
+        raise _first_problem(error, path) from error
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    parts = key.split(".")
+    if not separator or not all(parts):
+        raise DisaError(f"--set {override}", where="command line", fix="write --set stage.key=value")
+    node = values
+    for part in parts[:-1]:
+        if node.get(part) is None:
+            node[part] = {}
+        node = node[part]
+        if not isinstance(node, dict):
+            raise DisaError(f"--set {override}: '{part}' is not a section", where="command line")
+    try:
+        node[parts[-1]] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise DisaError(f"--set {override}: the value is not valid YAML", where="command line") from error
+
+
+def _first_problem(error: ValidationError, path: Path) -> DisaError:
+    """One line about the first problem, naming the field as it is written in the recipe."""
+    problem = error.errors()[0]
+    field = ".".join(str(part) for part in problem["loc"] if part not in ("countdown", "graph_coloring"))
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "extra_forbidden":
+        return DisaError(f"unknown key{more}", where=f"{path}, field {field}", fix="remove or correct the key")
+    given = "" if problem["type"] in ("missing", "value_error") else f", found {problem['input']!r}"
+    where = f"{path}, field {field}" if field else str(path)
+    return DisaError(f"{message}{given}{more}", where=where, fix="correct the value")

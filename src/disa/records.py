@@ -1,0 +1,241 @@
+"""The typed rows that cross stages, in pipeline order, and their Parquet form.
+
+Every stage talks to the next one only through these rows on disk. A row class is a frozen
+dataclass; its Parquet schema follows from its annotations, and the file's metadata names the
+record and its version, so that a reader can refuse what it does not understand. Plain Parquet:
+``datasets.load_dataset("parquet", data_files="RUN/2_proposals/*.parquet")`` reads it.
+
+Log-probabilities are sums over the completion's tokens, in nats, float64.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import types
+import typing
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from disa.errors import DisaError
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Prompt:
+    """One problem. Written by ``tasks``."""
+
+    VERSION: ClassVar[int] = 1
+
+    prompt_id: str
+    """Identity of (task, prompt text): equal text gives an equal id in every run."""
+    task: str
+    split: str
+    """``train``, ``validation`` (for choosing settings) or ``heldout`` (for reporting only)."""
+    prompt: str
+    """The text shown to the model, before any chat template."""
+    payload: str
+    """JSON object with what the task's reward needs (target, graph, gold answer, tests)."""
+    n_solutions: int | None
+    """Exact number of distinct valid solutions, null where the task cannot count them."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Trajectory:
+    """One offline completion. Written by ``proposals``."""
+
+    VERSION: ClassVar[int] = 1
+
+    prompt_id: str
+    draw: int
+    """Index of the draw within its prompt; with the seed it determines the random numbers."""
+    source: str
+    """Model it was drawn from: ``reference`` or ``proposal``."""
+    completion: str
+    completion_ids: list[int]
+    """Token ids, the stop token included unless truncated."""
+    truncated: bool
+    """Cut at the length limit, without a stop token: an atom of its own in the distribution."""
+    log_sampler: float
+    """Log-probability under the model it was drawn from, as the sampler computed it."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ScoredTrajectory:
+    """A trajectory with both models' log-probabilities and its reward. Written by ``scoring``."""
+
+    VERSION: ClassVar[int] = 1
+
+    prompt_id: str
+    draw: int
+    source: str
+    completion: str
+    completion_ids: list[int]
+    truncated: bool
+    log_sampler: float
+    log_ref: float
+    log_proposal: float
+    reward: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PartitionEstimate:
+    """The estimate of one prompt's log Z with everything needed to judge it.
+
+    Written by ``partition``; the rows of an anchor are these rows, frozen.
+    """
+
+    VERSION: ClassVar[int] = 1
+
+    prompt_id: str
+    split: str
+    log_z: float
+    """Estimate of log E_ref[exp(beta r)], in nats."""
+    q: float
+    """Soft success probability: Z = exp(beta r_min) (1 + expm1(beta (r_max - r_min)) q)."""
+    interval_low: float
+    interval_high: float
+    """Two-sided interval for log Z at the level that the manifest states."""
+    n: int
+    n_reference: int
+    mean_reward_reference: float
+    """Mean reward of the reference-drawn trajectories (the plain pass rate when r is 0 or 1)."""
+    ess: float
+    hits_ess: float
+    mean_weight: float
+    pareto_k: float | None
+    method: str
+    flags: list[str]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class EvaluationRecord:
+    """One sampled and judged completion of one evaluated model. Written by ``evaluation``."""
+
+    VERSION: ClassVar[int] = 1
+
+    model: str
+    """``reference`` or the name of a trained policy (``disa``, ``grpo``, ...)."""
+    prompt_id: str
+    split: str
+    draw: int
+    completion: str
+    truncated: bool
+    reward: float
+    mode: str | None
+    """Canonical form of a correct solution on countable tasks, null otherwise."""
+    log_pi: float
+    """Log-probability under the evaluated model."""
+    log_ref: float
+
+
+Row = TypeVar("Row", Prompt, Trajectory, ScoredTrajectory, PartitionEstimate, EvaluationRecord)
+
+_ARROW_TYPES: dict[Any, pa.DataType] = {
+    str: pa.string(),
+    int: pa.int64(),
+    float: pa.float64(),
+    bool: pa.bool_(),
+    list[int]: pa.list_(pa.int32()),
+    list[str]: pa.list_(pa.string()),
+}
+
+
+def schema(row_type: type[Row]) -> pa.Schema:
+    """Arrow schema of a row class, with the record's name and version in its metadata."""
+    fields = []
+    for name, annotation in typing.get_type_hints(row_type).items():
+        if typing.get_origin(annotation) is ClassVar:
+            continue
+        optional = typing.get_origin(annotation) is types.UnionType
+        value_type = typing.get_args(annotation)[0] if optional else annotation
+        fields.append(pa.field(name, _ARROW_TYPES[value_type], nullable=optional))
+    metadata = {"disa.record": row_type.__name__, "disa.version": str(row_type.VERSION)}
+    return pa.schema(fields, metadata=metadata)
+
+
+def write_rows(path: str | Path, rows: Sequence[Row], row_type: type[Row]) -> None:
+    """Write rows to one Parquet file that appears whole or not at all."""
+    path = Path(path)
+    columns = {f.name: [getattr(r, f.name) for r in rows] for f in dataclasses.fields(row_type)}
+    table = pa.table(columns, schema=schema(row_type))
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with aside.open("wb") as file:
+        pq.write_table(table, file)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
+
+
+def read_rows(paths: str | Path | Iterable[Path], row_type: type[Row]) -> list[Row]:
+    """Read rows of one type from a file, from a folder's ``*.parquet`` files, or from many files.
+
+    Raises
+    ------
+    DisaError
+        Naming file, row and field: a missing or unreadable file, a missing column, a wrong type,
+        another record or version, a null or a NaN where a value is required.
+    """
+    if isinstance(paths, (str, Path)):
+        path = Path(paths)
+        paths = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+    return [row for path in paths for row in _read_file(Path(path), row_type)]
+
+
+def _read_file(path: Path, row_type: type[Row]) -> list[Row]:
+    table = _read_table(path)
+    expected = schema(row_type)
+    metadata = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
+    found = (metadata.get("disa.record"), metadata.get("disa.version"))
+    if found[0] is not None and found != (row_type.__name__, str(row_type.VERSION)):
+        raise DisaError(
+            f"holds {found[0]} rows of version {found[1]}, expected {row_type.__name__} version {row_type.VERSION}",
+            where=str(path),
+            fix="rerun the stage that writes this file with this version of disa",
+        )
+    columns: dict[str, list[Any]] = {}
+    for field in expected:
+        if field.name not in table.column_names:
+            raise DisaError(
+                f"field '{field.name}' is missing, found {', '.join(table.column_names)}",
+                where=str(path),
+                fix=f"add the column; {row_type.__name__} rows need {', '.join(expected.names)}",
+            )
+        try:
+            columns[field.name] = table.column(field.name).cast(field.type).to_pylist()
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+            raise DisaError(
+                f"field '{field.name}' has type {table.schema.field(field.name).type}, expected {field.type}",
+                where=str(path),
+                fix="write the column with the expected type",
+            ) from error
+        _check_values(path, field, columns[field.name])
+    return [row_type(**dict(zip(columns, values, strict=True))) for values in zip(*columns.values(), strict=True)]
+
+
+def _read_table(path: Path) -> pa.Table:
+    if not path.is_file():
+        raise DisaError("file not found", where=str(path), fix="check the path, or run the stage that writes it")
+    try:
+        return pq.read_table(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DisaError(
+            f"not a readable Parquet file ({str(error).splitlines()[0]})",
+            where=str(path),
+            fix="delete the file and rerun its stage; finished files are never left half-written",
+        ) from error
+
+
+def _check_values(path: Path, field: pa.Field, values: list[Any]) -> None:
+    for row, value in enumerate(values):
+        if (value is None and not field.nullable) or (isinstance(value, float) and math.isnan(value)):
+            shown = "null" if value is None else "NaN"
+            raise DisaError(
+                f"field '{field.name}' is {shown}, expected a {field.type} value",
+                where=f"{path}, row {row}",
+                fix="correct or remove the row",
+            )

@@ -1,0 +1,202 @@
+"""Stage folders on disk: finished work is skipped, half-done work continues, nothing is lost.
+
+A stage writes its rows in parts whose names follow from their content (never from when they were
+written), each file appearing whole by rename. ``started.json`` holds the fingerprint of the work
+under way and ``manifest.json``, written last, that of the finished work::
+
+    fingerprint = H(stage, version, configuration, inputs' contents)
+
+A folder whose fingerprint no longer matches is moved aside to ``superseded/``, not deleted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from disa.errors import DisaError
+from disa.provenance import digest
+from disa.records import Row, read_rows, write_rows
+
+MANIFEST_VERSION = 1
+_RECORDED_PACKAGES = ("disa", "torch", "transformers", "trl", "numpy")
+
+
+class StageFolder:
+    """One stage's folder in a run directory.
+
+    Parameters
+    ----------
+    run_dir : Path
+    name : str
+        Folder name, for example ``2_proposals``.
+    version : int
+        Version of the stage's code: raise it when the same configuration gives other rows.
+    identity : dict
+        The configuration values that determine the result.
+    inputs : dict of str to StageFolder
+        Finished upstream stages; their content enters the fingerprint.
+    """
+
+    def __init__(
+        self, run_dir: Path, name: str, *, version: int, identity: dict[str, Any], inputs: dict[str, StageFolder]
+    ) -> None:
+        self.path = Path(run_dir) / name
+        self.name = name
+        self._contract = {
+            "stage": name,
+            "version": version,
+            "configuration": identity,
+            "inputs": {label: stage.content for label, stage in inputs.items()},
+        }
+        self.fingerprint = digest(self._contract)
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """The finished stage's manifest.
+
+        Raises
+        ------
+        DisaError
+            Where the stage has not finished, or its manifest is not readable.
+        """
+        return read_json(self.path / "manifest.json", missing=f"stage {self.name} has not finished")
+
+    @property
+    def content(self) -> str:
+        """Digest of the finished stage's fingerprint and files: what downstream stages depend on."""
+        return self.manifest["content"]
+
+    @property
+    def finished(self) -> bool:
+        """Whether finished output of exactly this work is on disk."""
+        path = self.path / "manifest.json"
+        return path.is_file() and read_json(path).get("fingerprint") == self.fingerprint
+
+    def begin(self) -> None:
+        """Continue matching half-done work, or move anything else aside and start afresh."""
+        marker = self.path / "started.json"
+        if marker.is_file() and read_json(marker).get("fingerprint") == self.fingerprint:
+            return
+        if self.path.exists() and any(self.path.iterdir()):
+            self._supersede()
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_json(marker, self._contract | {"fingerprint": self.fingerprint, "started_at": time.time()})
+
+    def _supersede(self) -> None:
+        attic = self.path.parent / "superseded"
+        attic.mkdir(exist_ok=True)
+        number = 0
+        while (target := attic / f"{self.name}.{number}").exists():
+            number += 1
+        self.path.rename(target)
+
+    def part(self, key: str) -> Path:
+        """Path of the part with this key; it exists exactly when the part is complete."""
+        return self.path / f"{key}.parquet"
+
+    def write_part(self, key: str, rows: list[Row], row_type: type[Row]) -> None:
+        """Write one part whole."""
+        write_rows(self.part(key), rows, row_type)
+
+    def rows(self, row_type: type[Row]) -> list[Row]:
+        """All rows of the finished stage, in the order of their parts' keys."""
+        return read_rows(self.path, row_type)
+
+    def finish(self, **facts: Any) -> None:
+        """Write the manifest: from here on the stage is skipped until something it depends on changes."""
+        started = read_json(self.path / "started.json")["started_at"]
+        write_json(
+            self.path / "manifest.json",
+            self._contract
+            | {
+                "manifest_version": MANIFEST_VERSION,
+                "fingerprint": self.fingerprint,
+                "content": digest([self.fingerprint, _hash_files(self.path)]),
+                "seconds": round(time.time() - started, 3),
+                "packages": {name: _installed_version(name) for name in _RECORDED_PACKAGES},
+            }
+            | facts,
+        )
+
+
+def _hash_files(folder: Path) -> dict[str, str]:
+    """Digests of the stage's result files; checkpoints, logs and markers are not results."""
+    skip = {"started.json", "manifest.json"}
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in skip and p.suffix != ".tmp")
+    kept = [p for p in files if not any(part.startswith("checkpoint") for part in p.relative_to(folder).parts)]
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in kept}
+
+
+def _installed_version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON so that the file appears whole or not at all."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with aside.open("w", encoding="utf-8") as file:
+        json.dump(value, file, indent=1, sort_keys=True)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
+
+
+def read_json(path: Path, *, missing: str = "file not found") -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises
+    ------
+    DisaError
+        Where the file is missing or is not a JSON object.
+    """
+    if not path.is_file():
+        raise DisaError(missing, where=str(path), fix="run the stage that writes it, or check the path")
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DisaError(f"not valid JSON ({error})", where=str(path), fix="delete its folder and rerun") from error
+    if not isinstance(value, dict):
+        raise DisaError(f"holds a {type(value).__name__}, expected an object", where=str(path))
+    return value
+
+
+def replace_folder(aside: Path, target: Path) -> None:
+    """Put a finished folder in its place; an older one there goes first."""
+    if target.exists():
+        shutil.rmtree(target)
+    aside.rename(target)
+
+
+@contextlib.contextmanager
+def exclusive(run_dir: Path) -> Iterator[None]:
+    """Hold a run directory for one process; the lock goes with the process, also when it is killed.
+
+    Raises
+    ------
+    DisaError
+        Where another process holds it.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with (run_dir / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise DisaError(
+                "another disa process is working in this run directory",
+                where=str(run_dir),
+                fix="wait for it, stop it, or choose another run_dir",
+            ) from error
+        yield

@@ -1,0 +1,118 @@
+"""Score every trajectory under both models and by its reward, part by part."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from disa.engine import progress_bar
+from disa.errors import DisaError
+from disa.records import Prompt, ScoredTrajectory, Trajectory
+from disa.rundir import StageFolder, write_json
+from disa.sampling import SamplingConfig, encode_prompt
+from disa.scoring.config import ScoringConfig
+from disa.scoring.log_probs import sequence_log_probs
+from disa.scoring.parity import check_parity, parity_report
+from disa.tasks import Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+VERSION = 1
+
+
+def run_scoring(
+    stage: StageFolder,
+    config: ScoringConfig,
+    law: SamplingConfig,
+    task: Task,
+    prompts: list[Prompt],
+    trajectories: list[Trajectory],
+    models: dict[str, PreTrainedModel],
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    """Write one part per block of trajectories, then the parity report.
+
+    Raises
+    ------
+    DisaError
+        Where a reward is unusable, or sampler and scorer disagree beyond the bound.
+    """
+    by_id = {p.prompt_id: p for p in prompts}
+    encoded = {p.prompt_id: encode_prompt(tokenizer, p.prompt, law) for p in prompts}
+    with progress_bar() as bar:
+        bar_task = bar.add_task("scoring: trajectories", total=len(trajectories))
+        for start in range(0, len(trajectories), config.trajectories_per_part):
+            block = trajectories[start : start + config.trajectories_per_part]
+            key = f"part-{start:08d}"
+            if not stage.part(key).is_file():
+                rewards = [task_reward(task, by_id[t.prompt_id], t.completion) for t in block]
+                rows = _score_block(block, rewards, encoded, models, config, law)
+                stage.write_part(key, rows, ScoredTrajectory)
+            bar.advance(bar_task, len(block))
+    report = parity_report(stage.rows(ScoredTrajectory), config.parity_bound)
+    write_json(stage.path / "parity.json", report)
+    check_parity(report)
+    stage.finish(trajectories=len(trajectories), parity=report)
+
+
+def _score_block(
+    block: list[Trajectory],
+    rewards: list[float],
+    encoded: dict[str, list[int]],
+    models: dict[str, PreTrainedModel],
+    config: ScoringConfig,
+    law: SamplingConfig,
+) -> list[ScoredTrajectory]:
+    prompt_ids = [encoded[t.prompt_id] for t in block]
+    completion_ids = [t.completion_ids for t in block]
+    distinct = {id(model): model for model in models.values()}
+    scores = {
+        key: sequence_log_probs(
+            model,
+            prompt_ids,
+            completion_ids,
+            temperature=law.temperature,
+            compute=config.compute,
+            tokens_per_batch=config.tokens_per_batch,
+        )
+        for key, model in distinct.items()
+    }
+    log_ref, log_proposal = scores[id(models["reference"])], scores[id(models["proposal"])]
+    return [
+        ScoredTrajectory(
+            prompt_id=t.prompt_id,
+            draw=t.draw,
+            source=t.source,
+            completion=t.completion,
+            completion_ids=t.completion_ids,
+            truncated=t.truncated,
+            log_sampler=t.log_sampler,
+            log_ref=float(log_ref[i]),
+            log_proposal=float(log_proposal[i]),
+            reward=rewards[i],
+        )
+        for i, t in enumerate(block)
+    ]
+
+
+def task_reward(task: Task, prompt: Prompt, completion: str) -> float:
+    """The task's reward, checked: a bounded number for every completion.
+
+    Raises
+    ------
+    DisaError
+        Where the reward raises, is None or NaN, or leaves the declared range.
+    """
+    where = f"task {task.name}, prompt {prompt.prompt_id}, field reward"
+    fix = f"return a number in {list(task.reward_range)} for every completion (here {completion[:60]!r})"
+    try:
+        reward = task.reward(prompt, completion)
+    except DisaError:
+        raise
+    except Exception as error:
+        raise DisaError(f"the reward raised {type(error).__name__}: {error}", where=where, fix=fix) from error
+    low, high = task.reward_range
+    if reward is None or math.isnan(reward) or not low <= reward <= high:
+        raise DisaError(f"the reward is {reward}, expected a number in [{low}, {high}]", where=where, fix=fix)
+    return float(reward)

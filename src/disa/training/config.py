@@ -1,0 +1,84 @@
+"""Settings of the training stage."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from disa.config import StageConfig, speed_only
+
+
+class LoRAConfig(StageConfig):
+    """Low-rank adapters instead of full fine-tuning."""
+
+    rank: int = Field(16, ge=1)
+    """Rank of the update."""
+    alpha: int = Field(32, ge=1)
+    """Scale of the update, relative to the rank."""
+    target_modules: str = "all-linear"
+    """Which modules get adapters, as PEFT names them."""
+
+
+class TrainingConfig(StageConfig):
+    """How the policies are trained."""
+
+    methods: tuple[Literal["disa", "grpo"], ...] = ("disa", "grpo")
+    """Methods to train, all from the reference, on the same prompts, with the same budget."""
+    inverse_temperature: float = Field(4.0, gt=0)
+    """beta: the target is the reference times exp(beta * reward). TRL's own ``beta`` is 1/beta."""
+    steps: int = Field(200, ge=1)
+    """Optimiser steps."""
+    prompts_per_step: int = Field(32, ge=1)
+    """Distinct prompts a step."""
+    completions_per_prompt: int = Field(8, ge=2)
+    """Completions drawn for each prompt of a step (TRL's num_generations)."""
+    micro_batch: int | None = None
+    """Completions of one forward and backward pass; null for a whole step at once. A divisor of
+    prompts_per_step * completions_per_prompt."""
+    learning_rate: float = Field(1e-3, gt=0)
+    """Peak learning rate of DISA (AdamW)."""
+    grpo_learning_rate: float | None = Field(None, gt=0)
+    """Peak learning rate of GRPO; null for the same as learning_rate."""
+    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    """Learning-rate schedule after warm-up."""
+    warmup_steps: int = Field(10, ge=0)
+    """Steps of linear learning-rate warm-up."""
+    max_grad_norm: float = Field(1.0, gt=0)
+    """Gradient clipping."""
+    baseline: Literal["anchored", "none"] = "anchored"
+    """Leave-one-out baseline shrunk towards the frozen log Z, or none."""
+    baseline_prior_strength: float = Field(1.0, ge=0)
+    """n0 of the anchored baseline, in completions."""
+    lora: LoRAConfig | None = None
+    """Adapters; null for full fine-tuning."""
+    compute: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of the passes; weights stay float32."""
+    seed: int = 0
+    """Seed of prompt order and sampling."""
+    save_every: int = speed_only(50, ge=1)
+    """Steps between checkpoints: what a kill can cost."""
+    log_every: int = speed_only(1, ge=1)
+    """Steps between lines of the step log."""
+
+    @model_validator(mode="after")
+    def _whole_micro_batches(self) -> TrainingConfig:
+        if self.micro_batch is not None and self.completions_per_step % self.micro_batch:
+            raise ValueError(
+                f"micro_batch {self.micro_batch} does not divide prompts_per_step * completions_per_prompt = "
+                f"{self.completions_per_step}"
+            )
+        return self
+
+    @property
+    def completions_per_step(self) -> int:
+        """Completions an optimiser step sees."""
+        return self.prompts_per_step * self.completions_per_prompt
+
+    def method_identity(self, method: str) -> dict[str, Any]:
+        """What one method's result depends on: the list of methods and the other's settings do not."""
+        foreign = {
+            "disa": ("grpo_learning_rate",),
+            "grpo": ("inverse_temperature", "baseline", "baseline_prior_strength"),
+        }[method]
+        return {k: v for k, v in self.identity().items() if k != "methods" and k not in foreign} | {"method": method}

@@ -1,0 +1,156 @@
+"""Train one method's policy from the reference and save it as an ordinary Hugging Face folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from datasets import Dataset
+from transformers import PrinterCallback
+from trl import GRPOConfig, GRPOTrainer
+
+from disa.anchor import Anchor
+from disa.engine import StepLog, last_checkpoint, load_model, load_tokenizer, trainer_arguments
+from disa.records import Prompt
+from disa.rundir import StageFolder, replace_folder
+from disa.sampling import SamplingConfig
+from disa.scoring.run import task_reward
+from disa.tasks import Task
+from disa.training.config import TrainingConfig
+from disa.training.disa_config import DISAConfig
+from disa.training.trainer import DISATrainer
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+
+VERSION = 1
+
+
+class TaskReward:
+    """A task's reward as a TRL reward function; rows carry the whole prompt record as columns."""
+
+    __name__ = "reward"
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+        self.fingerprint = task.reward_fingerprint
+
+    def __call__(self, completions: list[Any], **columns: list[Any]) -> list[float]:
+        """Rewards in the order of the completions."""
+        texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
+        fields = ("prompt_id", "task_name", "split", "prompt_text", "payload", "n_solutions")
+        rows = zip(*(columns[name] for name in fields), texts, strict=True)
+        return [task_reward(self._task, Prompt(*row[:-1]), row[-1]) for row in rows]
+
+
+def dataset(prompts: list[Prompt], task: Task, law: SamplingConfig) -> Dataset:
+    """Rows for TRL: the prompt in the trainer's form, the anchor's key, and the prompt record itself."""
+    return Dataset.from_list(
+        [
+            {
+                "prompt": law.trainer_prompt(p.prompt),
+                "prompt_id": p.prompt_id,
+                "task": task.fingerprint,
+                "task_name": p.task,
+                "split": p.split,
+                "prompt_text": p.prompt,
+                "payload": p.payload,
+                "n_solutions": p.n_solutions,
+            }
+            for p in prompts
+        ]
+    )
+
+
+def run_training(
+    stage: StageFolder,
+    method: str,
+    config: TrainingConfig,
+    law: SamplingConfig,
+    task: Task,
+    prompts: list[Prompt],
+    reference: Path,
+    anchor: Anchor,
+) -> None:
+    """Train ``method`` and write ``model/`` and ``steps.jsonl``; continue from the newest checkpoint.
+
+    Parameters
+    ----------
+    prompts : list of Prompt
+        Training prompts.
+    reference : Path
+        Frozen reference, from which the policy starts.
+    anchor : Anchor
+        Read by ``disa`` only; ``grpo`` never sees it.
+    """
+    checkpoints = stage.path / "checkpoints"
+    arguments = _arguments(config, law, checkpoints)
+    shared = {
+        "model": load_model(reference).requires_grad_(True).train(),
+        "reward_funcs": [TaskReward(task)],
+        "train_dataset": dataset(prompts, task, law),
+        "processing_class": load_tokenizer(reference),
+        "peft_config": _peft_config(config),
+        "callbacks": [StepLog(stage.path / "steps.jsonl", f"training: {method}")],
+    }
+    if method == "disa":
+        args = DISAConfig(
+            learning_rate=config.learning_rate,
+            inverse_temperature=config.inverse_temperature,
+            baseline=config.baseline,
+            baseline_prior_strength=config.baseline_prior_strength,
+            **arguments,
+        )
+        trainer: GRPOTrainer = DISATrainer(anchor=anchor, args=args, reference=reference, **shared)
+    else:
+        args = GRPOConfig(learning_rate=config.grpo_learning_rate or config.learning_rate, **arguments)
+        trainer = GRPOTrainer(args=args, **shared)
+    trainer.remove_callback(PrinterCallback)
+    trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
+    _save(trainer, stage.path)
+    stage.finish(method=method, completions=config.steps * config.completions_per_step)
+
+
+def _arguments(config: TrainingConfig, law: SamplingConfig, output_dir: Path) -> dict[str, Any]:
+    micro_batch = config.micro_batch or config.completions_per_step
+    return {
+        "output_dir": str(output_dir),
+        "max_steps": config.steps,
+        "per_device_train_batch_size": micro_batch,
+        "gradient_accumulation_steps": config.completions_per_step // micro_batch,
+        "num_generations": config.completions_per_prompt,
+        "max_completion_length": law.max_completion_length,
+        "temperature": law.temperature,
+        "lr_scheduler_type": config.schedule,
+        "warmup_steps": config.warmup_steps,
+        "max_grad_norm": config.max_grad_norm,
+        "seed": config.seed,
+        "save_steps": config.save_every,
+        "save_total_limit": 1,
+        **trainer_arguments(config.compute, config.log_every),
+    }
+
+
+def _peft_config(config: TrainingConfig) -> PeftConfig | None:
+    if config.lora is None:
+        return None
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=config.lora.rank,
+        lora_alpha=config.lora.alpha,
+        target_modules=config.lora.target_modules,
+        task_type="CAUSAL_LM",
+    )
+
+
+def _save(trainer: GRPOTrainer, folder: Path) -> None:
+    """Save the policy as a plain model folder, adapters merged into the weights."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if trainer.args.gradient_checkpointing:
+        model.gradient_checkpointing_disable()
+    merged = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
+    aside = folder / "model.tmp"
+    merged.save_pretrained(aside)
+    trainer.processing_class.save_pretrained(aside)
+    replace_folder(aside, folder / "model")

@@ -1,0 +1,105 @@
+"""Make the reference and the proposal by supervised training on demonstrations."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from datasets import Dataset
+from trl import SFTConfig, SFTTrainer
+
+from disa.engine import StepLog, last_checkpoint, trainer_arguments
+from disa.records import Prompt
+from disa.rundir import StageFolder, replace_folder
+from disa.sampling import SamplingConfig, check_context, encode_prompt
+from disa.tasks import Task
+from disa.warmup.base_model import base_model
+from disa.warmup.config import WarmupConfig, WarmupRun
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+VERSION = 1
+
+
+def run_warmup(
+    stage: StageFolder, config: WarmupConfig, task: Task, prompts: list[Prompt], law: SamplingConfig
+) -> None:
+    """Train and save ``reference`` and, where configured, ``proposal`` in the stage's folder."""
+    runs = {"reference": config.reference} | ({"proposal": config.proposal} if config.proposal else {})
+    for name, run in runs.items():
+        if not (stage.path / name / "config.json").is_file():
+            _train(stage.path, name, run, config, task, prompts, law)
+    stage.finish(runs={name: run.model_dump() for name, run in runs.items()})
+
+
+def _train(
+    folder: Path,
+    name: str,
+    run: WarmupRun,
+    config: WarmupConfig,
+    task: Task,
+    prompts: list[Prompt],
+    law: SamplingConfig,
+) -> None:
+    model, tokenizer = base_model(config, task.alphabet)
+    check_context(model, max((encode_prompt(tokenizer, p.prompt, law) for p in prompts), key=len), law, where="tasks")
+    checkpoints = folder / f"checkpoints-{name}"
+    trainer = SFTTrainer(
+        model=model,
+        args=SFTConfig(
+            output_dir=str(checkpoints),
+            max_steps=run.steps,
+            per_device_train_batch_size=config.batch_size,
+            learning_rate=config.learning_rate,
+            lr_scheduler_type="cosine",
+            warmup_steps=max(1, run.steps // 20),
+            save_steps=max(1, run.steps // 4),
+            save_total_limit=1,
+            seed=config.seed,
+            dataset_kwargs={"skip_prepare_dataset": True},
+            **trainer_arguments(config.compute, config.log_every),
+        ),
+        train_dataset=demonstrations(task, prompts, tokenizer, law, config, run.noise),
+        processing_class=tokenizer,
+        callbacks=[StepLog(folder / f"{name}.jsonl", f"warm-up: {name}")],
+    )
+    _only_our_log(trainer)
+    trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
+    aside = folder / f"{name}.tmp"
+    trainer.model.to(torch.float32).save_pretrained(aside)
+    tokenizer.save_pretrained(aside)
+    replace_folder(aside, folder / name)
+
+
+def _only_our_log(trainer: SFTTrainer) -> None:
+    from transformers import PrinterCallback
+
+    trainer.remove_callback(PrinterCallback)
+
+
+def demonstrations(
+    task: Task,
+    prompts: list[Prompt],
+    tokenizer: PreTrainedTokenizerBase,
+    law: SamplingConfig,
+    config: WarmupConfig,
+    noise: float,
+) -> Dataset:
+    """Token ids and labels of the demonstrations; the loss sees the completion and its EOS only.
+
+    A share ``noise`` of them, chosen at random per demonstration, is wrong on purpose. Those longer
+    than the length limit are left out: the sampling law could not produce them.
+    """
+    rng = random.Random(config.seed)
+    rows = []
+    for prompt in prompts:
+        prompt_ids = encode_prompt(tokenizer, prompt.prompt, law)
+        for _ in range(config.demonstrations_per_prompt):
+            text = task.demonstration(prompt, rng, noisy=rng.random() < noise)
+            ids = [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+            if len(ids) <= law.max_completion_length:
+                rows.append({"input_ids": prompt_ids + ids, "labels": [-100] * len(prompt_ids) + ids})
+    return Dataset.from_list(rows)
