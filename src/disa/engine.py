@@ -21,8 +21,8 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     TrainerCallback,
+    TrainingArguments,
 )
-from transformers.utils import logging as transformers_logging
 
 from disa.errors import DisaError
 
@@ -48,7 +48,7 @@ def load_model(path: str | Path) -> PreTrainedModel:
     DisaError
         Where the folder or hub id holds no loadable model.
     """
-    with _refuse_unloadable(path), _quiet():
+    with _refuse_unloadable(path):
         model = AutoModelForCausalLM.from_pretrained(str(path), dtype=torch.float32)
     return model.eval().requires_grad_(False).to(device())
 
@@ -80,16 +80,6 @@ def _refuse_unloadable(path: str | Path) -> Any:
         ) from error
 
 
-@contextlib.contextmanager
-def _quiet() -> Any:
-    """Weight-loading bars last milliseconds and hide the bars that matter."""
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.enable_progress_bar()
-
-
 def trainer_arguments(compute: str, log_every: int) -> dict[str, Any]:
     """Keyword arguments every Hugging Face trainer of the project shares.
 
@@ -97,10 +87,11 @@ def trainer_arguments(compute: str, log_every: int) -> dict[str, Any]:
     on by default there, trades time for memory that models of a CPU's size do not need.
     """
     cuda = torch.cuda.is_available()
+    renamed = "activation_checkpointing" in TrainingArguments.__dataclass_fields__
     return {
         "use_cpu": not cuda,
         "bf16": compute == "bfloat16",
-        "gradient_checkpointing": cuda,
+        "activation_checkpointing" if renamed else "gradient_checkpointing": cuda,
         "logging_steps": log_every,
         "logging_first_step": True,
         "report_to": "none",

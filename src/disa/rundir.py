@@ -50,7 +50,8 @@ class StageFolder:
     def __init__(
         self, run_dir: Path, name: str, *, version: int, identity: dict[str, Any], inputs: dict[str, StageFolder]
     ) -> None:
-        self.path = Path(run_dir) / name
+        self._run_dir = Path(run_dir)
+        self.path = self._run_dir / name
         self.name = name
         self._contract = {
             "stage": name,
@@ -93,10 +94,10 @@ class StageFolder:
         write_json(marker, self._contract | {"fingerprint": self.fingerprint, "started_at": time.time()})
 
     def _supersede(self) -> None:
-        attic = self.path.parent / "superseded"
+        attic = self._run_dir / "superseded"
         attic.mkdir(exist_ok=True)
         number = 0
-        while (target := attic / f"{self.name}.{number}").exists():
+        while (target := attic / f"{self.name.replace('/', '-')}.{number}").exists():
             number += 1
         self.path.rename(target)
 

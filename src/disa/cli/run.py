@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 from rich.console import Console
@@ -20,8 +21,14 @@ def run_stages(recipe_path: str, overrides: list[str], *, until: str, only: str 
     console.print(f"[bold]{recipe_path}[/bold] in {recipe.run_dir}")
 
     # A second or two of imports, after everything that can fail fast has been checked.
+    from transformers.utils import logging
+
     from disa.pipeline import Pipeline
 
+    # Bars over reading and writing small model files hide the bars that matter, and TRL 1.16 still asks
+    # transformers for an attribute by its old name.
+    logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
     may_work = (only,) if only else STAGES
     Pipeline(recipe, may_work=may_work, say=console.print).run(until)
     summary = Path(recipe.run_dir) / "8_report" / "summary.txt"

@@ -48,7 +48,7 @@ def run_report(
         records=records,
         parity=parity,
         timings={folder.name: folder.manifest["seconds"] for folder in finished},
-        versions={name: version for name, version in anchor_packages(finished).items() if version},
+        versions={name: version for name, version in _packages(finished).items() if version},
     )
     write_report(stage.path, content)
     write_json(stage.path / "summary.json", summary_to_json(summary))
@@ -56,7 +56,7 @@ def run_report(
     stage.finish()
 
 
-def anchor_packages(finished: list[StageFolder]) -> dict[str, str | None]:
+def _packages(finished: list[StageFolder]) -> dict[str, str | None]:
     """Package versions as the last finished stage recorded them."""
     return finished[-1].manifest["packages"]
 

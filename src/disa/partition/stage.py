@@ -1,0 +1,128 @@
+"""The partition stage: scored trajectories to one estimate of log Z a prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from disa.errors import DisaError
+from disa.partition.config import PartitionConfig
+from disa.partition.diagnostics import bennett_log_ratio, coverage_profile, pooled_null_test
+from disa.partition.draws import collect_draws
+from disa.partition.estimate import LogPartition, estimate_log_partition_batch
+from disa.partition.verdict import verdict
+from disa.records import PartitionEstimate, Prompt, ScoredTrajectory
+from disa.rundir import StageFolder
+
+VERSION = 1
+
+COVERAGE_THRESHOLDS = np.array([0.0, 1.0, 2.0, 3.0, 5.0, 10.0])
+"""Nats of log(pi_ref / mu) at which the coverage of the reference's successes is reported."""
+
+
+def run_partition(
+    stage: StageFolder,
+    config: PartitionConfig,
+    beta: float,
+    reward_range: tuple[float, float],
+    prompts: list[Prompt],
+    rows: list[ScoredTrajectory],
+) -> None:
+    """Estimate log Z of every prompt and write ``estimates.parquet``.
+
+    A validation or held-out split without any trajectory (``per_heldout_prompt: 0``) is left out.
+    The manifest says whether all rewards were one of the range's two ends (``binary``: q is then the
+    same at any beta), the verdict, Bennett's null test of the two models' log-probabilities (its log ratio
+    should be 0 within a few standard errors), and how much of the reference's successes the proposal covers.
+
+    Raises
+    ------
+    DisaError
+        Without prompts or trajectories, where a prompt has none, or where one belongs to no prompt.
+    """
+    prompts, arrays = _arrays(prompts, rows)
+    batch = estimate_log_partition_batch(
+        **arrays,
+        beta=beta,
+        reward_range=reward_range,
+        method=config.method,
+        interval=config.interval,
+        level=config.level,
+    )
+    estimates = [_record(prompt, batch.row(i), reward_range) for i, prompt in enumerate(prompts)]
+    stage.write_part("estimates", estimates, PartitionEstimate)
+
+    draws = collect_draws(**arrays, beta=beta, reward_range=reward_range)
+    profile = coverage_profile(draws, COVERAGE_THRESHOLDS)
+    stage.finish(
+        binary=bool(np.isin(arrays["rewards"], reward_range).all()),
+        inverse_temperature=beta,
+        trajectories=len(rows),
+        verdict=verdict(estimates),
+        null_test=pooled_null_test(*bennett_log_ratio(draws)),
+        coverage={
+            f"{t:g}": None if np.isnan(share) else share for t, share in zip(COVERAGE_THRESHOLDS, profile, strict=True)
+        },
+    )
+
+
+def _arrays(prompts: Sequence[Prompt], rows: Sequence[ScoredTrajectory]) -> tuple[list[Prompt], dict[str, Any]]:
+    """Return the prompts to estimate and the rows as the arrays that the estimators take."""
+    if not prompts or not rows:
+        missing = "prompts" if not prompts else "trajectories"
+        raise DisaError(f"no {missing} to estimate log Z from", where="partition", fix="run the stages before it")
+    prompts = _prompts_with_rows(prompts, rows)
+    index = {prompt.prompt_id: i for i, prompt in enumerate(prompts)}
+    return prompts, {
+        "rewards": np.array([row.reward for row in rows]),
+        "prompt_index": np.array([index[row.prompt_id] for row in rows]),
+        "n_prompts": len(prompts),
+        "log_ref": np.array([row.log_ref for row in rows]),
+        "log_proposal": np.array([row.log_proposal for row in rows]),
+        "from_reference": np.array([row.source == "reference" for row in rows]),
+        "lengths": np.array([len(row.completion_ids) for row in rows], dtype=np.float64),
+    }
+
+
+def _record(prompt: Prompt, estimate: LogPartition, reward_range: tuple[float, float]) -> PartitionEstimate:
+    return PartitionEstimate(
+        prompt_id=prompt.prompt_id,
+        split=prompt.split,
+        log_z=estimate.log_z,
+        q=estimate.q,
+        interval_low=estimate.interval[0],
+        interval_high=estimate.interval[1],
+        n=estimate.n,
+        n_reference=estimate.n_reference,
+        # The record holds no NaN: without reference draws it reads r_min, and n_reference = 0 says so.
+        mean_reward_reference=estimate.mean_reward_reference if estimate.n_reference else float(reward_range[0]),
+        ess=estimate.ess,
+        hits_ess=estimate.hits_ess,
+        mean_weight=estimate.mean_weight,
+        pareto_k=estimate.pareto_k if estimate.pareto_status == "ok" else None,
+        method=estimate.method,
+        flags=list(estimate.flags),
+    )
+
+
+def _prompts_with_rows(prompts: Sequence[Prompt], rows: Sequence[ScoredTrajectory]) -> list[Prompt]:
+    drawn = {row.prompt_id for row in rows}
+    known = {prompt.prompt_id for prompt in prompts}
+    if stray := next((row.prompt_id for row in rows if row.prompt_id not in known), None):
+        raise DisaError(
+            f"a trajectory belongs to prompt {stray}, which is not among the tasks' prompts",
+            where="partition",
+            fix="rerun proposals and scoring for these tasks",
+        )
+    drawn_splits = {prompt.split for prompt in prompts if prompt.prompt_id in drawn}
+    kept = [prompt for prompt in prompts if prompt.split in drawn_splits or prompt.split == "train"]
+    for prompt in kept:
+        if prompt.prompt_id not in drawn:
+            raise DisaError(
+                f"prompt {prompt.prompt_id} ({prompt.split}) has no trajectory",
+                where="partition",
+                fix="rerun the proposals and scoring stages, or remove the prompt",
+            )
+    return kept

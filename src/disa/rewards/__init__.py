@@ -1,0 +1,1 @@
+"""Verifiers shared by tasks. Model text is hostile: it is parsed, never evaluated."""

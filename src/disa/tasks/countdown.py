@@ -1,0 +1,115 @@
+"""Countdown: reach a target with each given number exactly once, by ``+ - * /``."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import random
+from fractions import Fraction
+from typing import Any
+
+from disa.records import Prompt
+from disa.rewards.expression import Expression, apply, canonical_form, flatten, leaves, parse_expression, value
+from disa.tasks.config import CountdownConfig
+from disa.tasks.task import Task, read_payload
+
+
+class Countdown(Task):
+    """Modes are expressions modulo commutativity and associativity; all of them can be enumerated."""
+
+    name = "countdown"
+    version = 1
+    config: CountdownConfig
+
+    @property
+    def alphabet(self) -> str:
+        """Digits, operators, parentheses, and the template's own characters."""
+        return "0123456789+-*/() " + self.config.prompt_template.format(numbers="", target="")
+
+    def draw(self, rng: random.Random) -> dict[str, Any] | None:
+        """Random numbers, and a target drawn uniformly among those with enough solutions."""
+        numbers = [rng.randint(self.config.low, self.config.high) for _ in range(self.config.numbers)]
+        counts: dict[int, int] = {}
+        for _, reached in expressions(tuple(sorted(numbers))).values():
+            if reached.denominator == 1 and 1 <= reached <= self.config.max_target:
+                counts[int(reached)] = counts.get(int(reached), 0) + 1
+        targets = sorted(target for target, count in counts.items() if count >= self.config.min_solutions)
+        return {"numbers": numbers, "target": rng.choice(targets)} if targets else None
+
+    def identity(self, payload: dict[str, Any]) -> str:
+        """The numbers in sorted order, and the target."""
+        return f"{sorted(payload['numbers'])}={payload['target']}"
+
+    def text(self, payload: dict[str, Any]) -> str:
+        """The template, filled in."""
+        numbers = " ".join(map(str, payload["numbers"]))
+        return self.config.prompt_template.format(numbers=numbers, target=payload["target"])
+
+    def solutions(self, prompt: Prompt) -> list[str]:
+        """Canonical forms of every expression over all the numbers that reaches the target."""
+        numbers, target = read_payload(prompt, "numbers", "target")
+        return sorted(form for form, (_, reached) in expressions(tuple(sorted(numbers))).items() if reached == target)
+
+    def mode(self, prompt: Prompt, completion: str) -> str | None:
+        """Canonical form, where the completion is an expression that uses every number once and reaches the target."""
+        numbers, target = read_payload(prompt, "numbers", "target")
+        expression = parse_expression(completion)
+        # Leaves first: only expressions over the given numbers are worth valuing, and those are small.
+        if expression is None or sorted(leaves(expression)) != sorted(numbers) or value(expression) != target:
+            return None
+        return canonical_form(expression)
+
+    def demonstration(self, prompt: Prompt, rng: random.Random, *, noisy: bool) -> str:
+        """A random solution; a noisy one is any random expression over the numbers."""
+        (numbers,) = read_payload(prompt, "numbers")
+        known = expressions(tuple(sorted(numbers)))
+        forms = list(known) if noisy else self.solutions(prompt)
+        return _write(known[rng.choice(forms)][0], rng)
+
+
+@functools.lru_cache(maxsize=4096)
+def expressions(numbers: tuple[int, ...]) -> dict[str, tuple[Expression, Fraction]]:
+    """Every expression that uses each number exactly once, one for each canonical form, with its value.
+
+    Built over subsets: an expression over a set joins two over a split of it. Distinct numbers have 68
+    (three), 1256 (four) or 32628 (five) forms, fewer where numbers repeat or a divisor is 0.
+    """
+    full = (1 << len(numbers)) - 1
+    table: dict[int, dict[str, tuple[Expression, Fraction]]] = {
+        1 << i: {str(number): (number, Fraction(number))} for i, number in enumerate(numbers)
+    }
+    for mask in sorted(range(1, full + 1), key=int.bit_count):
+        if mask in table:
+            continue
+        table[mask] = {}
+        for left_mask in range(1, mask):
+            if left_mask & mask == left_mask:
+                pairs = itertools.product(table[left_mask].values(), table[mask ^ left_mask].values())
+                _join(table[mask], pairs, operators="+-*/" if left_mask < mask ^ left_mask else "-/")
+    return table[full]
+
+
+def _join(found: dict[str, tuple[Expression, Fraction]], pairs: Any, *, operators: str) -> None:
+    for (left, left_value), (right, right_value) in pairs:
+        for operator in operators:
+            reached = apply(operator, left_value, right_value)
+            if reached is not None:
+                expression = (operator, left, right)
+                found.setdefault(canonical_form(expression), (expression, reached))
+
+
+def _write(expression: Expression, rng: random.Random) -> str:
+    """A random surface form: operands of every chain in random order."""
+    if isinstance(expression, int):
+        return str(expression)
+    operator, inverse = ("+", "-") if expression[0] in "+-" else ("*", "/")
+    plain, inverted = flatten(expression, operator)
+    first = plain.pop(rng.randrange(len(plain)))
+    rest = [(operator, part) for part in plain] + [(inverse, part) for part in inverted]
+    rng.shuffle(rest)
+
+    def operand(part: Expression) -> str:
+        is_sum = not isinstance(part, int) and part[0] in "+-"
+        return f"({_write(part, rng)})" if operator == "*" and is_sum else _write(part, rng)
+
+    return operand(first) + "".join(sign + operand(part) for sign, part in rest)

@@ -1,0 +1,148 @@
+"""What every task offers, and how its instances are drawn and split."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import random
+from abc import ABC, abstractmethod
+from typing import Any
+
+from disa.errors import DisaError
+from disa.records import Prompt
+from disa.tasks.config import TaskConfig
+
+SPLITS = ("train", "validation", "heldout", "warmup")
+# Instances drawn without finding a new one for an open split before the space counts as exhausted.
+_PATIENCE = 20_000
+
+
+class Task(ABC):
+    """A source of prompts and the judge of completions.
+
+    Parameters
+    ----------
+    config : TaskConfig
+    """
+
+    name: str
+    version: int
+    """Raised whenever prompts, reward or modes change for the same configuration."""
+    reward_range: tuple[float, float] = (0.0, 1.0)
+
+    def __init__(self, config: TaskConfig) -> None:
+        self.config = config
+
+    @property
+    def fingerprint(self) -> str:
+        """Name and version of the task."""
+        return f"{self.name}:{self.version}"
+
+    @property
+    def reward_fingerprint(self) -> str:
+        """Name, version and range of the reward."""
+        return f"{self.fingerprint}{list(self.reward_range)}"
+
+    @property
+    @abstractmethod
+    def alphabet(self) -> str:
+        """Every character of a prompt, a demonstration or a solution: what a character tokenizer needs."""
+
+    @abstractmethod
+    def draw(self, rng: random.Random) -> dict[str, Any] | None:
+        """Payload of one random instance, None where this draw gives no valid one."""
+
+    @abstractmethod
+    def identity(self, payload: dict[str, Any]) -> str:
+        """What makes two instances the same problem, whatever the order or labels they are written in."""
+
+    @abstractmethod
+    def text(self, payload: dict[str, Any]) -> str:
+        """The prompt."""
+
+    @abstractmethod
+    def solutions(self, prompt: Prompt) -> list[str]:
+        """Canonical forms of all solutions, sorted: the exact set of modes."""
+
+    @abstractmethod
+    def mode(self, prompt: Prompt, completion: str) -> str | None:
+        """Canonical form of a correct completion, None for any other."""
+
+    @abstractmethod
+    def demonstration(self, prompt: Prompt, rng: random.Random, *, noisy: bool) -> str:
+        """A random solution in random surface form; a noisy one is well-formed but solves it only by chance."""
+
+    def reward(self, prompt: Prompt, completion: str) -> float:
+        """1 for a correct completion, else 0."""
+        return float(self.mode(prompt, completion) is not None)
+
+    def prompts(self, split: str) -> list[Prompt]:
+        """Prompts of one split.
+
+        Raises
+        ------
+        DisaError
+            Where the space of instances is too small for the sizes asked.
+        """
+        return self._all_prompts[split]
+
+    @functools.cached_property
+    def _all_prompts(self) -> dict[str, list[Prompt]]:
+        rng = random.Random(self.config.seed)
+        found: dict[str, dict[str, Prompt]] = {split: {} for split in SPLITS}
+        since_new = 0
+        while open_splits := [s for s in SPLITS if len(found[s]) < self.config.size(s)]:
+            payload = self.draw(rng)
+            since_new += 1
+            if payload is not None:
+                identity = self.identity(payload)
+                split = self._split(identity)
+                if split in open_splits and identity not in found[split]:
+                    found[split][identity] = self._prompt(split, payload)
+                    since_new = 0
+            if since_new > _PATIENCE:
+                raise DisaError(
+                    f"only {len(found[open_splits[0]])} distinct prompts found for split {open_splits[0]}, "
+                    f"{self.config.size(open_splits[0])} asked",
+                    where=f"tasks, field {open_splits[0]}_prompts",
+                    fix="ask for fewer prompts, lower min_solutions, or widen the task's ranges",
+                )
+        return {split: list(rows.values()) for split, rows in found.items()}
+
+    def _split(self, identity: str) -> str:
+        """An instance's split is a function of its identity, in proportion to the sizes: no overlap is possible."""
+        sizes = [self.config.size(split) for split in SPLITS]
+        number = int(hashlib.sha256(identity.encode()).hexdigest(), 16) % sum(sizes)
+        for split, size in zip(SPLITS, sizes, strict=True):
+            if number < size:
+                return split
+            number -= size
+        raise AssertionError("unreachable: number < sum(sizes)")
+
+    def _prompt(self, split: str, payload: dict[str, Any]) -> Prompt:
+        text = self.text(payload)
+        prompt_id = hashlib.sha256(f"{self.name}\0{text}".encode()).hexdigest()[:16]
+        prompt = Prompt(prompt_id, self.name, split, text, json.dumps(payload), None)
+        return Prompt(prompt_id, self.name, split, text, prompt.payload, len(self.solutions(prompt)))
+
+
+@functools.lru_cache(maxsize=65536)
+def read_payload(prompt: Prompt, *fields: str) -> tuple[Any, ...]:
+    """Fields of a prompt's payload.
+
+    Raises
+    ------
+    DisaError
+        Where the payload is not a JSON object or lacks a field.
+    """
+    where = f"prompt {prompt.prompt_id}, field payload"
+    try:
+        payload = json.loads(prompt.payload)
+        return tuple(payload[name] for name in fields)
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise DisaError(
+            f"expected a JSON object with {', '.join(fields)}, found {prompt.payload[:60]!r}",
+            where=where,
+            fix="regenerate the prompts with the tasks stage",
+        ) from error
