@@ -23,8 +23,11 @@ from numpy.typing import NDArray
 from disa.partition.draws import Draws
 from disa.partition.log_weights import Array, linear_weights
 
-_BETS = 10
-"""Bets in the grid: neighbours differ by about a factor of two at 100s of draws."""
+_BETS_LOW, _BETS_HIGH = 8, 5
+"""Bets in each side's grid: neighbours differ by about a factor of two at 100s of draws."""
+
+_WEIGHTS_HIGH = np.array([0.5, 0.125, 0.125, 0.125, 0.125])
+"""Half of the upper side's wealth starts on the largest bet, the best one while effective hits are few."""
 
 _BISECTIONS = 24
 """Halvings of a bracket at most some 30 nats wide: ends are exact to 2e-6 relative, and rounded outwards."""
@@ -77,23 +80,23 @@ class _Group:
     def low(self, threshold: float) -> Array:
         """Smallest mean not refuted by K+, by bisection on log m."""
         # One hit among N draws pays best at g = 1/N; draws that all hit, at g near 1.
-        bets = _geometric(np.full(len(self.n), 0.9), 0.9 / self.n)
+        bets = _geometric(0.9, 0.9 / self.n, _BETS_LOW)
         hits = self.mean > 0
         mean = np.where(hits, self.mean, 1.0)
         bets_of, misses = np.repeat(bets, self.kept, axis=1), self.n - self.kept
 
         def refuted(m: Array) -> NDArray[np.bool_]:
             gain = np.log1p(bets_of * (self.x / np.repeat(m, self.kept) - 1.0))
-            return self._log_mean(gain, misses * np.log1p(-bets)) >= threshold
+            return self._log_mean(gain, misses * np.log1p(-bets), np.full(_BETS_LOW, 1 / _BETS_LOW)) >= threshold
 
         # K+ at this m exceeds the threshold by the single bet g = 0.9/N on the largest draw (at least the mean).
-        outside = np.log(mean) - threshold - np.log(self.n) - np.log(_BETS) - 3.0
+        outside = np.log(mean) - threshold - np.log(self.n) - np.log(_BETS_LOW) - 3.0
         return np.where(hits, _bisect(refuted, outside, np.log(mean)), 0.0)
 
     def high(self, threshold: float, scale: Array) -> Array:
         """Largest mean not refuted by K-, on draws scaled into [0, 1], back on the scale of q."""
-        # Against m = q + z sqrt(q / N) the best bet is near (m - q) / m: from 1 down to about 1/sqrt(N).
-        bets = _geometric(np.full(len(self.n), 0.999), 0.999 / np.sqrt(self.n))
+        # Against m = q + z sqrt(q / N) the best bet is near (m - q) / m: from 1 down to about 2/sqrt(N).
+        bets = _geometric(1.0, np.minimum(0.5, 2.0 / np.sqrt(self.n)), _BETS_HIGH)
         scale = np.where(scale > 0, scale, 1.0)
         x = np.minimum(self.x * np.repeat(scale, self.kept), 1.0)  # at most 1 up to rounding
         bets_of, misses = np.repeat(bets, self.kept, axis=1), self.n - self.kept
@@ -104,20 +107,20 @@ class _Group:
             with np.errstate(divide="ignore", invalid="ignore"):
                 gain = np.log1p(bets_of * ((of - x) / (1.0 - of)))
                 missed = misses * np.log1p(bets * (m / (1.0 - m)))
-                return self._log_mean(gain, missed) >= threshold
+                return self._log_mean(gain, missed, _WEIGHTS_HIGH) >= threshold
 
         # Below 1/(N 1000) nothing is refuted yet: K- is at most exp(N m / (1 - m)).
         inside = np.log(np.maximum(mean, 1e-3 / self.n))
         return _bisect(refuted, np.zeros(len(mean)), inside) / scale
 
-    def _log_mean(self, gain: Array, missed: Array) -> Array:
+    def _log_mean(self, gain: Array, missed: Array, weights: Array) -> Array:
         log_wealth = np.add.reduceat(gain, self.starts, axis=1) + missed
         top = log_wealth.max(axis=0)
-        return top + np.log(np.exp(log_wealth - top).mean(axis=0))
+        return top + np.log(weights @ np.exp(log_wealth - top))
 
 
-def _geometric(largest: Array, smallest: Array) -> Array:
-    steps = np.linspace(0.0, 1.0, _BETS)[:, None]
+def _geometric(largest: float, smallest: Array, bets: int) -> Array:
+    steps = np.linspace(0.0, 1.0, bets)[:, None]
     return largest * (smallest / largest) ** steps
 
 

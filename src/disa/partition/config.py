@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import Field
 
 from disa.config import StageConfig
+from disa.partition.estimate import Interval, Method
 
 
 class PartitionConfig(StageConfig):
     """How log Z is estimated from the scored trajectories."""
 
-    method: Literal["mixture", "anchored", "is", "tis", "psis", "snis", "pass_rate"] = "mixture"
-    """Estimator; the default weighs all trajectories by the balance heuristic with a control variate."""
-    interval: Literal["gamma", "betting", "clopper_pearson"] = "gamma"
+    method: Method = "mixture"
+    """Estimator; the default weighs all trajectories by the balance heuristic with a control variate, and
+    falls back to the pass rate where the proposal does not overlap with the reference's successes."""
+    interval: Interval = "gamma"
     """Kind of interval; clopper_pearson needs trajectories from the reference only."""
     level: float = Field(0.9, gt=0, lt=1)
     """Two-sided level of the intervals."""

@@ -34,57 +34,52 @@ def _kish(draws: Draws, w: Array) -> Array:
     return np.where(squares > 0, draws.sum(w) ** 2 / np.where(squares > 0, squares, 1.0), 0.0)
 
 
-def bennett_log_ratio(draws: Draws) -> tuple[Array, Array]:
+def bennett_null_test(draws: Draws) -> dict[str, float | int | None]:
     """Null test: Bennett's acceptance ratio for the log ratio of mu's and pi_ref's normalisers.
 
-    Both log-probabilities are normalised, so the truth is 0; a value many standard errors away means that
-    they do not describe the models that the draws came from (temperature, template or tokenizer
-    differ). Solves, with n_0 reference and n_1 proposal draws and d = log mu - log pi_ref::
+    Both log-probabilities are normalised for every prompt, so the truth is 0; a value many standard errors
+    away means that they do not describe the models that the draws came from (temperature, template
+    or tokenizer differ). One root c over all prompts that have draws of both kinds, with n_0 reference
+    and n_1 proposal draws of the prompt and d = log mu - log pi_ref::
 
-        sum_i 1 / (1 + (n_0 / n_1) exp(c - d_i)) = n_1
+        sum_i p_i = sum_x n_1(x),    p_i = 1 / (1 + (n_0 / n_1) exp(c - d_i))
 
-    (Bennett 1976; Shirts and Chodera 2008, whose asymptotic variance gives the standard error).
+    (Bennett 1976; Shirts and Chodera 2008.) With ``I = sum_i p_i (1 - p_i)`` per prompt, the standard error is
+    ``sqrt(sum_x (I - I^2 (1/n_0 + 1/n_1))) / sum_x I``: the draws' numbers per source are fixed.
 
     Returns
     -------
-    log_ratio, standard_error : array, shape (prompts,)
-        Nats; NaN without draws of both kinds.
+    dict
+        ``prompts`` (with draws of both kinds), ``log_ratio`` and ``standard_error`` in nats, null
+        without such prompts or where mu and pi_ref never write the same completions.
     """
     n0, n1 = draws.reference_counts, draws.counts - draws.reference_counts
     both = (n0 > 0) & (n1 > 0)
-    d = np.clip(-draws.log_ratio, -_EXP_ARGUMENT, _EXP_ARGUMENT)
-    offset = np.log(np.where(both, n0, 1.0) / np.where(both, n1, 1.0))
+    if not both.any():
+        return {"prompts": 0, "log_ratio": None, "standard_error": None}
+    n0, n1 = np.where(both, n0, 1.0), np.where(both, n1, 1.0)
+    d = np.clip(-draws.log_ratio, -_EXP_ARGUMENT, _EXP_ARGUMENT) - draws.spread(np.log(n0 / n1))
+    d = d[draws.spread(both)]
+    expected = n1[both].sum()
 
-    def proposal_probability(c: Array) -> Array:
-        return expit(d - draws.spread(c + offset))
-
-    # The root lies between the extreme d, each widened by the prior odds of the two kinds.
-    margin = np.abs(offset) + np.log(draws.counts) + 1.0
-    low, high = -draws.max(-d) - margin, draws.max(d) + margin
+    # At c below the smallest d (or above the largest) by this much all p_i are 1 (or 0) to within one draw.
+    margin = np.log(len(d)) + 1.0
+    low, high = d.min() - margin, d.max() + margin
     for _ in range(_BISECTIONS):
         middle = 0.5 * (low + high)
-        above = draws.sum(proposal_probability(middle)) > n1
-        low, high = np.where(above, middle, low), np.where(above, high, middle)
+        low, high = (middle, high) if expit(d - middle).sum() > expected else (low, middle)
     c = 0.5 * (low + high)
-    p = proposal_probability(c)
-    information = draws.sum(p * (1.0 - p))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        variance = 1.0 / information - 1.0 / n0 - 1.0 / n1
-    return np.where(both, c, np.nan), np.where(both, np.sqrt(np.maximum(variance, 0.0)), np.nan)
 
-
-def pooled_null_test(log_ratio: Array, standard_error: Array) -> dict[str, float | int | None]:
-    """Mean of the per-prompt Bennett log ratios with its standard error over prompts, as plain values.
-
-    Prompts weigh equally, and the standard error is the spread between them over the square root of
-    their number: with few draws the asymptotic errors of single prompts are too optimistic to weigh by.
-    """
-    known = log_ratio[np.isfinite(log_ratio) & np.isfinite(standard_error)]
-    n = len(known)
+    information = np.zeros(len(draws.prompt))
+    information[draws.spread(both)] = expit(d - c) * expit(c - d)
+    information = draws.sum(information)
+    variance = np.sum(information - information**2 * (1.0 / n0 + 1.0 / n1))
+    total = information.sum()
+    known = total > 0
     return {
-        "prompts": n,
-        "log_ratio": float(known.mean()) if n else None,
-        "standard_error": float(known.std(ddof=1) / np.sqrt(n)) if n > 1 else None,
+        "prompts": int(both.sum()),
+        "log_ratio": float(c) if known else None,
+        "standard_error": float(np.sqrt(max(variance, 0.0)) / total) if known else None,
     }
 
 

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Literal, get_args
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from disa.errors import DisaError
 from disa.partition.betting import betting
@@ -55,9 +55,9 @@ class LogPartitionBatch:
     interval_low: Array
     interval_high: Array
     """Two-sided interval for log Z, nats; always holds the estimate."""
-    n: Array
+    n: NDArray[np.intp]
     """Draws."""
-    n_reference: Array
+    n_reference: NDArray[np.intp]
     """Draws from the reference."""
     mean_reward_reference: Array
     """Mean reward of the reference draws; NaN without any."""
@@ -225,14 +225,11 @@ def estimate_log_partition_batch(
         q = np.where(dropped, ESTIMATORS["pass_rate"](used, b), q)
     q_low, q_high = _INTERVALS[interval](used, level)
     # An estimate outside its interval (a regression on few draws, or a biased method) widens it.
-    low, high = (
-        log_z_from_q(end, beta, reward_range) for end in (np.minimum(q_low, q), np.maximum(np.minimum(q_high, 1.0), q))
-    )
+    low, high = (log_z_from_q(end, beta, reward_range) for end in (np.minimum(q_low, q), np.maximum(q_high, q)))
     ess, hits_ess = effective_sample_sizes(used)
     mean_weight = used.sum(linear_weights(used.log_w)) / used.counts
     k, status = pareto_k(used)
-    with np.errstate(invalid="ignore"):
-        mean_reward = rewards_of_reference / np.where(n_reference > 0, n_reference, np.nan)
+    mean_reward = rewards_of_reference / np.where(n_reference > 0, n_reference, np.nan)
     return LogPartitionBatch(
         log_z=log_z_from_q(q, beta, reward_range),
         q=q,
@@ -246,7 +243,7 @@ def estimate_log_partition_batch(
         mean_weight=mean_weight,
         pareto_k=k,
         pareto_status=tuple(np.array(STATUSES)[status].tolist()),
-        method=tuple(np.where(dropped & (n_reference > 0), "pass_rate", method).tolist()),
+        method=tuple(np.where(dropped, "pass_rate", method).tolist()),
         flags=flag_prompts(
             gated=dropped & (method == "mixture"),
             hits_ess=hits_ess,
@@ -258,7 +255,7 @@ def estimate_log_partition_batch(
     )
 
 
-def _drop_proposals(draws: Draws, method: str) -> np.ndarray:
+def _drop_proposals(draws: Draws, method: str) -> NDArray[np.bool_]:
     """Prompts whose proposal draws are left out: all for the pass rate, the gated ones for the mixture."""
     if method == "pass_rate":
         if not draws.reference_counts.all():

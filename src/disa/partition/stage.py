@@ -9,7 +9,7 @@ import numpy as np
 
 from disa.errors import DisaError
 from disa.partition.config import PartitionConfig
-from disa.partition.diagnostics import bennett_log_ratio, coverage_profile, pooled_null_test
+from disa.partition.diagnostics import bennett_null_test, coverage_profile
 from disa.partition.draws import collect_draws
 from disa.partition.estimate import LogPartition, estimate_log_partition_batch
 from disa.partition.verdict import verdict
@@ -61,9 +61,10 @@ def run_partition(
         inverse_temperature=beta,
         trajectories=len(rows),
         verdict=verdict(estimates),
-        null_test=pooled_null_test(*bennett_log_ratio(draws)),
+        null_test=bennett_null_test(draws),
         coverage={
-            f"{t:g}": None if np.isnan(share) else share for t, share in zip(COVERAGE_THRESHOLDS, profile, strict=True)
+            "nats": COVERAGE_THRESHOLDS.tolist(),
+            "share": None if np.isnan(profile).any() else profile.tolist(),
         },
     )
 

@@ -16,7 +16,8 @@ from disa.partition.log_weights import Array, log_z_from_q, soft_success
 def sweep_log_z(draws: Draws, betas: ArrayLike, reward_range: tuple[float, float]) -> Array:
     """Mixture estimates of log Z at several inverse temperatures, from the same weights and rewards.
 
-    Only the soft successes depend on beta. Where rewards are 0 and 1, q is the same at every beta.
+    Only the soft successes depend on beta. Where rewards are 0 and 1, q is the same at every beta. The overlap
+    gate is not applied; :func:`disa.partition.gate.gated` says which prompts it would close.
 
     Parameters
     ----------

@@ -27,10 +27,10 @@ class Countdown(Task):
         return "0123456789+-*/() " + self.config.prompt_template.format(numbers="", target="")
 
     def draw(self, rng: random.Random) -> dict[str, Any] | None:
-        """Random numbers, and a target drawn uniformly among those with enough solutions."""
-        numbers = [rng.randint(self.config.low, self.config.high) for _ in range(self.config.numbers)]
+        """Random numbers in sorted order, and a target drawn uniformly among those with enough solutions."""
+        numbers = sorted(rng.randint(self.config.low, self.config.high) for _ in range(self.config.numbers))
         counts: dict[int, int] = {}
-        for _, reached in expressions(tuple(sorted(numbers))).values():
+        for _, reached in expressions(tuple(numbers)).values():
             if reached.denominator == 1 and 1 <= reached <= self.config.max_target:
                 counts[int(reached)] = counts.get(int(reached), 0) + 1
         targets = sorted(target for target, count in counts.items() if count >= self.config.min_solutions)

@@ -7,8 +7,6 @@ import itertools
 import random
 from typing import Any
 
-import numpy as np
-
 from disa.records import Prompt
 from disa.tasks.config import GraphColoringConfig
 from disa.tasks.task import Task, read_payload
@@ -39,8 +37,8 @@ class GraphColoring(Task):
         return payload
 
     def identity(self, payload: dict[str, Any]) -> str:
-        """The graph up to isomorphism, and the number of colours."""
-        return f"{_canonical_graph(payload['vertices'], _freeze(payload['edges']))}/{payload['colors']}"
+        """The same for isomorphic graphs, and the number of colours."""
+        return f"{_isomorphism_invariant(payload['vertices'], _freeze(payload['edges']))}/{payload['colors']}"
 
     def text(self, payload: dict[str, Any]) -> str:
         """The template, filled in."""
@@ -91,19 +89,16 @@ def _colorings(vertices: int, colors: int, edges: tuple[tuple[int, int], ...]) -
     return tuple(partial)
 
 
-@functools.lru_cache(maxsize=65536)
-def _canonical_graph(vertices: int, edges: tuple[tuple[int, int], ...]) -> int:
-    """Smallest adjacency code over all orders of the vertices: equal exactly for isomorphic graphs."""
-    permutations, place = _permutations(vertices)
-    code = np.zeros(len(permutations), dtype=np.int64)
-    for a, b in edges:
-        code += np.int64(1) << place[permutations[:, a], permutations[:, b]]
-    return int(code.min())
+def _isomorphism_invariant(vertices: int, edges: tuple[tuple[int, int], ...]) -> list[Any]:
+    """Colour refinement (Weisfeiler and Leman 1968): equal for isomorphic graphs.
 
-
-@functools.lru_cache
-def _permutations(vertices: int) -> tuple[np.ndarray, np.ndarray]:
-    place = np.zeros((vertices, vertices), dtype=np.int64)
-    for bit, (a, b) in enumerate(itertools.combinations(range(vertices), 2)):
-        place[a, b] = place[b, a] = bit
-    return np.array(list(itertools.permutations(range(vertices)))), place
+    The rare pair of different graphs it cannot tell apart only ends in the same split.
+    """
+    neighbours = [[a if b == v else b for a, b in edges if v in (a, b)] for v in range(vertices)]
+    rank, invariant = [0] * vertices, []
+    for _ in range(vertices):
+        seen = [(rank[v], sorted(rank[other] for other in neighbours[v])) for v in range(vertices)]
+        kinds = sorted(seen)
+        invariant.append(kinds)
+        rank = [kinds.index(kind) for kind in seen]
+    return invariant

@@ -96,10 +96,9 @@ class Task(ABC):
             payload = self.draw(rng)
             since_new += 1
             if payload is not None:
-                identity = self.identity(payload)
-                split = self._split(identity)
-                if split in open_splits and identity not in found[split]:
-                    found[split][identity] = self._prompt(split, payload)
+                split, text = self._split(self.identity(payload)), self.text(payload)
+                if split in open_splits and text not in found[split]:
+                    found[split][text] = self._prompt(split, text, payload)
                     since_new = 0
             if since_new > _PATIENCE:
                 raise DisaError(
@@ -120,8 +119,7 @@ class Task(ABC):
             number -= size
         raise AssertionError("unreachable: number < sum(sizes)")
 
-    def _prompt(self, split: str, payload: dict[str, Any]) -> Prompt:
-        text = self.text(payload)
+    def _prompt(self, split: str, text: str, payload: dict[str, Any]) -> Prompt:
         prompt_id = hashlib.sha256(f"{self.name}\0{text}".encode()).hexdigest()[:16]
         prompt = Prompt(prompt_id, self.name, split, text, json.dumps(payload), None)
         return Prompt(prompt_id, self.name, split, text, prompt.payload, len(self.solutions(prompt)))

@@ -12,6 +12,7 @@ from transformers import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
 from disa.engine import StepLog, last_checkpoint, trainer_arguments
+from disa.errors import DisaError
 from disa.records import Prompt
 from disa.rundir import StageFolder, replace_folder
 from disa.sampling import SamplingConfig, check_context, encode_prompt
@@ -87,6 +88,11 @@ def demonstrations(
 
     A share ``noise`` of them, chosen at random per demonstration, is wrong on purpose. Those longer
     than the length limit are left out: the sampling law could not produce them.
+
+    Raises
+    ------
+    DisaError
+        Where none is left.
     """
     rng = random.Random(config.seed)
     rows = []
@@ -97,4 +103,10 @@ def demonstrations(
             ids = [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
             if len(ids) <= law.max_completion_length:
                 rows.append({"input_ids": prompt_ids + ids, "labels": [-100] * len(prompt_ids) + ids})
+    if not rows:
+        raise DisaError(
+            f"no demonstration fits sampling.max_completion_length {law.max_completion_length}",
+            where="warmup",
+            fix="raise sampling.max_completion_length (the stop token counts), or ask for tasks.warmup_prompts",
+        )
     return Dataset.from_list(rows)
