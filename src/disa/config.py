@@ -14,7 +14,7 @@ class StageConfig(BaseModel):
     the field is declared with :func:`speed_only`.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     def identity(self) -> dict[str, Any]:
         """The fields that determine the stage's result, as plain JSON values."""

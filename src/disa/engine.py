@@ -53,6 +53,11 @@ def load_model(path: str | Path) -> PreTrainedModel:
     return model.eval().requires_grad_(False).to(device())
 
 
+def trainable_model(path: str | Path) -> PreTrainedModel:
+    """Load a causal language model in float32, in training mode."""
+    return load_model(path).requires_grad_(True).train()
+
+
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     """Load the tokenizer beside a model; padding falls back to the end-of-text token.
 
@@ -159,4 +164,3 @@ def last_checkpoint(folder: Path) -> str | None:
     """Newest complete checkpoint in a trainer's output folder (the trainer state is written last)."""
     found = [p for p in folder.glob("checkpoint-*") if (p / "trainer_state.json").is_file()]
     return str(max(found, key=lambda p: int(p.name.split("-")[1]))) if found else None
-

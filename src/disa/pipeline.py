@@ -108,7 +108,7 @@ class Pipeline:
         return self._stage("scoring", "3_scoring", scoring.VERSION, identity, {"proposals": self.proposals()}, work)
 
     def partition(self) -> StageFolder:
-        """log Z estimates."""
+        """Estimates of log Z."""
 
         def work(stage: StageFolder) -> None:
             prompts = self._prompts("train", "validation", "heldout")
@@ -146,7 +146,10 @@ class Pipeline:
         def work(stage: StageFolder) -> None:
             anchor = Anchor.load(self.anchor().path)
             prompts = self._prompts("train")
-            training.run_training(stage, method, config, law, self.task, prompts, self._path("reference"), anchor)
+            wanted = {p.prompt_id for p in prompts} if config.offline_share else set()
+            offline = [row for row in self.scoring().rows(ScoredTrajectory) if row.prompt_id in wanted]
+            reference = self._path("reference")
+            training.run_training(stage, method, config, law, self.task, prompts, reference, anchor, offline)
 
         config, law = self.recipe.training, self.recipe.sampling
         identity = {"training": config.method_identity(method), "sampling": law.identity()}
@@ -164,9 +167,7 @@ class Pipeline:
             reference = load_model(self._path("reference"))
             model = load_model(trained.path / "model") if trained else reference
             prompts = self._prompts("heldout", "train")
-            evaluation.run_evaluation(
-                stage, name, config, law, self.task, prompts, model, reference, self._tokenizer()
-            )
+            evaluation.run_evaluation(stage, name, config, law, self.task, prompts, model, reference, self._tokenizer())
 
         config, law = self.recipe.evaluation, self.recipe.sampling
         identity = {"evaluation": config.identity(), "sampling": law.identity()}

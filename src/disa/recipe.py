@@ -82,7 +82,7 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     for override in overrides or []:
         _apply(values, override)
     try:
-        return Recipe(**values)
+        return Recipe.model_validate(values)
     except ValidationError as error:
         raise _first_problem(error, path) from error
 
@@ -98,11 +98,13 @@ def _apply(values: dict[str, Any], override: str) -> None:
             node[part] = {}
         node = node[part]
         if not isinstance(node, dict):
-            raise DisaError(f"--set {override}: '{part}' is not a section", where="command line")
+            problem = f"--set {override}: '{part}' is not a section"
+            raise DisaError(problem, where="command line", fix="write --set stage.key=value")
     try:
         node[parts[-1]] = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise DisaError(f"--set {override}: the value is not valid YAML", where="command line") from error
+        problem = f"--set {override}: the value is not valid YAML"
+        raise DisaError(problem, where="command line", fix="quote the value as YAML would have it") from error
 
 
 def _first_problem(error: ValidationError, path: Path) -> DisaError:

@@ -232,8 +232,10 @@ def _read_table(path: Path) -> pa.Table:
 
 def _check_values(path: Path, field: pa.Field, values: list[Any]) -> None:
     for row, value in enumerate(values):
-        if (value is None and not field.nullable) or (isinstance(value, float) and math.isnan(value)):
-            shown = "null" if value is None else "NaN"
+        missing = value is None and not field.nullable
+        missing = missing or (isinstance(value, list) and None in value)
+        if missing or (isinstance(value, float) and math.isnan(value)):
+            shown = "NaN" if isinstance(value, float) else "null" if value is None else "a list with a null"
             raise DisaError(
                 f"field '{field.name}' is {shown}, expected a {field.type} value",
                 where=f"{path}, row {row}",

@@ -133,7 +133,9 @@ class StageFolder:
 def _hash_files(folder: Path) -> dict[str, str]:
     """Digests of the stage's result files; checkpoints, logs and markers are not results."""
     skip = {"started.json", "manifest.json"}
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in skip and p.suffix != ".tmp")
+    # Step logs hold wall times: as content they would make the same training give another run downstream.
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.suffix not in (".tmp", ".jsonl"))
+    files = [p for p in files if p.name not in skip]
     kept = [p for p in files if not any(part.startswith("checkpoint") for part in p.relative_to(folder).parts)]
     return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in kept}
 
@@ -170,7 +172,8 @@ def read_json(path: Path, *, missing: str = "file not found") -> dict[str, Any]:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DisaError(f"not valid JSON ({error})", where=str(path), fix="delete its folder and rerun") from error
     if not isinstance(value, dict):
-        raise DisaError(f"holds a {type(value).__name__}, expected an object", where=str(path))
+        problem = f"holds a {type(value).__name__}, expected an object"
+        raise DisaError(problem, where=str(path), fix="delete its folder and rerun")
     return value
 
 
@@ -188,9 +191,14 @@ def exclusive(run_dir: Path) -> Iterator[None]:
     Raises
     ------
     DisaError
-        Where another process holds it.
+        Where another process holds it, or it cannot be made.
     """
-    run_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DisaError(
+            f"cannot make the run directory ({error.strerror})", where=str(run_dir), fix="choose another run_dir"
+        ) from error
     with (run_dir / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -42,7 +42,9 @@ def _anchor_folder(path: Path) -> Path:
 def _print(result: dict[str, Any]) -> None:
     console = Console(highlight=False)
     beta = result["fingerprint"]["inverse_temperature"]
-    console.print(f"[bold]{result['anchor']}[/bold]: log Z of {result['prompts']} prompts at inverse temperature {beta}")
+    console.print(
+        f"[bold]{result['anchor']}[/bold]: log Z of {result['prompts']} prompts at inverse temperature {beta}"
+    )
     console.print(f"good {result['good']}, gated {result['gated']}, flagged {result['flagged']}")
     for name, flag in result["flags"].items():
         console.print(f"  {name} ({flag['prompts']}): {flag['meaning']}")

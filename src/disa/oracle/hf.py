@@ -2,14 +2,15 @@
 
 Prompts are the digits ``0`` to ``9``, one token each; completions are letters. Token ids: EOS 0, then the
 letters, then the digits, then padding. The head predicts EOS and letters only, so the distribution over
-completions is exactly the table's. Hidden states are the table's rows and the head is a frozen identity.
+completions is exactly the table's. Hidden states are the table's rows and the head is the identity,
+so the table is all there is to train.
 """
 
 from __future__ import annotations
 
 import string
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
@@ -46,6 +47,8 @@ class OracleConfig(PreTrainedConfig):
     """
 
     model_type = "disa_oracle"
+    # TRL reads this of every class that transformers itself does not have: no code comes with the folder.
+    auto_map: ClassVar[dict[str, str]] = {}
 
     vocab_size: int = 6
     length_limit: int = 4
@@ -71,7 +74,8 @@ class _OraclePreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Embedding):
             nn.init.zeros_(module.weight)
-        elif isinstance(module, nn.Linear):
+        elif isinstance(module, _Identity):
+            # Also called on loading, where buffers that are not saved come up empty.
             nn.init.eye_(module.weight)
 
 
@@ -83,9 +87,7 @@ class OracleModel(_OraclePreTrainedModel):
         self.table = nn.Embedding(config.prompts * config.space.prefixes, config.vocab_size)
         self.post_init()
 
-    def forward(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **_: Any
-    ) -> BaseModelOutput:
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **_: Any) -> BaseModelOutput:
         """Look up the row of (prompt, letters so far) at every position; padding gets any row."""
         return BaseModelOutput(last_hidden_state=self.table(self.nodes(input_ids)))
 
@@ -114,14 +116,22 @@ class OracleModel(_OraclePreTrainedModel):
         return torch.stack(result, dim=1)
 
 
+class _Identity(nn.Linear):
+    """A head with the interface of a linear layer and nothing to train."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size, size, bias=False)
+        del self.weight
+        self.register_buffer("weight", torch.eye(size), persistent=False)
+
+
 class OracleForCausalLM(_OraclePreTrainedModel, GenerationMixin):
     """Causal language model whose conditionals are the rows of a table."""
 
     def __init__(self, config: OracleConfig) -> None:
         super().__init__(config)
         self.model = OracleModel(config)
-        self.lm_head = nn.Linear(config.vocab_size, config.vocab_size, bias=False)
-        self.lm_head.requires_grad_(False)
+        self.lm_head = _Identity(config.vocab_size)
         self.post_init()
 
     def get_output_embeddings(self) -> nn.Linear:

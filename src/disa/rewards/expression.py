@@ -18,8 +18,8 @@ _OPERATORS = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/"}
 _INVERSE = {"+": "-", "*": "/"}
 
 
-def parse_expression(text: str) -> Expression | None:
-    """Parse non-negative integers, ``+ - * /`` and parentheses; anything else gives None.
+def parse_expression(text: str, operators: str = "+-*/") -> Expression | None:
+    """Parse non-negative integers, parentheses and the given operators; anything else gives None.
 
     Signs, powers, floor division and implied multiplication are not part of the language.
     """
@@ -27,16 +27,16 @@ def parse_expression(text: str) -> Expression | None:
     if len(text) > MAX_CHARACTERS or not _ALLOWED.fullmatch(text):
         return None
     try:
-        return _convert(ast.parse(text, mode="eval").body)
+        return _convert(ast.parse(text, mode="eval").body, operators)
     except (SyntaxError, ValueError, MemoryError, RecursionError):
         return None
 
 
-def _convert(node: ast.expr) -> Expression:
+def _convert(node: ast.expr, operators: str) -> Expression:
     if isinstance(node, ast.Constant) and type(node.value) is int:
         return node.value
-    if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
-        return (_OPERATORS[type(node.op)], _convert(node.left), _convert(node.right))
+    if isinstance(node, ast.BinOp) and (operator := _OPERATORS.get(type(node.op), "?")) in operators:
+        return (operator, _convert(node.left, operators), _convert(node.right, operators))
     raise ValueError("not part of the language")
 
 

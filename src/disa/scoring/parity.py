@@ -1,4 +1,4 @@
-"""Do sampler and scorer mean the same distribution?
+"""Parity of sampler and scorer: do they mean the same distribution.
 
 A trajectory's log-probability is computed twice, by the sampler that drew it and by the scorer.
 Where they disagree, every importance weight is wrong by that factor, and nothing downstream shows

@@ -31,7 +31,7 @@ class TaskConfig(StageConfig):
 
 
 class CountdownConfig(TaskConfig):
-    """Reach a target with each of some numbers exactly once, by ``+ - * /``."""
+    """Reach a target with each of some numbers exactly once."""
 
     name: Literal["countdown"]
     """Selects this task."""
@@ -43,6 +43,8 @@ class CountdownConfig(TaskConfig):
     """Largest number."""
     max_target: int = Field(50, ge=1)
     """Largest target; the smallest is 1."""
+    operators: str = Field("+-*/", pattern=r"^\+(-)?(\*)?(/)?$")
+    """Operators allowed, in this order: fewer make an easier task."""
     prompt_template: str = "{numbers}={target}:"
     """Prompt text; ``{numbers}`` (separated by spaces) and ``{target}`` are filled in."""
 

@@ -1,4 +1,4 @@
-"""Countdown: reach a target with each given number exactly once, by ``+ - * /``."""
+"""Countdown: reach a target with each given number exactly once, by ``+ - * /`` or some of them."""
 
 from __future__ import annotations
 
@@ -30,11 +30,13 @@ class Countdown(Task):
         """Random numbers in sorted order, and a target drawn uniformly among those with enough solutions."""
         numbers = sorted(rng.randint(self.config.low, self.config.high) for _ in range(self.config.numbers))
         counts: dict[int, int] = {}
-        for _, reached in expressions(tuple(numbers)).values():
+        for _, reached in expressions(tuple(numbers), self.config.operators).values():
             if reached.denominator == 1 and 1 <= reached <= self.config.max_target:
                 counts[int(reached)] = counts.get(int(reached), 0) + 1
         targets = sorted(target for target, count in counts.items() if count >= self.config.min_solutions)
-        return {"numbers": numbers, "target": rng.choice(targets)} if targets else None
+        if not targets:
+            return None
+        return {"numbers": numbers, "target": rng.choice(targets), "operators": self.config.operators}
 
     def identity(self, payload: dict[str, Any]) -> str:
         """The numbers in sorted order, and the target."""
@@ -47,13 +49,14 @@ class Countdown(Task):
 
     def solutions(self, prompt: Prompt) -> list[str]:
         """Canonical forms of every expression over all the numbers that reaches the target."""
-        numbers, target = read_payload(prompt, "numbers", "target")
-        return sorted(form for form, (_, reached) in expressions(tuple(sorted(numbers))).items() if reached == target)
+        numbers, target, operators = read_payload(prompt, "numbers", "target", "operators")
+        known = expressions(tuple(sorted(numbers)), operators)
+        return sorted(form for form, (_, reached) in known.items() if reached == target)
 
     def mode(self, prompt: Prompt, completion: str) -> str | None:
         """Canonical form, where the completion is an expression that uses every number once and reaches the target."""
-        numbers, target = read_payload(prompt, "numbers", "target")
-        expression = parse_expression(completion)
+        numbers, target, operators = read_payload(prompt, "numbers", "target", "operators")
+        expression = parse_expression(completion, operators)
         # Leaves first: only expressions over the given numbers are worth valuing, and those are small.
         if expression is None or sorted(leaves(expression)) != sorted(numbers) or value(expression) != target:
             return None
@@ -61,18 +64,18 @@ class Countdown(Task):
 
     def demonstration(self, prompt: Prompt, rng: random.Random, *, noisy: bool) -> str:
         """A random solution; a noisy one is any random expression over the numbers."""
-        (numbers,) = read_payload(prompt, "numbers")
-        known = expressions(tuple(sorted(numbers)))
+        numbers, operators = read_payload(prompt, "numbers", "operators")
+        known = expressions(tuple(sorted(numbers)), operators)
         forms = list(known) if noisy else self.solutions(prompt)
         return _write(known[rng.choice(forms)][0], rng)
 
 
 @functools.lru_cache(maxsize=4096)
-def expressions(numbers: tuple[int, ...]) -> dict[str, tuple[Expression, Fraction]]:
+def expressions(numbers: tuple[int, ...], operators: str = "+-*/") -> dict[str, tuple[Expression, Fraction]]:
     """Every expression that uses each number exactly once, one for each canonical form, with its value.
 
-    Built over subsets: an expression over a set joins two over a split of it. Distinct numbers have 68
-    (three), 1256 (four) or 32628 (five) forms, fewer where numbers repeat or a divisor is 0.
+    Built over subsets: an expression over a set joins two over a split of it. With all four operators
+    distinct numbers have 68 (three), 1256 (four) or 32628 (five) forms, fewer where a divisor is 0.
     """
     full = (1 << len(numbers)) - 1
     table: dict[int, dict[str, tuple[Expression, Fraction]]] = {
@@ -85,11 +88,13 @@ def expressions(numbers: tuple[int, ...]) -> dict[str, tuple[Expression, Fractio
         for left_mask in range(1, mask):
             if left_mask & mask == left_mask:
                 pairs = itertools.product(table[left_mask].values(), table[mask ^ left_mask].values())
-                _join(table[mask], pairs, operators="+-*/" if left_mask < mask ^ left_mask else "-/")
+                # Each unordered split comes twice: commutative operators need it once.
+                once = left_mask < mask ^ left_mask
+                _join(table[mask], pairs, [o for o in operators if once or o in "-/"])
     return table[full]
 
 
-def _join(found: dict[str, tuple[Expression, Fraction]], pairs: Any, *, operators: str) -> None:
+def _join(found: dict[str, tuple[Expression, Fraction]], pairs: Any, operators: list[str]) -> None:
     for (left, left_value), (right, right_value) in pairs:
         for operator in operators:
             reached = apply(operator, left_value, right_value)

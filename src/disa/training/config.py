@@ -29,11 +29,14 @@ class TrainingConfig(StageConfig):
     """beta: the target is the reference times exp(beta * reward). TRL's own ``beta`` is 1/beta."""
     steps: int = Field(200, ge=1)
     """Optimiser steps."""
+    grpo_steps: int | None = Field(None, ge=1)
+    """Optimiser steps of GRPO; null for the same as steps. More than steps gives GRPO, which needs no offline
+    trajectories, the completions that DISA's anchor was estimated from."""
     prompts_per_step: int = Field(32, ge=1)
     """Distinct prompts a step."""
     completions_per_prompt: int = Field(8, ge=2)
     """Completions drawn for each prompt of a step (TRL's num_generations)."""
-    micro_batch: int | None = None
+    micro_batch: int | None = Field(None, ge=1)
     """Completions of one forward and backward pass; null for a whole step at once. A divisor of
     prompts_per_step * completions_per_prompt."""
     learning_rate: float = Field(1e-3, gt=0)
@@ -50,6 +53,11 @@ class TrainingConfig(StageConfig):
     """Leave-one-out baseline shrunk towards the frozen log Z, or none."""
     baseline_prior_strength: float = Field(1.0, ge=0)
     """n0 of the anchored baseline, in completions."""
+    offline_share: float = Field(0.0, ge=0, lt=1)
+    """Share of the forward projection in DISA's objective: importance-weighted likelihood of the anchor's own
+    trajectories. 0 is on-policy trajectory balance alone."""
+    offline_weight_cap: float = Field(8.0, gt=0)
+    """Bound on a trajectory's weight in the forward projection."""
     lora: LoRAConfig | None = None
     """Adapters; null for full fine-tuning."""
     compute: Literal["float32", "bfloat16"] = "float32"
@@ -75,10 +83,18 @@ class TrainingConfig(StageConfig):
         """Completions an optimiser step sees."""
         return self.prompts_per_step * self.completions_per_prompt
 
+    def method_steps(self, method: str) -> int:
+        """Optimiser steps of one method."""
+        return self.grpo_steps or self.steps if method == "grpo" else self.steps
+
     def method_identity(self, method: str) -> dict[str, Any]:
         """What one method's result depends on: the list of methods and the other's settings do not."""
-        foreign = {
-            "disa": ("grpo_learning_rate",),
-            "grpo": ("inverse_temperature", "baseline", "baseline_prior_strength"),
-        }[method]
+        disa_only = (
+            "inverse_temperature",
+            "baseline",
+            "baseline_prior_strength",
+            "offline_share",
+            "offline_weight_cap",
+        )
+        foreign = {"disa": ("grpo_learning_rate", "grpo_steps"), "grpo": disa_only}[method]
         return {k: v for k, v in self.identity().items() if k != "methods" and k not in foreign} | {"method": method}

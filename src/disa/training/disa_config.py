@@ -42,6 +42,10 @@ class DISAConfig(GRPOConfig):
         default=1.0,
         metadata={"help": "n0 of the anchored baseline: completions' worth of trust in the frozen log Z."},
     )
+    offline_share: float = field(
+        default=0.0,
+        metadata={"help": "Share in [0, 1) of the forward projection on offline trajectories in the objective."},
+    )
     beta: float = field(
         default=0.0,
         metadata={"help": "TRL's KL coefficient. Set from inverse_temperature as its reciprocal; leave it alone."},
@@ -66,11 +70,15 @@ class DISAConfig(GRPOConfig):
         self.beta = reciprocal
         if self.baseline not in ("anchored", "none"):
             raise DisaError(f"baseline={self.baseline!r}, expected 'anchored' or 'none'", where="DISAConfig")
+        if not 0.0 <= self.offline_share < 1.0:
+            raise DisaError(f"offline_share={self.offline_share}, expected a number in [0, 1)", where="DISAConfig")
         super().__post_init__()
         for name, (neutral, reason) in _REFUSED.items():
             if getattr(self, name) != neutral:
                 raise DisaError(
-                    f"{name}={getattr(self, name)} is refused: {reason}", where="DISAConfig", fix=f"use {name}={neutral}"
+                    f"{name}={getattr(self, name)} is refused: {reason}",
+                    where="DISAConfig",
+                    fix=f"use {name}={neutral}",
                 )
         if self.gradient_accumulation_steps % self.steps_per_generation:
             raise DisaError(

@@ -10,14 +10,15 @@ from transformers import PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from disa.anchor import Anchor
-from disa.engine import StepLog, last_checkpoint, load_model, load_tokenizer, trainer_arguments
-from disa.records import Prompt
+from disa.engine import StepLog, last_checkpoint, load_tokenizer, trainable_model, trainer_arguments
+from disa.records import Prompt, ScoredTrajectory
 from disa.rundir import StageFolder, replace_folder
-from disa.sampling import SamplingConfig
+from disa.sampling import SamplingConfig, encode_prompt
 from disa.scoring.run import task_reward
 from disa.tasks import Task
 from disa.training.config import TrainingConfig
 from disa.training.disa_config import DISAConfig
+from disa.training.offline import OfflineTrajectories
 from disa.training.trainer import DISATrainer
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ def run_training(
     prompts: list[Prompt],
     reference: Path,
     anchor: Anchor,
+    trajectories: list[ScoredTrajectory],
 ) -> None:
     """Train ``method`` and write ``model/`` and ``steps.jsonl``; continue from the newest checkpoint.
 
@@ -82,14 +84,17 @@ def run_training(
         Frozen reference, from which the policy starts.
     anchor : Anchor
         Read by ``disa`` only; ``grpo`` never sees it.
+    trajectories : list of ScoredTrajectory
+        Those of the training prompts, for the forward projection; read only where it has a share.
     """
     checkpoints = stage.path / "checkpoints"
-    arguments = _arguments(config, law, checkpoints)
+    arguments = _arguments(method, config, law, checkpoints)
+    tokenizer = load_tokenizer(reference)
     shared = {
-        "model": load_model(reference).requires_grad_(True).train(),
+        "model": trainable_model(reference),
         "reward_funcs": [TaskReward(task)],
         "train_dataset": dataset(prompts, task, law),
-        "processing_class": load_tokenizer(reference),
+        "processing_class": tokenizer,
         "peft_config": _peft_config(config),
         "callbacks": [StepLog(stage.path / "steps.jsonl", f"training: {method}")],
     }
@@ -99,23 +104,30 @@ def run_training(
             inverse_temperature=config.inverse_temperature,
             baseline=config.baseline,
             baseline_prior_strength=config.baseline_prior_strength,
+            offline_share=config.offline_share,
             **arguments,
         )
-        trainer: GRPOTrainer = DISATrainer(anchor=anchor, args=args, reference=reference, **shared)
+        offline = None
+        if config.offline_share:
+            encoded = {p.prompt_id: encode_prompt(tokenizer, p.prompt, law) for p in prompts}
+            offline = OfflineTrajectories(
+                trajectories, encoded, anchor, weight_cap=config.offline_weight_cap, seed=config.seed
+            )
+        trainer: GRPOTrainer = DISATrainer(anchor=anchor, args=args, reference=reference, offline=offline, **shared)
     else:
         args = GRPOConfig(learning_rate=config.grpo_learning_rate or config.learning_rate, **arguments)
         trainer = GRPOTrainer(args=args, **shared)
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
     _save(trainer, stage.path)
-    stage.finish(method=method, completions=config.steps * config.completions_per_step)
+    stage.finish(method=method, completions=config.method_steps(method) * config.completions_per_step)
 
 
-def _arguments(config: TrainingConfig, law: SamplingConfig, output_dir: Path) -> dict[str, Any]:
+def _arguments(method: str, config: TrainingConfig, law: SamplingConfig, output_dir: Path) -> dict[str, Any]:
     micro_batch = config.micro_batch or config.completions_per_step
     return {
         "output_dir": str(output_dir),
-        "max_steps": config.steps,
+        "max_steps": config.method_steps(method),
         "per_device_train_batch_size": micro_batch,
         "gradient_accumulation_steps": config.completions_per_step // micro_batch,
         "num_generations": config.completions_per_prompt,

@@ -20,10 +20,12 @@ from trl.data_utils import is_conversational
 
 from disa.anchor import Anchor
 from disa.errors import DisaError
+from disa.objectives.forward_projection import forward_projection_loss
 from disa.objectives.trajectory_balance import anchored_baseline, trajectory_balance_loss, trajectory_balance_residual
 from disa.provenance import Fingerprint, chat_template_digest, tokenizer_digest, weights_digest
 from disa.training.audit import ResidualRecord
 from disa.training.disa_config import DISAConfig
+from disa.training.offline import OfflineTrajectories
 
 
 class DISATrainer(GRPOTrainer):
@@ -47,6 +49,8 @@ class DISATrainer(GRPOTrainer):
     reference : str or Path, optional
         Folder or hub id of the frozen reference for full fine-tuning; by default where ``model`` was
         loaded from. With adapters the reference is the base model with adapters off.
+    offline : OfflineTrajectories, optional
+        Trajectories for the forward projection; needed exactly when ``args.offline_share`` is above 0.
     eval_dataset, processing_class, reward_processing_classes, callbacks, optimizers, peft_config
         As in :class:`trl.GRPOTrainer`. Evaluation rows need a log Z too.
 
@@ -69,6 +73,7 @@ class DISATrainer(GRPOTrainer):
         train_dataset: Any,
         *,
         reference: str | Path | None = None,
+        offline: OfflineTrajectories | None = None,
         eval_dataset: Any = None,
         processing_class: Any = None,
         reward_processing_classes: Any = None,
@@ -78,11 +83,21 @@ class DISATrainer(GRPOTrainer):
     ) -> None:
         if reference is not None:
             if isinstance(model, str):
-                model = AutoModelForCausalLM.from_pretrained(model, **(args.model_init_kwargs or {"dtype": torch.float32}))
+                model = AutoModelForCausalLM.from_pretrained(
+                    model, **(args.model_init_kwargs or {"dtype": torch.float32})
+                )
             # GRPOTrainer loads the frozen reference from here; without this an edited or in-memory policy
             # would silently be compared with whatever its configuration names.
             model.config._name_or_path = str(reference)
-        self._anchor = anchor
+        if (offline is None) == (args.offline_share > 0):
+            raise DisaError(
+                f"offline_share is {args.offline_share}, but offline trajectories are "
+                f"{'missing' if offline is None else 'given'}",
+                where="DISATrainer",
+                fix="give both, or leave both out",
+            )
+        self._anchor, self._offline = anchor, offline
+        self._offline_batches = (-1, 0)
         self._rewards_per_func = torch.empty(0)
         self._audits = {"train": ResidualRecord(), "eval": ResidualRecord()}
         super().__init__(
@@ -153,14 +168,9 @@ class DISATrainer(GRPOTrainer):
         """Mean squared trajectory-balance residual of one micro-batch."""
         mode = "train" if self.model.training else "eval"
         mask = inputs["completion_mask"]
-        token_log_pi, entropy, _ = self._get_per_token_logps_and_entropies(
-            model,
-            torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1),
-            torch.cat([inputs["prompt_mask"], mask], dim=1),
-            mask.size(1),
-            compute_entropy=True,
+        log_pi, entropy = self._sequence_log_probs(
+            model, inputs["prompt_ids"], inputs["prompt_mask"], inputs["completion_ids"], mask
         )
-        log_pi = (token_log_pi.double() * mask).sum(dim=1)
         log_ref = (inputs["ref_per_token_logps"].double() * mask).sum(dim=1)
         residual = trajectory_balance_residual(
             log_pi, log_ref, inputs["raw_reward"].double(), inputs["log_z"], beta=self.args.inverse_temperature
@@ -172,12 +182,51 @@ class DISATrainer(GRPOTrainer):
             group, strength = inputs["group"][decided], self.args.baseline_prior_strength
             baseline = anchored_baseline(residual[decided], group, prior_strength=strength)
         loss = trajectory_balance_loss(residual[decided], baseline) if decided.any() else 0.0 * log_pi.sum()
+        if self._offline is not None and mode == "train":
+            # Twice: the squared residual's gradient is 2 grad KL(pi || pi*), the projection's is grad KL(pi* || pi).
+            share = self.args.offline_share
+            loss = (1 - share) * loss + share * 2 * self._forward_projection(model, len(residual))
 
         gather = self.accelerator.gather
         self._audits[mode].add(gather(residual.detach()), gather((log_pi - log_ref).detach()))
         mean_entropy = (entropy.detach() * mask).sum() / mask.sum().clamp(min=1)
         self._metrics[mode]["entropy"].append(gather(mean_entropy).mean().item())
         return loss / (self.current_gradient_accumulation_steps if mode == "train" else 1)
+
+    def _forward_projection(self, model: Any, size: int) -> torch.Tensor:
+        """Loss of the next batch of offline trajectories, of the same size as the on-policy one."""
+        step, count = self._offline_batches
+        count = count + 1 if step == self.state.global_step else 0
+        self._offline_batches = (self.state.global_step, count)
+        # A batch's number depends on step, micro-batch and process only, so resuming repeats no batch.
+        number = (self.state.global_step * self.current_gradient_accumulation_steps + count) * (
+            self.accelerator.num_processes
+        ) + self.accelerator.process_index
+        batch = self._offline.batch(number, size, self.accelerator.device, self._tokenizer.pad_token_id)
+        log_pi, _ = self._sequence_log_probs(
+            model, batch.prompt_ids, batch.prompt_mask, batch.completion_ids, batch.completion_mask
+        )
+        loss = forward_projection_loss(log_pi, batch.weight)
+        self._metrics["train"]["forward_projection"].append(self.accelerator.gather(loss.detach()).mean().item())
+        return loss
+
+    def _sequence_log_probs(
+        self,
+        model: Any,
+        prompt_ids: torch.Tensor,
+        prompt_mask: torch.Tensor,
+        completion_ids: torch.Tensor,
+        mask: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Sequence log-probabilities, float64, and token entropies, by the engine's own method."""
+        token_log_pi, entropy, _ = self._get_per_token_logps_and_entropies(
+            model,
+            torch.cat([prompt_ids, completion_ids], dim=1),
+            torch.cat([prompt_mask, mask], dim=1),
+            completion_ids.size(1),
+            compute_entropy=True,
+        )
+        return (token_log_pi.double() * mask).sum(dim=1), entropy
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the audit of all residuals since the last line."""

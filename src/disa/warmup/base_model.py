@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from disa.engine import load_model, load_tokenizer
+from disa.engine import load_tokenizer, trainable_model
 from disa.errors import DisaError
 from disa.warmup.config import WarmupConfig
 from disa.warmup.small_model import character_tokenizer, small_model
@@ -22,7 +22,7 @@ def base_model(config: WarmupConfig, alphabet: str) -> tuple[PreTrainedModel, Pr
         tokenizer = character_tokenizer(alphabet)
         return small_model(config.small_model, tokenizer, config.seed), tokenizer
     path = smollm2_folder() if config.base == "smollm2" else config.base
-    return load_model(path).requires_grad_(True).train(), load_tokenizer(path)
+    return trainable_model(path), load_tokenizer(path)
 
 
 def smollm2_folder() -> Path:

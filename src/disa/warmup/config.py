@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from disa.config import StageConfig, speed_only
 
@@ -21,12 +21,21 @@ class SmallModelConfig(StageConfig):
     context_length: int = Field(64, ge=16)
     """Longest prompt plus completion in tokens (characters)."""
 
+    @model_validator(mode="after")
+    def _whole_heads(self) -> SmallModelConfig:
+        if self.hidden_size % self.heads:
+            raise ValueError(f"heads {self.heads} does not divide hidden_size {self.hidden_size}")
+        return self
+
 
 class WarmupRun(StageConfig):
-    """One supervised run; the proposal's run starts from the same initial weights as the reference's."""
+    """One supervised run."""
 
     steps: int = Field(600, ge=1)
     """Optimiser steps."""
+    start: Literal["base", "proposal"] = "base"
+    """Weights it starts from: those of ``base``, or (the reference only) the finished proposal's: a short
+    noisy run then hides what the proposal has learnt, and the reference knows more than it shows."""
     noise: float = Field(0.0, ge=0.0, lt=1.0)
     """Share of demonstrations that are well-formed but, almost always, wrong."""
 
@@ -55,3 +64,11 @@ class WarmupConfig(StageConfig):
     """Seed of initial weights, demonstrations and batch order."""
     log_every: int = speed_only(50, ge=1)
     """Steps between loss lines in the log."""
+
+    @model_validator(mode="after")
+    def _start_exists(self) -> WarmupConfig:
+        if self.proposal and self.proposal.start != "base":
+            raise ValueError("proposal.start must be base: the proposal cannot start from itself")
+        if self.reference.start == "proposal" and not self.proposal:
+            raise ValueError("reference.start is proposal, but there is no proposal run")
+        return self

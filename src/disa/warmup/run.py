@@ -11,7 +11,7 @@ from datasets import Dataset
 from transformers import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
-from disa.engine import StepLog, last_checkpoint, trainer_arguments
+from disa.engine import StepLog, last_checkpoint, load_tokenizer, trainable_model, trainer_arguments
 from disa.errors import DisaError
 from disa.records import Prompt
 from disa.rundir import StageFolder, replace_folder
@@ -30,7 +30,7 @@ def run_warmup(
     stage: StageFolder, config: WarmupConfig, task: Task, prompts: list[Prompt], law: SamplingConfig
 ) -> None:
     """Train and save ``reference`` and, where configured, ``proposal`` in the stage's folder."""
-    runs = {"reference": config.reference} | ({"proposal": config.proposal} if config.proposal else {})
+    runs = ({"proposal": config.proposal} if config.proposal else {}) | {"reference": config.reference}
     for name, run in runs.items():
         if not (stage.path / name / "config.json").is_file():
             _train(stage.path, name, run, config, task, prompts, law)
@@ -46,7 +46,10 @@ def _train(
     prompts: list[Prompt],
     law: SamplingConfig,
 ) -> None:
-    model, tokenizer = base_model(config, task.alphabet)
+    if run.start == "proposal":
+        model, tokenizer = trainable_model(folder / "proposal"), load_tokenizer(folder / "proposal")
+    else:
+        model, tokenizer = base_model(config, task.alphabet)
     check_context(model, max((encode_prompt(tokenizer, p.prompt, law) for p in prompts), key=len), law, where="tasks")
     checkpoints = folder / f"checkpoints-{name}"
     trainer = SFTTrainer(
