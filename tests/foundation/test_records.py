@@ -1,0 +1,202 @@
+"""Rows survive the disk exactly, and what is not such a row is refused by name."""
+
+import dataclasses
+import math
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from disa.errors import DisaError
+from disa.records import (
+    EvaluationRecord,
+    PartitionEstimate,
+    Prompt,
+    ScoredTrajectory,
+    Trajectory,
+    read_rows,
+    schema,
+    write_rows,
+)
+
+# The text has a newline, a quote, an emoji and a NUL: completions hold whatever a model writes.
+TEXT = 'a "quoted"\nline \U0001f600 \x00 end'
+NUMBERS = {"ess": 5.5, "hits_ess": 2.5, "mean_weight": 0.9}
+ROWS = {
+    Prompt: [
+        Prompt("p0", "countdown", "train", TEXT, '{"target": 3}', 4),
+        Prompt("p1", "countdown", "heldout", "", "{}", None),
+    ],
+    Trajectory: [
+        Trajectory("p0", 0, "reference", TEXT, [5, 0, 2**31 - 1], False, -1.2345678901234567),
+        Trajectory("p0", 1, "proposal", "", [], True, -0.0),
+    ],
+    ScoredTrajectory: [
+        ScoredTrajectory("p0", 0, "reference", TEXT, [5, 6], False, -1e-300, -1e300, -math.inf, 1.0),
+        ScoredTrajectory("p0", 1, "proposal", "", [], True, -1.0, -2.0, -3.0, 0.25),
+    ],
+    PartitionEstimate: [
+        PartitionEstimate(
+            *("p0", "train", 0.1 + 0.2, 0.3, 0.0, 2.0, 8, 2, 0.5),
+            **NUMBERS, pareto_k=0.7, method="mixture", flags=["gated", "wide"],
+        ),
+        PartitionEstimate(
+            *("p1", "heldout", 0.0, 0.0, 0.0, 1.0, 8, 0, 0.0), **NUMBERS, pareto_k=None, method="is", flags=[]
+        ),
+    ],
+    EvaluationRecord: [
+        EvaluationRecord("disa", "p0", "heldout", 3, TEXT, False, 1.0, "1+2", -3.0, -4.0),
+        EvaluationRecord("reference", "p0", "heldout", 4, "", True, 0.0, None, -3.0, -3.0),
+    ],
+}  # fmt: skip
+ROW_TYPES = pytest.mark.parametrize("row_type", list(ROWS), ids=lambda t: t.__name__)
+
+
+@ROW_TYPES
+def test_rows_come_back_exactly_as_they_were_written(row_type, tmp_path):
+    write_rows(tmp_path / "rows.parquet", ROWS[row_type], row_type)
+    assert read_rows(tmp_path / "rows.parquet", row_type) == ROWS[row_type]
+
+
+@ROW_TYPES
+def test_a_file_without_rows_is_a_file_with_no_rows(row_type, tmp_path):
+    write_rows(tmp_path / "rows.parquet", [], row_type)
+    assert read_rows(tmp_path / "rows.parquet", row_type) == []
+
+
+@ROW_TYPES
+def test_the_datasets_library_reads_the_same_values(row_type, tmp_path):
+    write_rows(tmp_path / "rows.parquet", ROWS[row_type], row_type)
+    loaded = datasets.load_dataset(
+        "parquet", data_files=str(tmp_path / "rows.parquet"), split="train", cache_dir=str(tmp_path / "cache")
+    )
+    assert loaded.to_list() == [dataclasses.asdict(row) for row in ROWS[row_type]]
+
+
+def test_a_folder_is_read_in_the_order_of_its_file_names_without_files_under_way(tmp_path):
+    for key in ("part-000002", "part-000000", "part-000010"):
+        write_rows(tmp_path / f"{key}.parquet", [dataclasses.replace(ROWS[Trajectory][0], completion=key)], Trajectory)
+    (tmp_path / ".part-000001.parquet.123.tmp").write_bytes(b"half a file")
+    (tmp_path / "parity.json").write_text("{}")
+    assert [row.completion for row in read_rows(tmp_path, Trajectory)] == ["part-000000", "part-000002", "part-000010"]
+
+
+def test_writing_leaves_one_whole_file_and_nothing_beside_it(tmp_path):
+    write_rows(tmp_path / "rows.parquet", ROWS[Prompt], Prompt)
+    write_rows(tmp_path / "rows.parquet", ROWS[Prompt][:1], Prompt)
+    assert [p.name for p in tmp_path.iterdir()] == ["rows.parquet"]
+    assert read_rows(tmp_path / "rows.parquet", Prompt) == ROWS[Prompt][:1]
+
+
+def test_a_row_of_the_wrong_type_is_not_written(tmp_path):
+    with pytest.raises((pa.ArrowInvalid, pa.ArrowTypeError)):
+        write_rows(tmp_path / "rows.parquet", [dataclasses.replace(ROWS[Trajectory][0], draw="first")], Trajectory)
+    assert list(tmp_path.iterdir()) == []
+
+
+def trajectories_table(**changed):
+    """The example trajectories as a table, columns replaced, without the record's metadata."""
+    columns = {f.name: [getattr(r, f.name) for r in ROWS[Trajectory]] for f in dataclasses.fields(Trajectory)}
+    return pa.table(columns | changed)
+
+
+def refusal(path, row_type=Trajectory):
+    with pytest.raises(DisaError) as caught:
+        read_rows(path, row_type)
+    assert str(path) in str(caught.value)
+    assert caught.value.fix
+    return str(caught.value)
+
+
+def test_plain_parquet_with_the_right_columns_is_welcome_and_other_columns_are_ignored(tmp_path):
+    table = trajectories_table().append_column("note", pa.array(["x", "y"]))
+    pq.write_table(table, tmp_path / "rows.parquet")
+    assert read_rows(tmp_path / "rows.parquet", Trajectory) == ROWS[Trajectory]
+
+
+def test_a_missing_file_is_named(tmp_path):
+    assert "file not found" in refusal(tmp_path / "none.parquet")
+
+
+def test_a_missing_column_is_named_with_those_found(tmp_path):
+    pq.write_table(trajectories_table().drop_columns(["log_sampler"]), tmp_path / "rows.parquet")
+    message = refusal(tmp_path / "rows.parquet")
+    assert "field 'log_sampler' is missing, found prompt_id, draw" in message
+
+
+@pytest.mark.parametrize(
+    ("field", "values", "found", "expected"),
+    [
+        ("draw", ["first", "second"], "string", "int64"),
+        ("log_sampler", ["a", "b"], "string", "double"),
+        ("completion_ids", [["a"], ["b"]], "list<", "list<"),
+        ("completion_ids", [1, 2], "int64", "list<"),
+        ("draw", [0.5, 1.5], "double", "int64"),
+    ],
+)
+def test_a_wrong_type_is_named_with_both_types(field, values, found, expected, tmp_path):
+    pq.write_table(trajectories_table(**{field: values}), tmp_path / "rows.parquet")
+    message = refusal(tmp_path / "rows.parquet")
+    assert f"field '{field}' has type {found}" in message
+    assert f"expected {expected}" in message
+
+
+@pytest.mark.parametrize("field", ["prompt_id", "draw", "completion", "completion_ids", "truncated", "log_sampler"])
+def test_a_null_is_named_with_its_row(field, tmp_path):
+    values = trajectories_table().column(field).to_pylist()
+    table = trajectories_table(**{field: pa.array([values[0], None], trajectories_table().column(field).type)})
+    pq.write_table(table, tmp_path / "rows.parquet")
+    message = refusal(tmp_path / "rows.parquet")
+    assert "row 1" in message
+    assert f"field '{field}' is null" in message
+
+
+def test_a_null_inside_a_list_of_tokens_is_refused(tmp_path):
+    pq.write_table(trajectories_table(completion_ids=[[1, 2], [3, None]]), tmp_path / "rows.parquet")
+    message = refusal(tmp_path / "rows.parquet")
+    assert "row 1" in message
+    assert "completion_ids" in message
+
+
+def test_a_nan_is_named_with_its_row(tmp_path):
+    pq.write_table(trajectories_table(log_sampler=[-1.0, math.nan]), tmp_path / "rows.parquet")
+    message = refusal(tmp_path / "rows.parquet")
+    assert "row 1" in message
+    assert "field 'log_sampler' is NaN" in message
+
+
+def test_a_nan_is_refused_where_null_would_be_allowed(tmp_path):
+    row = dataclasses.replace(ROWS[PartitionEstimate][0], pareto_k=math.nan)
+    write_rows(tmp_path / "rows.parquet", [row], PartitionEstimate)
+    assert "field 'pareto_k' is NaN" in refusal(tmp_path / "rows.parquet", PartitionEstimate)
+
+
+def test_another_record_is_refused_though_its_columns_would_do(tmp_path):
+    write_rows(tmp_path / "rows.parquet", ROWS[ScoredTrajectory], ScoredTrajectory)
+    message = refusal(tmp_path / "rows.parquet", Trajectory)
+    assert "holds ScoredTrajectory rows of version 1, expected Trajectory version 1" in message
+
+
+def test_another_version_is_refused(tmp_path):
+    table = trajectories_table().cast(schema(Trajectory))
+    table = table.replace_schema_metadata({"disa.record": "Trajectory", "disa.version": "0"})
+    pq.write_table(table, tmp_path / "rows.parquet")
+    assert "Trajectory rows of version 0, expected Trajectory version 1" in refusal(tmp_path / "rows.parquet")
+
+
+@pytest.mark.parametrize("keep", [0, 3, 50, -9])
+def test_a_truncated_file_is_refused(keep, tmp_path):
+    path = tmp_path / "rows.parquet"
+    write_rows(path, ROWS[Trajectory], Trajectory)
+    path.write_bytes(path.read_bytes()[:keep])
+    assert "not a readable Parquet file" in refusal(path)
+
+
+def test_a_file_damaged_in_its_middle_is_refused(tmp_path):
+    path = tmp_path / "rows.parquet"
+    write_rows(path, ROWS[Trajectory] * 200, Trajectory)
+    data = bytearray(path.read_bytes())
+    data[4:400] = bytes(396)
+    path.write_bytes(bytes(data))
+    assert "not a readable Parquet file" in refusal(path)
