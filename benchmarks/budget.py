@@ -1,0 +1,138 @@
+"""Adaptive against uniform allocation of trajectories, at equal total budget, with exact log Z.
+
+Completions of prompt x are numbers y, drawn by the reference from N(0, 1) and by the proposal from N(m_x, 1);
+the reward is 1 where y > t_x. So q = P(N(0, 1) > t_x) is exact; it runs from 0.5 down to ``--hardest``. m_x
+lies anywhere between 0 (the reference itself) and t_x (a good proposal); in the second half of the table a third
+of the prompts have a proposal that moves away from the solutions instead, m_x = -2::
+
+    OMP_NUM_THREADS=1 python benchmarks/budget.py --replicates 40
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import ndtri
+
+from disa.partition import LogPartitionBatch, estimate_log_partition_batch
+from disa.partition.budget import adaptive_budget, trajectory_arrays
+from disa.partition.log_weights import log_z_from_q
+from disa.records import ScoredTrajectory
+
+Array = NDArray[np.float64]
+PROMPTS = 100
+PER_PROMPT = 64
+PILOT = 16
+CAP = 512
+REFERENCE_SHARE = 0.25
+MISLED_MEAN = -2.0
+# Neither stops early here: both spend the whole budget.
+PRECISION = 1e-3
+
+
+class GaussianShift:
+    """A set of prompts and the means of its proposal."""
+
+    def __init__(self, rng: np.random.Generator, hardest: float, misled: int) -> None:
+        self.rng = rng
+        self.q = np.exp(rng.uniform(np.log(hardest), np.log(0.5), PROMPTS))
+        self.threshold = -ndtri(self.q)
+        self.mean = rng.random(PROMPTS) * self.threshold
+        self.mean[:misled] = MISLED_MEAN
+
+    def draw(self, prompt: int, n: int, source: str) -> list[ScoredTrajectory]:
+        """Draw n scored trajectories; log-probabilities lack the constant both models share."""
+        mean = self.mean[prompt]
+        y = self.rng.normal(0.0 if source == "reference" else mean, 1.0, n)
+        reward = (y > self.threshold[prompt]).astype(np.float64)
+        columns = (y, -0.5 * y**2, -0.5 * (y - mean) ** 2, reward)
+        return [
+            ScoredTrajectory(
+                prompt_id=str(prompt),
+                draw=0,
+                source=source,
+                completion=f"{at:.6f}",
+                completion_ids=[0],
+                truncated=False,
+                log_sampler=log_ref if source == "reference" else log_proposal,
+                log_ref=log_ref,
+                log_proposal=log_proposal,
+                reward=r,
+            )
+            for at, log_ref, log_proposal, r in zip(*(c.tolist() for c in columns), strict=True)
+        ]
+
+
+def uniform(problem: GaussianShift, beta: float) -> LogPartitionBatch:
+    """Every prompt gets the same number of draws."""
+    reference = int(REFERENCE_SHARE * PER_PROMPT)
+    rows = [
+        [*problem.draw(i, reference, "reference"), *problem.draw(i, PER_PROMPT - reference, "proposal")]
+        for i in range(PROMPTS)
+    ]
+    return estimate_log_partition_batch(**trajectory_arrays(rows), beta=beta)
+
+
+def adaptive(problem: GaussianShift, beta: float, rounds: int) -> LogPartitionBatch:
+    """Pilot, then Neyman allocation of the rest."""
+    result = adaptive_budget(
+        problem.draw,
+        prompts=PROMPTS,
+        budget=PROMPTS * PER_PROMPT,
+        pilot=PILOT,
+        cap=CAP,
+        beta=beta,
+        reference_share=REFERENCE_SHARE,
+        precision=PRECISION,
+        rounds=rounds,
+    )
+    assert result.spent == PROMPTS * PER_PROMPT
+    return result.estimates
+
+
+def measure(estimate: LogPartitionBatch, log_z: Array) -> dict[str, float]:
+    """Mean squared error and bias over prompts (nats), and the share of intervals that hold the truth."""
+    error = estimate.log_z - log_z
+    covered = (estimate.interval_low <= log_z) & (log_z <= estimate.interval_high)
+    return {"mse": np.mean(error**2), "bias": np.mean(error), "coverage": np.mean(covered)}
+
+
+def main() -> None:
+    """Run all replicates, each with new prompts, and print means and standard errors over them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--replicates", type=int, default=40)
+    parser.add_argument("--hardest", type=float, default=1e-3, help="smallest success probability")
+    options = parser.parse_args()
+    methods: dict[str, Any] = {
+        "uniform": uniform,
+        "adaptive, 1 round": lambda problem, beta: adaptive(problem, beta, 1),
+        "adaptive, 3 rounds": lambda problem, beta: adaptive(problem, beta, 3),
+    }
+    print(f"{PROMPTS} prompts, {PER_PROMPT} draws a prompt on average, pilot {PILOT}, {options.replicates} replicates")
+    print(f"{'allocation':>20} {'MSE':>17} {'MSE less uniform':>20} {'bias':>20} {'coverage':>20}")
+    for misled in (0, PROMPTS // 3):
+        for beta in (5.0, 15.0):
+            print(f"beta {beta:g}, {misled} misled proposals")
+            results: dict[str, list[dict[str, float]]] = {name: [] for name in methods}
+            for seed in range(options.replicates):
+                for name, method in methods.items():
+                    problem = GaussianShift(np.random.default_rng(seed), options.hardest, misled)
+                    log_z = log_z_from_q(problem.q, beta, (0.0, 1.0))
+                    results[name].append(measure(method(problem, beta), log_z))
+            base = np.array([row["mse"] for row in results["uniform"]])
+            for name, rows in results.items():
+                mse, bias, coverage = (np.array([row[key] for row in rows]) for key in ("mse", "bias", "coverage"))
+                cells = [spread(mse), spread(mse - base), spread(bias), spread(coverage)]
+                print(f"{name:>20} " + "   ".join(cells) + f"   ratio {mse.mean() / base.mean():.2f}", flush=True)
+
+
+def spread(values: Array) -> str:
+    """Mean and its standard error."""
+    return f"{values.mean():.4f} +- {values.std(ddof=1) / np.sqrt(len(values)):.4f}"
+
+
+if __name__ == "__main__":
+    main()

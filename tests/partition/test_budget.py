@@ -1,0 +1,237 @@
+import math
+
+import numpy as np
+import pytest
+from scipy.optimize import minimize
+from six_outcomes import PASSES, PROPOSAL, REFERENCE, exact_log_z, sample
+
+from disa.errors import DisaError
+from disa.partition import estimate_log_partition_batch
+from disa.partition.budget import adaptive_budget, allocate, relative_spread, trajectory_arrays
+from disa.partition.draws import collect_draws
+from disa.records import ScoredTrajectory
+
+NO_CAP = 10**9
+
+
+def trajectories(rng, n, source, q, proposal_q):
+    """Pass with probability q under the reference and proposal_q under the proposal."""
+    passed = rng.random(n) < (q if source == "reference" else proposal_q)
+    log_ref = np.where(passed, math.log(q), math.log1p(-q)).tolist()
+    log_proposal = np.where(passed, math.log(proposal_q), math.log1p(-proposal_q)).tolist()
+    return [
+        ScoredTrajectory("x", 0, source, "", [1], False, ref if source == "reference" else mu, ref, mu, float(r))
+        for ref, mu, r in zip(log_ref, log_proposal, passed, strict=True)
+    ]
+
+
+def bernoulli(rng, q, proposal_q):
+    """Draw function of a set of prompts."""
+    return lambda prompt, n, source: trajectories(rng, n, source, q[prompt], proposal_q[prompt])
+
+
+def test_totals_are_proportional_to_the_spread_where_nothing_is_drawn_yet():
+    assert allocate([1.0, 2.0, 5.0], np.zeros(3, int), 80, NO_CAP).tolist() == [10, 20, 50]
+
+
+def test_draws_already_made_count_towards_the_totals():
+    # Totals of 30 in proportion 1 : 2 : 3 would be 5, 10, 15, but prompt 0 already has 10: 20 are left for 2 : 3.
+    assert allocate([1.0, 2.0, 3.0], np.array([10, 0, 0]), 20, NO_CAP).tolist() == [0, 8, 12]
+
+
+def test_what_a_cap_cuts_off_goes_to_the_others():
+    assert allocate([1.0, 2.0, 3.0], np.zeros(3, int), 18, np.array([99, 99, 6])).tolist() == [4, 8, 6]
+    assert allocate([1.0, 2.0], np.array([4, 9]), 100, 10).tolist() == [6, 1]
+    assert allocate([0.0, 2.0], np.array([4, 9]), 100, 10).tolist() == [0, 1]
+    assert allocate([1.0, 1.0], np.array([20, 9]), 1, 10).tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_allocation_minimises_the_total_variance_within_its_limits(seed):
+    rng = np.random.default_rng(seed)
+    c, counts, cap, budget = rng.lognormal(0, 1, 6), rng.integers(1, 40, 6), 150, 200
+    further = allocate(c, counts, budget, cap)
+    assert further.sum() == budget
+    assert (further >= 0).all() and (counts + further <= cap).all()
+    best = minimize(
+        lambda n: np.sum(c**2 / (counts + n)),
+        np.full(6, budget / 6),
+        bounds=[(0, cap - m) for m in counts],
+        constraints={"type": "eq", "fun": lambda n: n.sum() - budget},
+        options={"ftol": 1e-12, "maxiter": 500},
+    )
+    # Whole draws may differ from the continuous optimum by less than one each.
+    assert np.abs(further - best.x).max() < 1.01
+    assert np.sum(c**2 / (counts + further)) <= best.fun * 1.005
+
+
+def test_bad_arguments_of_an_allocation_are_refused():
+    with pytest.raises(DisaError, match="do not agree"):
+        allocate([1.0, 2.0], np.zeros(3, int), 5, 10)
+    with pytest.raises(DisaError, match="must be finite and not negative"):
+        allocate([1.0, math.nan], np.zeros(2, int), 5, 10)
+    with pytest.raises(DisaError, match="must be finite and not negative"):
+        allocate([1.0, 1.0], np.zeros(2, int), -1, 10)
+
+
+def test_the_relative_spread_tends_to_that_of_the_mixture():
+    beta, n = 5.0, 200_000
+    draws = collect_draws(**sample(np.random.default_rng(0), 1, n // 4, 3 * n // 4), beta=beta, reward_range=(0, 1))
+    mixture = 0.25 * REFERENCE + 0.75 * PROPOSAL
+    v = REFERENCE / mixture * PASSES
+    exact = np.sqrt(mixture @ v**2 - (mixture @ v) ** 2) * math.expm1(beta) / math.exp(exact_log_z(PASSES, beta))
+    # Monte Carlo error of a standard deviation and a mean from 30,000 hits: below 1%.
+    assert relative_spread(draws, beta) == pytest.approx([exact], rel=0.02)
+
+
+@pytest.mark.parametrize("hits", [0, 3, 8])
+def test_the_prior_of_half_a_hit_keeps_certainty_away(hits):
+    draws = collect_draws(
+        (np.arange(8) < hits).astype(float),
+        prompt_index=np.zeros(8, int),
+        log_ref=np.full(8, -1.0),
+        from_reference=np.ones(8, bool),
+        beta=15.0,
+        reward_range=(0, 1),
+    )
+    q = (hits + 0.5) / 9.0
+    expected = math.sqrt(q * (1 - q)) * math.expm1(15) / (1 + math.expm1(15) * q)
+    assert relative_spread(draws, 15.0) == pytest.approx([expected], rel=1e-12)
+    # At beta 800 exp(beta) overflows, and the limit is the coefficient of variation.
+    assert relative_spread(draws, 800.0) == pytest.approx([math.sqrt((1 - q) / q)], rel=1e-12)
+
+
+@pytest.fixture(scope="module")
+def mixed():
+    """Sixty prompts of mixed difficulty, half of them with a better proposal, spent in full."""
+    rng = np.random.default_rng(1)
+    q = np.exp(rng.uniform(np.log(0.005), np.log(0.6), 60))
+    settings = {"prompts": 60, "budget": 60 * 48, "pilot": 16, "cap": 150, "beta": 15.0, "precision": 0.01}
+    proposal_q = np.where(np.arange(60) < 30, np.minimum(3 * q, 0.9), q)
+    return q, settings, adaptive_budget(bernoulli(rng, q, proposal_q), **settings)
+
+
+def test_the_budget_is_spent_within_the_cap_and_harder_prompts_get_more(mixed):
+    q, settings, result = mixed
+    counts = np.array([len(rows) for rows in result.draws])
+    assert result.spent == counts.sum() == settings["budget"]
+    assert counts.min() >= settings["pilot"] and counts.max() <= settings["cap"]
+    assert counts[q < 0.02].mean() > 2 * counts[q > 0.3].mean()
+    assert np.array_equal(result.capped, counts == settings["cap"])
+    assert result.capped.any()
+
+
+def test_the_estimates_are_those_of_all_the_draws_pooled(mixed):
+    _, settings, result = mixed
+    arrays = trajectory_arrays(result.draws)
+    assert np.array_equal(estimate_log_partition_batch(**arrays, beta=15.0).log_z, result.estimates.log_z)
+    reference = np.array([sum(row.source == "reference" for row in rows) for rows in result.draws])
+    assert np.array_equal(result.estimates.n_reference, reference)
+    # A prompt whose gate never closed holds its share; none has less.
+    shares = np.ceil(0.25 * result.estimates.n)
+    assert (reference >= shares).all()
+    assert np.mean(reference == shares) > 0.5
+
+
+def test_a_prompt_that_reached_the_precision_gets_no_more():
+    q = np.array([0.9, 0.02])
+    result = adaptive_budget(
+        bernoulli(np.random.default_rng(2), q, q),
+        prompts=2,
+        budget=2000,
+        pilot=64,
+        cap=400,
+        beta=15.0,
+        precision=0.2,  # 25 effective hits
+    )
+    assert len(result.draws[0]) == 64
+    assert 64 < len(result.draws[1]) <= 400
+    assert result.spent < 2000
+    assert result.capped.tolist() == [False, bool(result.estimates.hits_ess[1] < 25)]
+
+
+def test_a_gated_prompt_gets_further_draws_from_the_reference_alone():
+    q = np.full(4, 0.5)
+    proposal_q = np.array([1e-6, 1e-6, 0.5, 0.5])  # two proposals never write a solution
+    result = adaptive_budget(
+        bernoulli(np.random.default_rng(3), q, proposal_q),
+        prompts=4,
+        budget=800,
+        pilot=32,
+        cap=300,
+        beta=15.0,
+        precision=0.01,
+    )
+    proposal_draws = result.estimates.n - result.estimates.n_reference
+    assert proposal_draws[:2].tolist() == [24, 24]
+    assert (result.estimates.n_reference[:2] > 8).all()
+    assert list(result.estimates.method) == ["pass_rate"] * 2 + ["mixture"] * 2
+
+
+@pytest.mark.parametrize("beta", [5.0, 15.0])
+def test_adaptive_beats_uniform_allocation_at_equal_budget(beta):
+    prompts, gains = 80, []
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        q = np.exp(rng.uniform(np.log(0.003), np.log(0.5), prompts))
+        draw = bernoulli(rng, q, np.minimum(2 * q, 0.9))
+        truth = np.log1p(np.expm1(beta) * q)
+        settings = {"prompts": prompts, "budget": 64 * prompts, "beta": beta, "precision": 1e-3}
+        adaptive = adaptive_budget(draw, pilot=16, cap=512, **settings)
+        even = adaptive_budget(draw, pilot=64, cap=64, **settings)
+        assert adaptive.spent == even.spent == 64 * prompts
+        gains.append(np.mean((even.estimates.log_z - truth) ** 2) - np.mean((adaptive.estimates.log_z - truth) ** 2))
+    # Better by more than three standard errors over the replicates.
+    assert np.mean(gains) > 3 * np.std(gains, ddof=1) / math.sqrt(len(gains))
+
+
+def test_the_bias_from_adapting_sizes_is_the_stated_one():
+    q, prompts, per_prompt, excess = 0.3, 400, 64, []
+    for seed in range(12):
+        draw = bernoulli(np.random.default_rng(seed), np.full(prompts, q), np.full(prompts, q))
+        result = adaptive_budget(
+            draw,
+            prompts=prompts,
+            budget=per_prompt * prompts,
+            pilot=32,
+            cap=NO_CAP,
+            beta=15.0,
+            reference_share=1.0,
+            precision=1e-3,
+            rounds=1,
+        )
+        rates = [np.mean([row.reward for row in rows]) for rows in result.draws]
+        excess.append(np.mean(rates) - q)
+    # c = sqrt((1 - q) / q), so d log N / d log q = -1 / (2 (1 - q)), and a relative bias of 1 / (2 N q).
+    stated = q / (2 * per_prompt * q)
+    error = np.std(excess, ddof=1) / math.sqrt(len(excess))
+    assert np.mean(excess) > 3 * error
+    # The derivation is to first order in 1 / N; a third of the size covers the next one.
+    assert np.mean(excess) == pytest.approx(stated, abs=3 * error + stated / 3)
+
+
+def test_settings_out_of_range_are_refused_by_name():
+    draw = bernoulli(np.random.default_rng(0), np.array([0.5, 0.5]), np.array([0.5, 0.5]))
+    good = {"prompts": 2, "budget": 64, "pilot": 16, "cap": 64, "beta": 5.0}
+    for change, message in (
+        ({"budget": 31}, "budget is 31, expected at least prompts [*] pilot = 32"),
+        ({"cap": 8}, "cap is 8, expected at least the pilot, 16"),
+        ({"reference_share": 0.0}, "reference_share is 0.0"),
+        ({"precision": 0.0}, "precision is 0.0"),
+        ({"rounds": 0}, "rounds is 0"),
+    ):
+        with pytest.raises(DisaError, match=message):
+            adaptive_budget(draw, **good | change)
+
+
+def test_a_draw_function_that_returns_something_else_is_refused():
+    rng = np.random.default_rng(0)
+    with pytest.raises(DisaError, match="prompt 0: returned 3 trajectories from reference, asked for 4 from reference"):
+        adaptive_budget(
+            lambda prompt, n, source: trajectories(rng, n - 1, source, 0.5, 0.5),
+            prompts=1,
+            budget=64,
+            pilot=16,
+            cap=64,
+            beta=5.0,
+        )
