@@ -77,9 +77,10 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
 def _refuse_unloadable(path: str | Path) -> Any:
     try:
         yield
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # whatever the libraries raise: SafetensorError, for one, is an Exception only
+        reason = (str(error) or type(error).__name__).splitlines()[0][:160]
         raise DisaError(
-            f"no loadable Hugging Face model or tokenizer ({str(error).splitlines()[0][:160]})",
+            f"no loadable Hugging Face model or tokenizer ({reason})",
             where=str(path),
             fix="give a folder written by save_pretrained, or a hub id the machine can reach",
         ) from error
@@ -120,7 +121,9 @@ class StepLog(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Drop lines of steps that will be done again and open the bar."""
         kept = [line for line in read_step_log(self.path) if line["step"] <= state.global_step]
-        self.path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        aside = self.path.with_suffix(".tmp")
+        aside.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        aside.replace(self.path)
         self._earlier_seconds = kept[-1]["wall_time"] if kept else 0.0
         self._started = time.monotonic()
         self._progress.start()
@@ -144,6 +147,21 @@ class StepLog(TrainerCallback):
         self._progress.stop()
 
 
+class SeededEpochs(TrainerCallback):
+    """Makes the order of prompts a function of seed and epoch.
+
+    TRL 1.16's sampler draws one permutation after another from one generator, and transformers does not
+    replay them: a run resumed in a later epoch would see the first epoch's order again.
+    """
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, train_dataloader: Any, **kwargs: Any) -> None:
+        """Seed the sampler for the epoch that begins."""
+        sampler = train_dataloader.batch_sampler
+        while inner := getattr(sampler, "batch_sampler", None) or getattr(sampler, "sampler", None):
+            sampler = inner
+        sampler.generator.manual_seed(args.seed + int(state.epoch))
+
+
 def read_step_log(path: Path) -> list[dict[str, Any]]:
     """Lines of a step log; a last line cut by a kill is dropped."""
     lines = []
@@ -162,5 +180,14 @@ def progress_bar() -> Progress:
 
 def last_checkpoint(folder: Path) -> str | None:
     """Newest complete checkpoint in a trainer's output folder (the trainer state is written last)."""
-    found = [p for p in folder.glob("checkpoint-*") if (p / "trainer_state.json").is_file()]
+    found = [p for p in folder.glob("checkpoint-*") if _is_whole(p / "trainer_state.json")]
     return str(max(found, key=lambda p: int(p.name.split("-")[1]))) if found else None
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a JSON file is there to its end: transformers writes it in place, and a kill can cut it."""
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True

@@ -75,7 +75,13 @@ class StageFolder:
     @property
     def content(self) -> str:
         """Digest of the finished stage's fingerprint and files: what downstream stages depend on."""
-        return self.manifest["content"]
+        try:
+            return self.manifest["content"]
+        except KeyError as error:
+            problem = "a finished stage's manifest has a field content, this one has not"
+            raise DisaError(
+                problem, where=str(self.path / "manifest.json"), fix="delete its folder and rerun"
+            ) from error
 
     @property
     def finished(self) -> bool:

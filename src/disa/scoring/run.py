@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import numbers
 from typing import TYPE_CHECKING
 
 from disa.engine import progress_bar
@@ -39,6 +39,12 @@ def run_scoring(
         Where a reward is unusable, or sampler and scorer disagree beyond the bound.
     """
     by_id = {p.prompt_id: p for p in prompts}
+    if stray := next((t.prompt_id for t in trajectories if t.prompt_id not in by_id), None):
+        raise DisaError(
+            f"a trajectory belongs to prompt {stray}, which is not among the tasks' prompts",
+            where="scoring, rows of 2_proposals",
+            fix="rerun the proposals stage for these tasks",
+        )
     encoded = {p.prompt_id: encode_prompt(tokenizer, p.prompt, law) for p in prompts}
     with progress_bar() as bar:
         bar_task = bar.add_task("scoring: trajectories", total=len(trajectories))
@@ -113,6 +119,7 @@ def task_reward(task: Task, prompt: Prompt, completion: str) -> float:
     except Exception as error:
         raise DisaError(f"the reward raised {type(error).__name__}: {error}", where=where, fix=fix) from error
     low, high = task.reward_range
-    if reward is None or math.isnan(reward) or not low <= reward <= high:
-        raise DisaError(f"the reward is {reward}, expected a number in [{low}, {high}]", where=where, fix=fix)
+    # A NaN compares false, so it is refused as well.
+    if not isinstance(reward, numbers.Real) or not low <= reward <= high:
+        raise DisaError(f"the reward is {reward!r}, expected a number in [{low}, {high}]", where=where, fix=fix)
     return float(reward)

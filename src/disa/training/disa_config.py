@@ -70,6 +70,11 @@ class DISAConfig(GRPOConfig):
         self.beta = reciprocal
         if self.baseline not in ("anchored", "none"):
             raise DisaError(f"baseline={self.baseline!r}, expected 'anchored' or 'none'", where="DISAConfig")
+        if not self.baseline_prior_strength >= 0.0:
+            raise DisaError(
+                f"baseline_prior_strength={self.baseline_prior_strength}, expected a number of at least 0",
+                where="DISAConfig",
+            )
         if not 0.0 <= self.offline_share < 1.0:
             raise DisaError(f"offline_share={self.offline_share}, expected a number in [0, 1)", where="DISAConfig")
         super().__post_init__()

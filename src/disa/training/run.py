@@ -10,7 +10,7 @@ from transformers import PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from disa.anchor import Anchor
-from disa.engine import StepLog, last_checkpoint, load_tokenizer, trainable_model, trainer_arguments
+from disa.engine import SeededEpochs, StepLog, last_checkpoint, load_tokenizer, trainable_model, trainer_arguments
 from disa.records import Prompt, ScoredTrajectory
 from disa.rundir import StageFolder, replace_folder
 from disa.sampling import SamplingConfig, encode_prompt
@@ -24,7 +24,7 @@ from disa.training.trainer import DISATrainer
 if TYPE_CHECKING:
     from peft import PeftConfig
 
-VERSION = 1
+VERSION = 2
 
 
 class TaskReward:
@@ -117,6 +117,7 @@ def run_training(
     else:
         args = GRPOConfig(learning_rate=config.grpo_learning_rate or config.learning_rate, **arguments)
         trainer = GRPOTrainer(args=args, **shared)
+        trainer.add_callback(SeededEpochs())
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
     _save(trainer, stage.path)

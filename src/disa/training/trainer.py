@@ -19,6 +19,7 @@ from trl import GRPOTrainer
 from trl.data_utils import is_conversational
 
 from disa.anchor import Anchor
+from disa.engine import SeededEpochs
 from disa.errors import DisaError
 from disa.objectives.forward_projection import forward_projection_loss
 from disa.objectives.trajectory_balance import anchored_baseline, trajectory_balance_loss, trajectory_balance_residual
@@ -112,6 +113,7 @@ class DISATrainer(GRPOTrainer):
             optimizers=optimizers,
             peft_config=peft_config,
         )
+        self.add_callback(SeededEpochs())
         datasets = [d for d in (train_dataset, eval_dataset) if d is not None]
         for dataset in datasets:
             self._check_columns(dataset)

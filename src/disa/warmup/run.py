@@ -50,7 +50,8 @@ def _train(
         model, tokenizer = trainable_model(folder / "proposal"), load_tokenizer(folder / "proposal")
     else:
         model, tokenizer = base_model(config, task.alphabet)
-    check_context(model, max((encode_prompt(tokenizer, p.prompt, law) for p in prompts), key=len), law, where="tasks")
+    longest = max((encode_prompt(tokenizer, p.prompt, law) for p in prompts), key=len, default=[])
+    check_context(model, longest, law, where="tasks")
     checkpoints = folder / f"checkpoints-{name}"
     trainer = SFTTrainer(
         model=model,
