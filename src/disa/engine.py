@@ -121,7 +121,7 @@ class StepLog(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Drop lines of steps that will be done again and open the bar."""
         kept = [line for line in read_step_log(self.path) if line["step"] <= state.global_step]
-        aside = self.path.with_suffix(".tmp")
+        aside = self.path.with_name(f".{self.path.name}.tmp")
         aside.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
         aside.replace(self.path)
         self._earlier_seconds = kept[-1]["wall_time"] if kept else 0.0

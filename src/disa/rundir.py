@@ -23,6 +23,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from disa.errors import DisaError
 from disa.provenance import digest
 from disa.records import Row, read_rows, write_rows
@@ -114,6 +116,15 @@ class StageFolder:
     def write_part(self, key: str, rows: list[Row], row_type: type[Row]) -> None:
         """Write one part whole."""
         write_rows(self.part(key), rows, row_type)
+
+    def keep_parts(self, rows: dict[str, int]) -> None:
+        """Remove the parts that another part size left: those with another key or another number of rows.
+
+        A stage under way may be continued with another part size, which only moves the borders of its parts.
+        """
+        for path in self.path.glob("*.parquet"):
+            if pq.read_metadata(path).num_rows != rows.get(path.stem):
+                path.unlink()
 
     def rows(self, row_type: type[Row]) -> list[Row]:
         """All rows of the finished stage, in the order of their parts' keys."""

@@ -50,11 +50,14 @@ def run_evaluation(
         The same object where the reference itself is evaluated.
     """
     prompts = evaluation_prompts(config, prompts)
+    blocks = {
+        f"part-{start:06d}": prompts[start : start + config.prompts_per_part]
+        for start in range(0, len(prompts), config.prompts_per_part)
+    }
+    stage.keep_parts({key: len(block) * config.samples_per_prompt for key, block in blocks.items()})
     with progress_bar() as bar:
         bar_task = bar.add_task(f"evaluation: {name}", total=len(prompts) * config.samples_per_prompt)
-        for start in range(0, len(prompts), config.prompts_per_part):
-            block = prompts[start : start + config.prompts_per_part]
-            key = f"part-{start:06d}"
+        for key, block in blocks.items():
             if not stage.part(key).is_file():
                 rows = _evaluate_block(name, block, config, law, task, model, reference, tokenizer)
                 stage.write_part(key, rows, EvaluationRecord)

@@ -37,7 +37,9 @@ def run_proposals(
         f"part-{start:06d}": prompts[start : start + config.prompts_per_part]
         for start in range(0, len(prompts), config.prompts_per_part)
     }
-    total = sum(sum(config.counts(p.split).values()) for p in prompts)
+    sizes = {key: sum(sum(config.counts(p.split).values()) for p in block) for key, block in blocks.items()}
+    total = sum(sizes.values())
+    stage.keep_parts(sizes)
     with progress_bar() as bar:
         task = bar.add_task("proposals: trajectories", total=total)
         for key, block in blocks.items():
@@ -48,7 +50,7 @@ def run_proposals(
                     bar.advance(task, len(batch))
                 stage.write_part(key, rows, Trajectory)
             else:
-                bar.advance(task, sum(sum(config.counts(p.split).values()) for p in block))
+                bar.advance(task, sizes[key])
     stage.finish(trajectories=total, prompts=len(prompts))
 
 

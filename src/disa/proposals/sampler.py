@@ -8,8 +8,9 @@ trajectory is the same in any batch (up to float rounding exactly at a boundary 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -53,6 +54,16 @@ class _Inversion(LogitsProcessor):
         return torch.full_like(scores, -torch.inf).scatter(1, token, 0.0)
 
 
+@contextlib.contextmanager
+def _without_own_defaults(model: PreTrainedModel) -> Iterator[None]:
+    """Lay the checkpoint's generation defaults aside: ``generate`` fills everything left open from them."""
+    own, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own
+
+
 @torch.inference_mode()
 def sample(
     model: PreTrainedModel,
@@ -91,7 +102,7 @@ def sample(
         pad_token_id=tokenizer.pad_token_id,
         repetition_penalty=1.0,
     )
-    with autocast(compute):
+    with autocast(compute), _without_own_defaults(model):
         output = model.generate(
             **padded, generation_config=generation, logits_processor=LogitsProcessorList([inversion])
         )

@@ -63,6 +63,8 @@ def sequence_log_probs(
         )
     if len(prompt_ids) != len(completion_ids):
         raise ValueError(f"{len(prompt_ids)} prompts but {len(completion_ids)} completions")
+    if not all(len(p) for p in prompt_ids):
+        raise ValueError("a prompt without tokens: no position predicts its completion's first token")
     result = np.zeros(len(completion_ids), dtype=np.float64)
     lengths = [len(p) + len(c) for p, c in zip(prompt_ids, completion_ids, strict=True)]
     for rows in _batches(lengths, tokens_per_batch):

@@ -46,9 +46,11 @@ def run_scoring(
             fix="rerun the proposals stage for these tasks",
         )
     encoded = {p.prompt_id: encode_prompt(tokenizer, p.prompt, law) for p in prompts}
+    starts = range(0, len(trajectories), config.trajectories_per_part)
+    stage.keep_parts({f"part-{s:08d}": min(config.trajectories_per_part, len(trajectories) - s) for s in starts})
     with progress_bar() as bar:
         bar_task = bar.add_task("scoring: trajectories", total=len(trajectories))
-        for start in range(0, len(trajectories), config.trajectories_per_part):
+        for start in starts:
             block = trajectories[start : start + config.trajectories_per_part]
             key = f"part-{start:08d}"
             if not stage.part(key).is_file():
@@ -121,5 +123,5 @@ def task_reward(task: Task, prompt: Prompt, completion: str) -> float:
     low, high = task.reward_range
     # A NaN compares false, so it is refused as well.
     if not isinstance(reward, numbers.Real) or not low <= reward <= high:
-        raise DisaError(f"the reward is {reward!r}, expected a number in [{low}, {high}]", where=where, fix=fix)
+        raise DisaError(f"the reward is {reward}, expected a number in [{low}, {high}]", where=where, fix=fix)
     return float(reward)

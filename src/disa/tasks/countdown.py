@@ -75,7 +75,7 @@ def expressions(numbers: tuple[int, ...], operators: str = "+-*/") -> dict[str, 
     """Every expression that uses each number exactly once, one for each canonical form, with its value.
 
     Built over subsets: an expression over a set joins two over a split of it. With all four operators
-    distinct numbers have 68 (three), 1256 (four) or 32628 (five) forms, fewer where a divisor is 0.
+    distinct numbers have 68 (three), 1260 (four) or 32632 (five) forms, fewer where a divisor is 0.
     """
     full = (1 << len(numbers)) - 1
     table: dict[int, dict[str, tuple[Expression, Fraction]]] = {

@@ -23,7 +23,7 @@ from disa.warmup.config import WarmupConfig, WarmupRun
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-VERSION = 1
+VERSION = 2
 
 
 def run_warmup(

@@ -1,0 +1,127 @@
+"""kill -9 at any moment, then the same command again: the result is that of an undisturbed run."""
+
+import json
+import random
+import shutil
+import signal
+
+import pyarrow.parquet as pq
+import pytest
+from killed_run import run_to_its_end, start
+
+from disa.anchor import Anchor
+from disa.engine import read_step_log
+
+# Each run dies at its point, and the next one goes on from there: before a file appears, after it, and between steps.
+POINTS = [
+    ("before", "1_tasks/started.json"),
+    ("after", "1_tasks/train.parquet"),
+    ("step", "warmup/proposal.jsonl:50"),
+    ("before", "warmup/proposal"),
+    ("after", "2_proposals/part-000002.parquet"),
+    ("after", "3_scoring/parity.json"),
+    ("after", "4_partition/estimates.parquet"),
+    ("before", "5_anchor/manifest.json"),
+    ("step", "6_training/disa/steps.jsonl:3"),
+    ("step", "6_training/grpo/steps.jsonl:3"),
+    ("after", "6_training/grpo/model"),
+    ("before", "7_evaluation/disa/part-000000.parquet"),
+    ("before", "8_report/manifest.json"),
+]
+TIMES = ("wall_time", "step_time")
+
+
+def tables(run_dir):
+    """Every Parquet file outside superseded/, whole: equal tables have the same rows in the same order."""
+    files = [p for p in run_dir.rglob("*.parquet") if "superseded" not in p.parts and not p.name.startswith(".")]
+    return {str(p.relative_to(run_dir)): pq.read_table(p) for p in files}
+
+
+def contents(run_dir):
+    """What each stage's manifest says its files are."""
+    manifests = [p for p in run_dir.rglob("manifest.json") if "superseded" not in p.parts]
+    return {str(p.parent.relative_to(run_dir)): json.loads(p.read_text())["content"] for p in manifests}
+
+
+def steps(run_dir):
+    """Step logs of training without their times."""
+    return {
+        str(p.relative_to(run_dir)): [{k: v for k, v in line.items() if k not in TIMES} for line in read_step_log(p)]
+        for p in sorted((run_dir / "6_training").rglob("*.jsonl"))
+    }
+
+
+def assert_same_run(run_dir, undisturbed):
+    found, expected = tables(run_dir), tables(undisturbed)
+    assert found.keys() == expected.keys()
+    assert [name for name in expected if not found[name].equals(expected[name])] == []
+    digests = [json.loads((d / "5_anchor" / "manifest.json").read_text())["anchor"] for d in (run_dir, undisturbed)]
+    assert digests[0] == digests[1]
+    Anchor.load(run_dir / "5_anchor")
+    # The report's page carries the name of its run directory; everything before it is equal to the byte.
+    found, expected = ({k: v for k, v in contents(d).items() if k != "8_report"} for d in (run_dir, undisturbed))
+    assert found == expected
+    assert steps(run_dir) == steps(undisturbed)
+    for name in ("summary.txt", "summary.json"):
+        assert (run_dir / "8_report" / name).read_bytes() == (undisturbed / "8_report" / name).read_bytes()
+    # Only what a kill left half-written may have been moved aside.
+    assert [p for p in (run_dir / "superseded").rglob("*") if p.is_file() and p.suffix != ".tmp"] == []
+
+
+@pytest.fixture
+def recipe(tiny_recipe, write_recipe, tmp_path):
+    return write_recipe(tiny_recipe | {"run_dir": str(tmp_path / "run")})
+
+
+def test_a_run_killed_in_every_stage_ends_as_if_nothing_had_happened(recipe, tmp_path, finished_run):
+    for point in POINTS:
+        assert run_to_its_end(recipe, point) == -signal.SIGKILL, f"not reached: {point}"
+    assert run_to_its_end(recipe) == 0
+    assert_same_run(tmp_path / "run", finished_run)
+
+
+def test_the_points_lie_in_every_stage(finished_run):
+    killed = {name.split("/")[0] for _, name in POINTS}
+    assert killed == {p.name for p in finished_run.iterdir() if p.is_dir()}
+
+
+def test_a_checkpoint_cut_short_by_a_kill_is_passed_over(run_copy, finished_run):
+    recipe, run_dir = run_copy
+    training = run_dir / "6_training" / "disa"
+    (training / "manifest.json").unlink()
+    state = training / "checkpoints" / "checkpoint-4" / "trainer_state.json"
+    state.write_bytes(state.read_bytes()[:100])
+    assert run_to_its_end(recipe) == 0
+    assert_same_run(run_dir, finished_run)
+
+
+def test_a_step_log_cut_short_by_a_kill_is_mended(run_copy, finished_run):
+    recipe, run_dir = run_copy
+    training = run_dir / "6_training" / "grpo"
+    (training / "manifest.json").unlink()
+    shutil.rmtree(training / "checkpoints")
+    log = training / "steps.jsonl"
+    log.write_text(log.read_text()[:-30])
+    assert run_to_its_end(recipe) == 0
+    assert_same_run(run_dir, finished_run)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_a_hundred_kills_at_random_moments_leave_no_trace(recipe, tmp_path, finished_run):
+    rng, kills, runs = random.Random(0), 0, 0
+    while kills < 100 or runs == 0:
+        process = start(recipe)
+        # A whole run takes some 6 s on an idle core, its longest stage 2 s: kills fall into every stage.
+        process.join(timeout=rng.uniform(0.0, 4.0))
+        process.kill()
+        process.join()
+        if process.exitcode == 0:
+            assert_same_run(tmp_path / "run", finished_run)
+            shutil.rmtree(tmp_path / "run")
+            runs += 1
+        else:
+            assert process.exitcode == -signal.SIGKILL
+            kills += 1
+    assert run_to_its_end(recipe) == 0
+    assert_same_run(tmp_path / "run", finished_run)

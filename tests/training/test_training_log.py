@@ -1,0 +1,91 @@
+"""What every line of the step log says."""
+
+import math
+
+import pytest
+import torch
+from small_trainer import GENERATIONS, PROMPTS, RecordingTrainer
+
+from disa.engine import read_step_log
+from disa.objectives.trajectory_balance import audit_log_z_error
+from disa.training.audit import ResidualRecord, audit
+
+AUDIT = ("residual/mean", "residual/rms", "eps_audit", "kl_to_target", "kl_to_reference")
+EVERY_STEP = ("loss", "reward", "entropy", "grad_norm", "learning_rate", *AUDIT)
+
+
+def test_every_step_logs_every_metric_as_a_number(finished_run):
+    lines = read_step_log(finished_run / "6_training" / "disa" / "steps.jsonl")
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    for line in lines:
+        assert {name: math.isfinite(line[name]) for name in EVERY_STEP} == dict.fromkeys(EVERY_STEP, True)
+        assert line["residual/rms"] >= abs(line["residual/mean"])
+        # Before the first step the policy is the reference, up to float32 sums of 7 tokens.
+        assert line["step"] > 1 or line["kl_to_reference"] == pytest.approx(0.0, abs=1e-5)
+        # log Z, at most beta = 2, plus the log ratio.
+        assert line["kl_to_target"] == pytest.approx(line["residual/mean"] - line["eps_audit"])
+
+
+def test_the_log_is_the_audit_of_the_step_s_residuals(small_run, tmp_path):
+    trainer = small_run.trainer(tmp_path, trainer_class=RecordingTrainer, baseline="none")
+    trainer.train()
+    ((inputs, loss),) = trainer.losses
+    (line, *_) = trainer.state.log_history
+    assert line["reward"] == pytest.approx(inputs["raw_reward"].mean().item())
+    # Policy and reference are equal in the first step, so the residual is log Z - beta r.
+    residual = inputs["log_z"] - 2.0 * inputs["raw_reward"].double()
+    assert line["residual/mean"] == pytest.approx(residual.mean().item(), abs=1e-5)
+    assert line["residual/rms"] == pytest.approx(residual.square().mean().sqrt().item(), abs=1e-5)
+    assert line["residual/rms"] ** 2 == pytest.approx(loss, rel=1e-5)
+    assert line["eps_audit"] == pytest.approx(-math.log(torch.exp(-residual).mean().item()), abs=1e-5)
+    assert line["kl_to_reference"] == pytest.approx(0.0, abs=1e-5)
+
+
+def test_micro_batches_and_steps_since_the_last_line_are_audited_together(small_run, tmp_path):
+    settings = {
+        "max_steps": 4,
+        "logging_steps": 4,
+        "logging_first_step": False,
+        "baseline": "none",
+        "per_device_train_batch_size": PROMPTS * GENERATIONS // 3,
+        "gradient_accumulation_steps": 3,
+    }
+    trainer = small_run.trainer(tmp_path, trainer_class=RecordingTrainer, **settings)
+    trainer.train()
+    lines = [line for line in trainer.state.log_history if "residual/rms" in line]
+    assert [line["step"] for line in lines] == [4]
+    assert len(trainer.losses) == 12
+    # Equal micro-batches: their mean squares average, and each loss is its mean square over three.
+    mean_square = sum(3 * loss for _, loss in trainer.losses) / 12
+    assert lines[0]["residual/rms"] ** 2 == pytest.approx(mean_square, rel=1e-5)
+
+
+def test_evaluation_rows_are_audited_under_their_own_names(small_run, tmp_path):
+    trainer = small_run.trainer(
+        tmp_path, parts={"eval_dataset": small_run.rows.select(range(3))}, per_device_eval_batch_size=12
+    )
+    metrics = trainer.evaluate()
+    logged = trainer.state.log_history[-1]
+    assert all(math.isfinite(logged[f"eval_{name}"]) for name in AUDIT)
+    assert math.isfinite(metrics["eval_loss"])
+
+
+def test_undecided_rows_are_left_out_of_the_audit_and_an_empty_record_says_nothing():
+    record = ResidualRecord()
+    assert record.metrics() == {}
+    nan = float("nan")
+    record.add(torch.tensor([1.0, nan]), torch.tensor([0.5, 9.0]))
+    record.add(torch.tensor([nan]), torch.tensor([9.0]))
+    record.add(torch.tensor([3.0]), torch.tensor([1.5]))
+    assert record.metrics() == pytest.approx(audit(torch.tensor([1.0, 3.0]), torch.tensor([0.5, 1.5])))
+    assert record.metrics() == {}
+    record.add(torch.tensor([nan]), torch.tensor([9.0]))
+    assert record.metrics() == {}
+
+
+def test_a_constant_residual_is_all_error_of_log_z():
+    # pi = pi* and log Zhat = log Z + 0.7: every residual is 0.7.
+    metrics = audit(torch.full((8,), 0.7, dtype=torch.float64), torch.zeros(8, dtype=torch.float64))
+    expected = {"residual/mean": 0.7, "residual/rms": 0.7, "eps_audit": 0.7, "kl_to_target": 0.0, "kl_to_reference": 0}
+    assert metrics == pytest.approx(expected, abs=1e-7)  # the number of rows enters as a float32 logarithm
+    assert audit_log_z_error(torch.tensor([800.0, 900.0], dtype=torch.float64)).isfinite()

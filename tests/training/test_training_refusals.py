@@ -1,0 +1,167 @@
+"""Conditions under which a frozen log Z means something else are refused, with the reason and the fix."""
+
+import re
+
+import pytest
+from datasets import Dataset
+from transformers import PreTrainedTokenizerFast
+from trl import GRPOConfig
+
+from disa import DISAConfig
+from disa.engine import load_tokenizer, trainer_arguments
+from disa.errors import DisaError
+from disa.training.disa_config import _REFUSED
+from disa.training.trainer import reward_fingerprint
+
+OTHER_VALUE = {
+    "top_p": 0.9,
+    "top_k": 50,
+    "min_p": 0.05,
+    "repetition_penalty": 1.1,
+    "num_iterations": 2,
+    "sync_ref_model": True,
+    "mask_truncated_completions": True,
+    "use_liger_kernel": True,
+}
+
+
+def config(tmp_path, **changes):
+    arguments = {"inverse_temperature": 4.0, **trainer_arguments("float32", log_every=1)}
+    return DISAConfig(output_dir=str(tmp_path), **arguments | changes)
+
+
+def test_every_refused_setting_is_tried():
+    assert OTHER_VALUE.keys() == _REFUSED.keys()
+
+
+@pytest.mark.parametrize(("name", "value"), OTHER_VALUE.items(), ids=OTHER_VALUE.keys())
+def test_a_setting_that_breaks_log_z_s_meaning_is_refused(name, value, tmp_path):
+    neutral, reason = _REFUSED[name]
+    message = re.escape(f"DISAConfig: {name}={value} is refused: {reason}. Fix: use {name}={neutral}")
+    with pytest.raises(DisaError, match=f"^{message}$"):
+        config(tmp_path, **{name: value})
+    assert getattr(config(tmp_path, **{name: neutral}), name) == neutral
+
+
+def test_trl_s_beta_is_the_reciprocal(tmp_path):
+    assert config(tmp_path).beta == 0.25
+    assert config(tmp_path, beta=0.25).beta == 0.25
+    # Zero is TRL's default and stands for "not given".
+    assert config(tmp_path, beta=GRPOConfig.__dataclass_fields__["beta"].default).beta == 0.25
+
+
+def test_a_conflicting_trl_beta_is_refused_with_the_right_one(tmp_path):
+    with pytest.raises(DisaError, match=r"beta=4.0 conflicts with inverse_temperature=4.0: .* reciprocal, 0.25.*Fix: "):
+        config(tmp_path, beta=4.0)
+
+
+@pytest.mark.parametrize("value", [None, 0.0, -1.0, float("nan")])
+def test_an_inverse_temperature_that_is_no_positive_number_is_refused(value, tmp_path):
+    with pytest.raises(DisaError, match=f"inverse_temperature is {value}, expected a number above 0.*Fix: "):
+        config(tmp_path, inverse_temperature=value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"baseline": "mean"}, "baseline='mean', expected 'anchored' or 'none'"),
+        ({"offline_share": 1.0}, r"offline_share=1.0, expected a number in \[0, 1\)"),
+        ({"offline_share": -0.1}, r"offline_share=-0.1, expected a number in \[0, 1\)"),
+        ({"baseline_prior_strength": -1.0}, "baseline_prior_strength=-1.0, expected a number of at least 0"),
+        (
+            {"gradient_accumulation_steps": 2, "steps_per_generation": 4},
+            "steps_per_generation=4 draws completions for more than one optimiser step.*Fix: ",
+        ),
+    ],
+)
+def test_other_values_out_of_range_are_refused(changes, message, tmp_path):
+    with pytest.raises(DisaError, match=message):
+        config(tmp_path, **changes)
+
+
+OTHER_CONDITION = {
+    "temperature": 0.7,
+    "max_completion_length": 6,
+    "stop_token_ids": (0,),
+    "reward": "another/1",
+    "inverse_temperature": 3.0,
+    "task": "another:1",
+    "tokenizer": "0" * 16,
+    "reference": "0" * 16,
+    "chat_template": "0" * 16,
+}
+
+
+def test_every_condition_of_the_fingerprint_is_tried(small_run):
+    assert OTHER_CONDITION.keys() == small_run.anchor.fingerprint.as_dict().keys()
+
+
+@pytest.mark.parametrize("field", OTHER_CONDITION)
+def test_an_anchor_estimated_under_another_condition_is_refused_by_name(field, small_run, tmp_path):
+    anchor = small_run.anchor_for(**{field: OTHER_CONDITION[field]})
+    with pytest.raises(DisaError, match=f"anchor does not fit: {field} is .*, the anchor was estimated for .*Fix: "):
+        small_run.trainer(tmp_path, parts={"anchor": anchor})
+
+
+@pytest.mark.parametrize(
+    ("field", "changes"),
+    [
+        ("temperature", {"temperature": 0.7}),
+        ("max_completion_length", {"max_completion_length": 6}),
+        ("inverse_temperature", {"inverse_temperature": 3.0}),
+    ],
+)
+def test_a_trainer_with_another_setting_is_refused_by_name(field, changes, small_run, tmp_path):
+    with pytest.raises(DisaError, match=f"anchor does not fit: {field} is {changes[field]}"):
+        small_run.trainer(tmp_path, **changes)
+
+
+def test_another_tokenizer_reward_or_stop_token_is_refused(small_run, tmp_path):
+    tokenizer = load_tokenizer(small_run.reference)
+    tokenizer.add_tokens(["colour"])
+    with pytest.raises(DisaError, match="anchor does not fit: tokenizer"):
+        small_run.trainer(tmp_path, parts={"processing_class": tokenizer})
+    assert isinstance(tokenizer, PreTrainedTokenizerFast)
+
+    def reward(completions, **columns):
+        return [0.0] * len(completions)
+
+    with pytest.raises(DisaError, match="anchor does not fit: reward is .*reward:"):
+        small_run.trainer(tmp_path, parts={"reward_funcs": [reward]})
+
+
+def test_a_reward_s_fingerprint_is_its_own_or_its_source_s():
+    def first(completions, **columns):
+        return [0.0] * len(completions)
+
+    def second(completions, **columns):
+        return [1.0] * len(completions)
+
+    second.__qualname__ = first.__qualname__
+    assert reward_fingerprint([first], [1.0]) == reward_fingerprint([first], [1.0])
+    assert reward_fingerprint([first], [1.0]) != reward_fingerprint([second], [1.0])
+    assert reward_fingerprint([first], [1.0]) != reward_fingerprint([first], [0.5])
+    second.fingerprint = "mine/2"
+    assert reward_fingerprint([second, second], [1.0, 0.5]) == "mine/2+0.5*mine/2"
+
+
+def test_a_prompt_without_log_z_is_refused(small_run, tmp_path):
+    stranger = dict(small_run.rows[0]) | {"prompt_id": "stranger"}
+    rows = Dataset.from_list([*small_run.rows, stranger])
+    with pytest.raises(DisaError, match=r"no log Z for prompt stranger; the anchor holds 9 prompts.*Fix: "):
+        small_run.trainer(tmp_path, parts={"train_dataset": rows})
+    with pytest.raises(DisaError, match="no log Z for prompt stranger"):
+        small_run.trainer(tmp_path, parts={"eval_dataset": rows})
+
+
+@pytest.mark.parametrize("column", ["prompt_id", "task"])
+def test_a_missing_column_is_named(column, small_run, tmp_path):
+    with pytest.raises(DisaError, match=f"column '{column}' is missing, found .*Fix: "):
+        small_run.trainer(tmp_path, parts={"train_dataset": small_run.rows.remove_columns(column)})
+
+
+def test_offline_trajectories_are_given_exactly_where_they_have_a_share(small_run, tmp_path):
+    with pytest.raises(DisaError, match="offline_share is 0.5, but offline trajectories are missing.*Fix: "):
+        small_run.trainer(tmp_path, offline_share=0.5)
+    with pytest.raises(DisaError, match="offline_share is 0.0, but offline trajectories are given.*Fix: "):
+        small_run.trainer(tmp_path, parts={"offline": small_run.offline()})
