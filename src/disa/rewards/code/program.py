@@ -1,0 +1,144 @@
+"""What is judged, within which limits, and what a judgement looks like."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from pydantic import Field
+
+from disa.config import StageConfig
+
+Status = Literal["passed", "failed", "timed_out", "crashed", "undecided"]
+
+
+class Limits(StageConfig):
+    """What one program may use. Every limit is set from outside the program and none can be raised from inside."""
+
+    cpu_seconds: int = Field(5, ge=1)
+    """Processor time of one run (RLIMIT_CPU): a busy machine does not shorten it, so it should bind first."""
+    seconds_per_test: float = Field(10.0, gt=0)
+    """Wall-clock time of one call or of one run on one input."""
+    seconds_total: float = Field(60.0, gt=0)
+    """Wall-clock time of a program with all its tests, sandbox start included."""
+    memory_mb: int = Field(512, ge=64)
+    """Address space of a run (RLIMIT_AS); it has one process, so this is its total."""
+    disk_mb: int = Field(16, ge=1)
+    """Size of the temporary folder, the only place that can be written to."""
+    file_mb: int = Field(8, ge=1)
+    """Largest file (RLIMIT_FSIZE)."""
+    output_kb: int = Field(16384, ge=1)
+    """Largest output of a run, and largest answer to one call."""
+    threads: int = Field(16, ge=1)
+    """Threads of the one process a run has (RLIMIT_NPROC)."""
+    open_files: int = Field(32, ge=16)
+    """Open file descriptors (RLIMIT_NOFILE)."""
+    program_kb: int = Field(256, ge=1)
+    """Longest program that is looked at."""
+
+
+@dataclass(frozen=True)
+class FunctionTests:
+    """Tests that call the program's functions.
+
+    Parameters
+    ----------
+    names : tuple of str
+        Functions of the program that the tests use. A name the program lacks is looked for as a method of its
+        class ``Solution``.
+    statements : tuple of str
+        The tests: Python statements that raise where a test fails, such as ``assert f(2) == 4``.
+    setup : str
+        Python run before them: imports, helper functions. It never enters the program's sandbox.
+    """
+
+    names: tuple[str, ...]
+    statements: tuple[str, ...]
+    setup: str = ""
+
+
+@dataclass(frozen=True)
+class StdioTests:
+    """Tests that run the program as a script.
+
+    Parameters
+    ----------
+    cases : tuple of (str, str)
+        Input and expected output of each run. Spaces at line ends and empty lines at the end do not count.
+    tolerance : float, optional
+        Where given, numbers that differ by at most this much are equal too; 0 makes 1 and 1.0 equal.
+    """
+
+    cases: tuple[tuple[str, str], ...]
+    tolerance: float | None = None
+
+
+@dataclass(frozen=True)
+class Program:
+    """A program and its tests."""
+
+    source: str
+    tests: FunctionTests | StdioTests
+
+
+@dataclass(frozen=True)
+class CodeVerdict:
+    """What became of one program.
+
+    Parameters
+    ----------
+    status : str
+        ``passed``, ``failed`` (a test does not hold, the program raised or is no Python), ``timed_out``, ``crashed``
+        (its process ended early), or ``undecided`` (the sandbox or the tests themselves failed: no statement about
+        the program).
+    reason : str
+        Why, in a few words; empty where passed.
+    tests_passed : int
+        Tests that held before the first that did not.
+    """
+
+    status: Status
+    reason: str = ""
+    tests_passed: int = 0
+
+    @property
+    def passed(self) -> bool:
+        """Whether every test held."""
+        return self.status == "passed"
+
+
+def readable(text: str) -> str:
+    """Text of a program or its tests as one line of at most 300 printable characters, to be shown to a user."""
+    return "".join(character if character.isprintable() else " " for character in text[:300]).strip()
+
+
+def count_verdicts(verdicts: Iterable[CodeVerdict]) -> dict[str, int]:
+    """How many verdicts of each status, zeros included."""
+    counts = Counter(verdict.status for verdict in verdicts)
+    return {status: counts[status] for status in get_args(Status)}
+
+
+def extract_code(completion: str) -> str:
+    """The last fenced block of a completion; the whole text where it has none.
+
+    Blocks marked as another language than Python count only where no other block is there. An unclosed block reaches to
+    the end.
+    """
+    blocks: list[tuple[str, list[str]]] = []
+    fence = ""
+    for line in completion.splitlines():
+        stripped = line.strip()
+        mark = stripped[: len(stripped) - len(stripped.lstrip("`~"))]
+        if fence and stripped == mark and mark.startswith(fence):
+            fence = ""
+        elif fence:
+            blocks[-1][1].append(line)
+        elif len(mark) >= 3 and len(set(mark)) == 1:
+            fence = mark
+            blocks.append((stripped[len(mark) :].strip().lower(), []))
+    if not blocks:
+        return completion
+    python = [lines for language, lines in blocks if language.split(" ")[0] in ("", "python", "python3", "py")]
+    return "\n".join(python[-1] if python else blocks[-1][1]) + "\n"
