@@ -21,6 +21,7 @@ from disa.partition import LogPartitionBatch, estimate_log_partition_batch
 from disa.partition.budget import adaptive_budget, trajectory_arrays
 from disa.partition.log_weights import log_z_from_q
 from disa.records import ScoredTrajectory
+from page import fill, spread, table
 
 Array = NDArray[np.float64]
 PROMPTS = 100
@@ -101,7 +102,7 @@ def measure(estimate: LogPartitionBatch, log_z: Array) -> dict[str, float]:
 
 
 def main() -> None:
-    """Run all replicates, each with new prompts, and print means and standard errors over them."""
+    """Run all replicates and fill the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--replicates", type=int, default=40)
     parser.add_argument("--hardest", type=float, default=1e-3, help="smallest success probability")
@@ -111,11 +112,9 @@ def main() -> None:
         "adaptive, 1 round": lambda problem, beta: adaptive(problem, beta, 1),
         "adaptive, 3 rounds": lambda problem, beta: adaptive(problem, beta, 3),
     }
-    print(f"{PROMPTS} prompts, {PER_PROMPT} draws a prompt on average, pilot {PILOT}, {options.replicates} replicates")
-    print(f"{'allocation':>20} {'MSE':>17} {'MSE less uniform':>20} {'bias':>20} {'coverage':>20}")
+    rows = []
     for misled in (0, PROMPTS // 3):
         for beta in (5.0, 15.0):
-            print(f"beta {beta:g}, {misled} misled proposals")
             results: dict[str, list[dict[str, float]]] = {name: [] for name in methods}
             for seed in range(options.replicates):
                 for name, method in methods.items():
@@ -123,15 +122,30 @@ def main() -> None:
                     log_z = log_z_from_q(problem.q, beta, (0.0, 1.0))
                     results[name].append(measure(method(problem, beta), log_z))
             base = np.array([row["mse"] for row in results["uniform"]])
-            for name, rows in results.items():
-                mse, bias, coverage = (np.array([row[key] for row in rows]) for key in ("mse", "bias", "coverage"))
-                cells = [spread(mse), spread(mse - base), spread(bias), spread(coverage)]
-                print(f"{name:>20} " + "   ".join(cells) + f"   ratio {mse.mean() / base.mean():.2f}", flush=True)
+            for name, found in results.items():
+                mse, bias, coverage = (np.array([row[key] for row in found]) for key in ("mse", "bias", "coverage"))
+                gain = "" if name == "uniform" else f"{_ratio(mse, base)}"
+                cells = [spread(mse), "" if name == "uniform" else spread(base - mse), gain]
+                rows.append([f"{beta:g}", misled, name, *cells, spread(bias), spread(coverage)])
+                print(*rows[-1], sep=" | ", flush=True)
+    header = ["beta", "misled", "allocation", "MSE", "uniform less this", "MSE over uniform", "bias", "coverage"]
+    text = [
+        f"Written by `python benchmarks/budget.py --replicates {options.replicates}`: {PROMPTS} prompts, {PER_PROMPT} "
+        f"draws a prompt on average, a quarter from the reference; success probabilities log-uniform from "
+        f"{options.hardest:g} to 0.5. Pilot {PILOT}, cap {CAP}. *misled* counts prompts whose proposal moves away from "
+        f"the solutions. Mean and standard error over replicates (seeds 0 to {options.replicates - 1}), each with new "
+        "prompts, the same for every allocation; nats squared and nats.",
+        "",
+        *table(header, rows),
+    ]
+    fill("budget", "\n".join(text))
 
 
-def spread(values: Array) -> str:
-    """Mean and its standard error."""
-    return f"{values.mean():.4f} +- {values.std(ddof=1) / np.sqrt(len(values)):.4f}"
+def _ratio(mse: Array, base: Array) -> str:
+    """Ratio of the means, with its standard error by the delta method on paired replicates."""
+    ratio = mse.mean() / base.mean()
+    error = np.std(mse - ratio * base, ddof=1) / np.sqrt(len(mse)) / base.mean()
+    return f"{ratio:.2f} ± {error:.2f}"
 
 
 if __name__ == "__main__":

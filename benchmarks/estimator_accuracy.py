@@ -28,7 +28,10 @@ from disa.oracle import (
     random_model,
 )
 from disa.oracle.proposals import Strength
-from disa.partition import LogPartitionBatch, estimate_log_partition_batch
+from disa.partition import estimate_log_partition_batch
+from disa.partition.estimate import Interval
+from disa.partition.log_weights import log_z_from_q
+from page import FIGURES, PAGE, fill
 
 Array = NDArray[np.float64]
 SUCCESS = np.repeat([0.4, 0.06, 0.003], 4)
@@ -37,7 +40,8 @@ BETAS = (1.0, 5.0, 15.0)
 SIZES = (8, 32, 128, 512)
 REFERENCE_SHARE = 0.25
 LEVEL = 0.9
-INTERVALS = ("gamma", "betting")
+INTERVALS: tuple[Interval, ...] = ("gamma", "betting")
+CRITERION, CRITERION_SIZE = 1.15, 32
 
 # Estimator and share of reference draws, by column.
 METHODS = {
@@ -112,32 +116,53 @@ class World:
         return pools[0], pools[1]
 
 
-def estimate(
-    pools: tuple[Pool, Pool], name: str, beta: float, size: int, interval: str = "gamma"
-) -> list[LogPartitionBatch]:
-    """Estimates of one column, one batch of prompts a replicate, as a run of the pipeline makes it."""
+class Estimates(NamedTuple):
+    """Estimates of q of every replicate and prompt, shape (replicates, prompts)."""
+
+    q: Array
+    low: Array
+    high: Array
+    gated: NDArray[np.bool_]
+
+    def log_z(self, beta: float) -> Array:
+        """Estimates of log Z: rewards of 0 and 1 have the same q at every beta."""
+        return log_z_from_q(self.q, beta, (0.0, 1.0))
+
+
+def estimate(pools: tuple[Pool, Pool], name: str, beta: float, size: int, interval: Interval = "gamma") -> Estimates:
+    """Estimates of one column; where the gate pools prompts, those of one replicate, as a run of the pipeline does."""
     method, share = METHODS[name]
     n_reference = round(share * size)
     reference, proposal = pools[0].first(n_reference), pools[1].first(size - n_reference)
     both = Pool(*(np.concatenate(fields, axis=2) for fields in zip(reference, proposal, strict=True)))
-    from_reference = np.tile(np.arange(size) < n_reference, PROMPTS)
-    return [
+    replicates = both.rewards.shape[1]
+    # Only the gate looks across prompts: without it all replicates are one batch.
+    at_once = 1 if method == "mixture" else replicates
+    batches = [
         estimate_log_partition_batch(
-            **{name: field[:, replicate].ravel() for name, field in both._asdict().items()},
-            prompt_index=np.repeat(np.arange(PROMPTS), size),
-            from_reference=from_reference,
+            **{name: field[:, first : first + at_once].ravel() for name, field in both._asdict().items()},
+            prompt_index=np.repeat(np.arange(PROMPTS * at_once), size),
+            from_reference=np.tile(np.arange(size) < n_reference, PROMPTS * at_once),
             beta=beta,
             method=method,
             interval=interval,
             level=LEVEL,
         )
-        for replicate in range(both.rewards.shape[1])
+        for first in range(0, replicates, at_once)
     ]
 
+    def field(values: list[Array]) -> Array:
+        return np.stack(values).reshape(-1, PROMPTS, at_once).swapaxes(1, 2).reshape(replicates, PROMPTS)
 
-def stack(batches: list[LogPartitionBatch], field: str) -> Array:
-    """One field of every replicate, shape (replicates, prompts)."""
-    return np.stack([getattr(batch, field) for batch in batches])
+    def q_of(log_z: Array) -> Array:
+        return np.expm1(log_z) / np.expm1(beta)
+
+    return Estimates(
+        q=field([batch.q for batch in batches]),
+        low=q_of(field([batch.interval_low for batch in batches])),
+        high=q_of(field([batch.interval_high for batch in batches])),
+        gated=field([np.array([m != method for m in batch.method]) for batch in batches]).astype(bool),
+    )
 
 
 def measure(world: World, replicates: int) -> list[dict[str, Any]]:
@@ -145,28 +170,30 @@ def measure(world: World, replicates: int) -> list[dict[str, Any]]:
     cells = []
     for name, strength in PROPOSALS.items():
         pools = world.pools(world.proposal(strength), replicates, max(SIZES))
-        for beta in BETAS:
-            for size in SIZES:
-                start = time.perf_counter()
-                cells.append({"proposal": name, "beta": beta, "N": size} | _cell(world.log_z(beta), pools, beta, size))
-                print(f"{name:>8} beta {beta:4g} N {size:3d}: {time.perf_counter() - start:5.1f} s", flush=True)
-    return cells
+        for size in SIZES:
+            start = time.perf_counter()
+            default = {interval: estimate(pools, DEFAULT, BETAS[-1], size, interval) for interval in INTERVALS}
+            for beta in BETAS:
+                key = {"proposal": name, "beta": beta, "N": size}
+                cells.append(key | _cell(world.log_z(beta), pools, beta, size, default))
+            print(f"{name:>8} N {size:3d}: {time.perf_counter() - start:5.1f} s", flush=True)
+    return sorted(cells, key=lambda c: [list(PROPOSALS).index(c["proposal"]), c["beta"], c["N"]])
 
 
-def _cell(exact: Array, pools: tuple[Pool, Pool], beta: float, size: int) -> dict[str, Any]:
+def _cell(
+    exact: Array, pools: tuple[Pool, Pool], beta: float, size: int, default: dict[Interval, Estimates]
+) -> dict[str, Any]:
     cell: dict[str, Any] = {"rmse": {}, "error": {}, "coverage": {}, "width": {}}
     for column in METHODS:
-        batches = estimate(pools, column, beta, size)
-        squares = (stack(batches, "log_z") - exact) ** 2
+        found = default["gamma"] if column == DEFAULT else estimate(pools, column, beta, size)
+        squares = (found.log_z(beta) - exact) ** 2
         rmse = np.sqrt(squares.mean())
         cell["rmse"][column] = rmse
         # Replicates are independent, prompts are a fixed set; delta method for the root.
         cell["error"][column] = squares.mean(axis=1).std(ddof=1) / np.sqrt(len(squares)) / (2 * rmse)
-        if column == DEFAULT:
-            cell["gated"] = np.mean([[m == "pass_rate" for m in batch.method] for batch in batches])
-    for interval in INTERVALS:
-        batches = estimate(pools, DEFAULT, beta, size, interval)
-        low, high = stack(batches, "interval_low"), stack(batches, "interval_high")
+    cell["gated"] = default["gamma"].gated.mean()
+    for interval, found in default.items():
+        low, high = (log_z_from_q(end, beta, (0.0, 1.0)) for end in (found.low, found.high))
         # An interval's end may equal the exact value up to rounding, at log Z = beta for example.
         cell["coverage"][interval] = np.mean((low <= exact + 1e-12) & (exact <= high + 1e-12))
         cell["width"][interval] = np.mean(high - low)
@@ -179,19 +206,14 @@ def _cell(exact: Array, pools: tuple[Pool, Pool], beta: float, size: int) -> dic
 def markdown(world: World, cells: list[dict[str, Any]], replicates: int, seed: int) -> str:
     """Everything between the page's markers."""
     worst = max(e / r for c in cells for e, r in zip(c["error"].values(), c["rmse"].values(), strict=True))
-    behind = max(cells, key=lambda c: c["to_best"])
-    lost = [c for c in cells if c["to_pass_rate"] > 1]
     under = [c for c in cells for i in INTERVALS if c["coverage"][i] < LEVEL]
     command = f"python benchmarks/estimator_accuracy.py --replicates {replicates} --seed {seed}"
     lines = [
         f"Written by `{command}`: {PROMPTS} prompts, {replicates} replicates. Relative standard error of an RMSE:"
         f" at most {worst:.0%}.",
         "",
-        f"- Default over the best method of the cell: median {np.median([c['to_best'] for c in cells]):.2f}, largest"
-        f" {behind['to_best']:.2f} ({behind['proposal']}, beta {behind['beta']:g}, N {behind['N']}).",
-        f"- Default worse than the pass rate of the same number of draws in {len(lost)} of {len(cells)} cells"
-        + "".join(f"; {c['proposal']}, beta {c['beta']:g}, N {c['N']}: {c['to_pass_rate']:.2f}" for c in lost)
-        + ".",
+        _criterion(cells, "to_best", "the best method of the cell"),
+        _criterion(cells, "to_pass_rate", "the pass rate of the same number of draws"),
         f"- Intervals of nominal {LEVEL:.0%} that cover less: {len(under)} of {len(INTERVALS) * len(cells)}"
         + f" (lowest coverage {min(c['coverage'][i] for c in cells for i in INTERVALS):.3f}).",
         "",
@@ -215,6 +237,25 @@ def markdown(world: World, cells: list[dict[str, Any]], replicates: int, seed: i
     return "\n".join(lines)
 
 
+def _criterion(cells: list[dict[str, Any]], ratio: str, of_what: str) -> str:
+    """How many cells with enough draws meet the criterion, and the others by name."""
+    large = [c for c in cells if c["N"] >= CRITERION_SIZE]
+    missed = [c for c in large if c[ratio] > CRITERION]
+    small = max((c for c in cells if c["N"] < CRITERION_SIZE), key=lambda c: c[ratio])
+    found = (
+        f"- Within {CRITERION} times {of_what}, N >= {CRITERION_SIZE}: {len(large) - len(missed)} of {len(large)} cells"
+    )
+    found += "".join(f"; missed by {_name(c)}: {c[ratio]:.2f}" for c in missed)
+    return found + (
+        f". Median ratio {np.median([c[ratio] for c in large]):.2f}, largest {max(c[ratio] for c in large):.2f}; "
+        f"below N = {CRITERION_SIZE} the largest is {small[ratio]:.2f} ({_name(small)})."
+    )
+
+
+def _name(cell: dict[str, Any]) -> str:
+    return f"{cell['proposal']}, beta {cell['beta']:g}, N {cell['N']}"
+
+
 def _header(*names: str) -> list[str]:
     return [_row(*names), _row(*["---"] * len(names))]
 
@@ -223,26 +264,15 @@ def _row(*values: object) -> str:
     return "| " + " | ".join(str(v) for v in values) + " |"
 
 
-START, END = "<!-- estimator_accuracy: start -->", "<!-- estimator_accuracy: end -->"
-
-
-def fill(page: Path, text: str) -> None:
-    """Replace what stands between the markers."""
-    before, _, rest = page.read_text(encoding="utf-8").partition(START)
-    _, found, after = rest.partition(END)
-    if not found:
-        raise SystemExit(f"{page} has no lines {START} and {END}")
-    page.write_text(f"{before}{START}\n{text}\n{END}{after}", encoding="utf-8")
-
-
 def ladder(world: World, replicates: int) -> dict[tuple[str, str, float], tuple[float, float]]:
     """Mean squared bias and mean variance over prompts, by strength, method and beta."""
     result = {}
     for rung, strength in LADDER.items():
         pools = world.pools(world.proposal(strength), replicates, LADDER_SIZE)
-        for beta in BETAS:
-            for column in LADDER_METHODS:
-                log_z = stack(estimate(pools, column, beta, LADDER_SIZE), "log_z")
+        for column in LADDER_METHODS:
+            same = estimate(pools, column, BETAS[-1], LADDER_SIZE) if column != "is" else None
+            for beta in BETAS:
+                log_z = (same or estimate(pools, column, beta, LADDER_SIZE)).log_z(beta)
                 variance = log_z.var(axis=0, ddof=1)
                 # The squared mean error still holds the variance of the mean.
                 bias = (log_z.mean(axis=0) - world.log_z(beta)) ** 2 - variance / replicates
@@ -281,15 +311,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--replicates", type=int, default=150, help="replicates of every cell")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--page", type=Path, default=Path("docs/estimators.md"), help="page with the markers")
-    parser.add_argument("--figure", type=Path, default=Path("docs/figures/estimator_bias_variance.png"))
+    parser.add_argument("--page", type=Path, default=PAGE, help="page with the markers")
+    parser.add_argument("--figure", type=Path, default=FIGURES / "estimator_bias_variance.png")
     options = parser.parse_args()
     world = World(options.seed)
     text = markdown(world, measure(world, options.replicates), options.replicates, options.seed)
-    fill(options.page, text)
+    fill("estimator_accuracy", text, options.page)
     draw(ladder(world, options.replicates), options.figure)
     print(text)
-    print(f"page: {options.page}, figure: {options.figure}")
+    print(f"figure: {options.figure}")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Time the estimator of log Z against the number of trajectories, on one core.
 
-Prints a table (best of three) and draws it::
+Fills the marked block of the page and draws its figure; wants a quiet machine::
 
-    OMP_NUM_THREADS=1 python benchmarks/partition_speed.py --out docs/figures/partition_speed.png
+    OMP_NUM_THREADS=1 python benchmarks/partition_speed.py
 """
 
 from __future__ import annotations
@@ -16,11 +16,14 @@ from typing import Any
 import numpy as np
 
 from disa import estimate_log_partition_batch
+from page import FIGURES, fill, table
 
 DRAWS_PER_PROMPT = 100
 REPEATS = 3
 SIZES = (10_000, 30_000, 100_000, 300_000, 1_000_000)
 INTERVALS = ("gamma", "betting")
+# Seconds that a million trajectories may take.
+LIMITS = {"gamma": 2.0, "betting": 20.0}
 
 
 def synthetic(trajectories: int, success_rate: float) -> dict[str, Any]:
@@ -48,7 +51,7 @@ def best_seconds(arrays: dict[str, Any], interval: str) -> float:
     return min(seconds)
 
 
-def draw(table: dict[str, list[float]], path: Path) -> None:
+def draw(seconds_by_interval: dict[str, list[float]], path: Path) -> None:
     """Seconds against trajectories on logarithmic axes, with a line of slope one."""
     import matplotlib
 
@@ -56,9 +59,9 @@ def draw(table: dict[str, list[float]], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
-    for (interval, seconds), colour in zip(table.items(), ("#0072B2", "#D55E00"), strict=True):
+    for (interval, seconds), colour in zip(seconds_by_interval.items(), ("#0072B2", "#D55E00"), strict=True):
         axes.loglog(SIZES, seconds, "o-", color=colour, label=f"{interval} interval")
-    linear = table["gamma"][-1] * np.array(SIZES) / SIZES[-1]
+    linear = seconds_by_interval["gamma"][-1] * np.array(SIZES) / SIZES[-1]
     axes.loglog(SIZES, linear, "--", color="#7F7F7F", label="proportional to trajectories")
     axes.set(xlabel="trajectories (100 a prompt)", ylabel="seconds, one core", title="Time to estimate log Z")
     axes.grid(alpha=0.3)
@@ -68,22 +71,37 @@ def draw(table: dict[str, list[float]], path: Path) -> None:
 
 
 def main() -> None:
-    """Measure, print, draw."""
+    """Measure, fill the page, draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("docs/figures/partition_speed.png"), help="PNG to write")
+    parser.add_argument("--out", type=Path, default=FIGURES / "partition_speed.png", help="PNG to write")
     parser.add_argument("--success-rate", type=float, default=0.5, help="share of rewarded trajectories")
     options = parser.parse_args()
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    table: dict[str, list[float]] = {interval: [] for interval in INTERVALS}
-    print(f"{'trajectories':>12} {'prompts':>8} " + " ".join(f"{name + ' (s)':>12}" for name in INTERVALS))
+    seconds: dict[str, list[float]] = {interval: [] for interval in INTERVALS}
+    rows = []
     for size in SIZES:
         arrays = synthetic(size, options.success_rate)
         for interval in INTERVALS:
-            table[interval].append(best_seconds(arrays, interval))
-        row = " ".join(f"{table[interval][-1]:12.3f}" for interval in INTERVALS)
-        print(f"{size:12,} {size // DRAWS_PER_PROMPT:8,} {row}")
-    draw(table, options.out)
+            seconds[interval].append(best_seconds(arrays, interval))
+        measured = [seconds[interval][-1] for interval in INTERVALS]
+        # A cost linear in trajectories is a constant per trajectory.
+        each = [f"{1e6 * s / size:.2f}" for s in measured]
+        rows.append([f"{size:,}", f"{size // DRAWS_PER_PROMPT:,}", *(f"{s:.3f}" for s in measured), *each])
+        print(*rows[-1], sep=" | ", flush=True)
+    draw(seconds, options.out)
+    header = ["trajectories", "prompts", *(f"{name} (s)" for name in INTERVALS)]
+    header += [f"{name} (µs a trajectory)" for name in INTERVALS]
+    limits = "; ".join(f"{name} {seconds[name][-1]:.2f} s (asked for: {LIMITS[name]:g} s)" for name in INTERVALS)
+    text = [
+        f"Written by `python benchmarks/partition_speed.py`: one core, best of {REPEATS}, all diagnostics included, "
+        f"{options.success_rate:.0%} of the trajectories rewarded, in random order.",
+        "",
+        f"- {SIZES[-1]:,} trajectories over {SIZES[-1] // DRAWS_PER_PROMPT:,} prompts: {limits}.",
+        "",
+        *table(header, rows),
+    ]
+    fill("partition_speed", "\n".join(text))
     print(f"figure: {options.out}")
 
 

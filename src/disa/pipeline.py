@@ -19,13 +19,15 @@ from disa.engine import load_model, load_tokenizer
 from disa.errors import DisaError
 from disa.evaluation import run as evaluation
 from disa.partition import stage as partition
+from disa.partition.features import features_fingerprint, prompt_features
+from disa.partition.regression import PromptFeatures
 from disa.proposals import run as proposals
 from disa.provenance import Fingerprint, chat_template_digest, tokenizer_digest, weights_digest
 from disa.recipe import Recipe
 from disa.records import EvaluationRecord, PartitionEstimate, Prompt, ScoredTrajectory, Trajectory
 from disa.report import stage as report
-from disa.rundir import StageFolder, exclusive
-from disa.sampling import stop_token_ids
+from disa.rundir import StageFolder, exclusive, write_json
+from disa.sampling import encode_prompt, stop_token_ids
 from disa.scoring import run as scoring
 from disa.stages import STAGES
 from disa.tasks import SPLITS, make_task
@@ -69,7 +71,10 @@ class Pipeline:
                 rows = self.task.prompts(split)
                 stage.write_part(split, rows, Prompt)
                 counts[split] = len(rows)
-            stage.finish(prompts=counts)
+            report = self.task.data_report()
+            if report is not None:
+                write_json(stage.path / "left_out.json", report.left_out)
+            stage.finish(prompts=counts, data=report and report.facts)
 
         identity = self.recipe.tasks.identity() | {"task": self.task.fingerprint}
         return self._stage("tasks", "1_tasks", TASKS_VERSION, identity, {}, work)
@@ -112,8 +117,9 @@ class Pipeline:
 
         def work(stage: StageFolder) -> None:
             prompts = self._prompts("train", "validation", "heldout")
-            rows = self.scoring().rows(ScoredTrajectory)
-            partition.run_partition(stage, config, beta, self.task.reward_range, prompts, rows)
+            rows = scoring.decided(self.scoring().rows(ScoredTrajectory))
+            features = self._features(prompts) if config.regressor else None
+            partition.run_partition(stage, config, beta, self.task.reward_range, prompts, rows, features)
 
         config, beta = self.recipe.partition, self.recipe.training.inverse_temperature
         identity = {
@@ -127,16 +133,27 @@ class Pipeline:
         """The frozen estimates with their fingerprint."""
 
         def work(stage: StageFolder) -> None:
+            found = self.partition().manifest
             facts = freeze(
                 stage.path,
                 self.partition().rows(PartitionEstimate),
                 self._fingerprint(),
                 reward_range=self.task.reward_range,
-                binary=self.partition().manifest["binary"],
+                binary=found["binary"],
+                evidence={name: found[name] for name in ("null_test", "coverage", "regressor")},
+                regressor=self.partition().path / "regressor.npz" if found["regressor"] else None,
             )
             stage.finish(anchor=facts)
 
         return self._stage("anchor", "5_anchor", ANCHOR_VERSION, {}, {"partition": self.partition()}, work)
+
+    def _features(self, prompts: list[Prompt]) -> PromptFeatures:
+        """What the regressor knows of a prompt: the frozen reference's states."""
+        tokenizer, law = self._tokenizer(), self.recipe.sampling
+        ids = [encode_prompt(tokenizer, prompt.prompt, law) for prompt in prompts]
+        features = prompt_features(load_model(self._path("reference")), ids)
+        by_prompt = dict(zip((prompt.prompt_id for prompt in prompts), features, strict=True))
+        return PromptFeatures(by_prompt, features_fingerprint(self._fingerprint()))
 
     def training(self) -> list[StageFolder]:
         """One folder per method; a baseline's does not depend on the anchor."""
@@ -147,7 +164,8 @@ class Pipeline:
             anchor = Anchor.load(self.anchor().path)
             prompts = self._prompts("train")
             wanted = {p.prompt_id for p in prompts} if config.offline_share else set()
-            offline = [row for row in self.scoring().rows(ScoredTrajectory) if row.prompt_id in wanted]
+            rows = scoring.decided(self.scoring().rows(ScoredTrajectory))
+            offline = [row for row in rows if row.prompt_id in wanted]
             reference = self._path("reference")
             training.run_training(stage, method, config, law, self.task, prompts, reference, anchor, offline)
 
@@ -260,7 +278,9 @@ class Pipeline:
         return Fingerprint(
             reference=weights_digest(reference),
             tokenizer=tokenizer_digest(tokenizer),
-            chat_template=chat_template_digest(tokenizer, conversational=law.conversational),
+            chat_template=chat_template_digest(
+                tokenizer, conversational=law.conversational, system_prompt=law.system_prompt
+            ),
             temperature=law.temperature,
             max_completion_length=law.max_completion_length,
             stop_token_ids=stop_token_ids(reference, tokenizer),

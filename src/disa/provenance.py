@@ -28,7 +28,7 @@ class Fingerprint:
     tokenizer: str
     """Digest of the vocabulary, merges and special tokens."""
     chat_template: str
-    """Digest of the chat template, ``none`` where prompts are plain text."""
+    """Digest of the chat template and the system prompt, ``none`` where prompts are plain text."""
     temperature: float
     """Sampling temperature that divides the logits of every log-probability."""
     max_completion_length: int
@@ -100,6 +100,8 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     return digest({"content": content, "eos": tokenizer.eos_token_id})
 
 
-def chat_template_digest(tokenizer: PreTrainedTokenizerBase, *, conversational: bool) -> str:
-    """Digest of the chat template where prompts are conversations, ``none`` where they are plain text."""
-    return digest(tokenizer.chat_template) if conversational else "none"
+def chat_template_digest(
+    tokenizer: PreTrainedTokenizerBase, *, conversational: bool, system_prompt: str | None = None
+) -> str:
+    """Digest of chat template and system prompt where prompts are conversations, ``none`` where they are plain text."""
+    return digest([tokenizer.chat_template, system_prompt]) if conversational else "none"

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import ValidationError, model_validator
 
 from disa.config import StageConfig
 from disa.errors import DisaError
@@ -15,7 +15,7 @@ from disa.partition.config import PartitionConfig
 from disa.proposals.config import ProposalsConfig
 from disa.sampling import SamplingConfig
 from disa.scoring.config import ScoringConfig
-from disa.tasks.config import CountdownConfig, GraphColoringConfig
+from disa.tasks import TASKS, TaskSection
 from disa.training.config import TrainingConfig
 from disa.warmup.config import WarmupConfig
 
@@ -34,7 +34,7 @@ class Recipe(StageConfig):
 
     run_dir: str
     """Where the run's stage folders go."""
-    tasks: Annotated[CountdownConfig | GraphColoringConfig, Field(discriminator="name")]
+    tasks: TaskSection
     """The task, its sizes and its seed."""
     models: ModelsConfig = ModelsConfig()
     """Given reference and proposal."""
@@ -110,7 +110,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
 def _first_problem(error: ValidationError, path: Path) -> DisaError:
     """One line about the first problem, naming the field as it is written in the recipe."""
     problem = error.errors()[0]
-    field = ".".join(str(part) for part in problem["loc"] if part not in ("countdown", "graph_coloring"))
+    field = ".".join(str(part) for part in problem["loc"] if part not in TASKS)
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":

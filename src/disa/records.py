@@ -68,7 +68,7 @@ class Trajectory:
 class ScoredTrajectory:
     """A trajectory with both models' log-probabilities and its reward. Written by ``scoring``."""
 
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2
 
     prompt_id: str
     draw: int
@@ -79,7 +79,8 @@ class ScoredTrajectory:
     log_sampler: float
     log_ref: float
     log_proposal: float
-    reward: float
+    reward: float | None
+    """Null where the verifier came to no verdict: such a row takes no part in any estimate or loss."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -116,7 +117,7 @@ class PartitionEstimate:
 class EvaluationRecord:
     """One sampled and judged completion of one evaluated model. Written by ``evaluation``."""
 
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2
 
     model: str
     """``reference`` or the name of a trained policy (``disa``, ``grpo``, ...)."""
@@ -125,7 +126,8 @@ class EvaluationRecord:
     draw: int
     completion: str
     truncated: bool
-    reward: float
+    reward: float | None
+    """Null where the verifier came to no verdict: neither correct nor wrong."""
     mode: str | None
     """Canonical form of a correct solution on countable tasks, null otherwise."""
     log_pi: float

@@ -17,7 +17,7 @@ RIGHT_OF_THE_WALL = {"objectives", "training"}
 # What training may know of the offline side, each with its reason.
 THROUGH_THE_WALL = {
     # The policy is judged by exactly the checked reward the offline trajectories were.
-    ("training/run.py", "disa.scoring.run.task_reward"),
+    ("training/run.py", "disa.scoring.run.task_rewards"),
     # The offline rows enter the forward projection with the weights that log Z was estimated with: a pure
     # function of the two frozen log-probabilities, which cannot change log Z.
     ("training/offline.py", "disa.partition.log_weights.balance_log_weights"),

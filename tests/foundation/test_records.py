@@ -175,7 +175,7 @@ def test_a_nan_is_refused_where_null_would_be_allowed(tmp_path):
 def test_another_record_is_refused_though_its_columns_would_do(tmp_path):
     write_rows(tmp_path / "rows.parquet", ROWS[ScoredTrajectory], ScoredTrajectory)
     message = refusal(tmp_path / "rows.parquet", Trajectory)
-    assert "holds ScoredTrajectory rows of version 1, expected Trajectory version 1" in message
+    assert "holds ScoredTrajectory rows of version 2, expected Trajectory version 1" in message
 
 
 def test_another_version_is_refused(tmp_path):

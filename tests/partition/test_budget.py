@@ -1,14 +1,18 @@
+import dataclasses
 import math
 
 import numpy as np
 import pytest
 from scipy.optimize import minimize
+from scipy.special import ndtri
 from six_outcomes import PASSES, PROPOSAL, REFERENCE, exact_log_z, sample
 
 from disa.errors import DisaError
 from disa.partition import estimate_log_partition_batch
-from disa.partition.budget import adaptive_budget, allocate, relative_spread, trajectory_arrays
+from disa.partition.allocation import allocate, next_round, relative_spread
+from disa.partition.budget import adaptive_budget, trajectory_arrays
 from disa.partition.draws import collect_draws
+from disa.partition.plan import plan_round
 from disa.records import ScoredTrajectory
 
 NO_CAP = 10**9
@@ -78,8 +82,14 @@ def test_the_relative_spread_tends_to_that_of_the_mixture():
     beta, n = 5.0, 200_000
     draws = collect_draws(**sample(np.random.default_rng(0), 1, n // 4, 3 * n // 4), beta=beta, reward_range=(0, 1))
     mixture = 0.25 * REFERENCE + 0.75 * PROPOSAL
-    v = REFERENCE / mixture * PASSES
-    exact = np.sqrt(mixture @ v**2 - (mixture @ v) ** 2) * math.expm1(beta) / math.exp(exact_log_z(PASSES, beta))
+    w = REFERENCE / mixture
+    v = w * PASSES
+    c = (mixture @ ((w - 1) * v)) / (mixture @ (w - 1) ** 2)
+    exact = (
+        np.sqrt(mixture @ (v - c * (w - 1)) ** 2 - (mixture @ v) ** 2)
+        * math.expm1(beta)
+        / math.exp(exact_log_z(PASSES, beta))
+    )
     # Monte Carlo error of a standard deviation and a mean from 30,000 hits: below 1%.
     assert relative_spread(draws, beta) == pytest.approx([exact], rel=0.02)
 
@@ -168,13 +178,28 @@ def test_a_gated_prompt_gets_further_draws_from_the_reference_alone():
     assert list(result.estimates.method) == ["pass_rate"] * 2 + ["mixture"] * 2
 
 
-@pytest.mark.parametrize("beta", [5.0, 15.0])
+def normal(rng, q, shift):
+    """Reference N(0, 1), proposal N(shift, 1), passed above the threshold that the reference passes with q."""
+
+    def draw(prompt, n, source):
+        y = rng.normal(0.0 if source == "reference" else shift[prompt], 1.0, n)
+        return [
+            ScoredTrajectory("x", 0, source, "", [1], False, ref if source == "reference" else mu, ref, mu, float(r))
+            for ref, mu, r in zip(
+                (-0.5 * y**2).tolist(), (-0.5 * (y - shift[prompt]) ** 2).tolist(), y > -ndtri(q[prompt]), strict=True
+            )
+        ]
+
+    return draw
+
+
+@pytest.mark.parametrize("beta", [10.0, 15.0])
 def test_adaptive_beats_uniform_allocation_at_equal_budget(beta):
     prompts, gains = 80, []
     for seed in range(12):
         rng = np.random.default_rng(seed)
-        q = np.exp(rng.uniform(np.log(0.003), np.log(0.5), prompts))
-        draw = bernoulli(rng, q, np.minimum(2 * q, 0.9))
+        q = np.exp(rng.uniform(np.log(0.001), np.log(0.5), prompts))
+        draw = normal(rng, q, -0.5 * rng.random(prompts) * ndtri(q))
         truth = np.log1p(np.expm1(beta) * q)
         settings = {"prompts": prompts, "budget": 64 * prompts, "beta": beta, "precision": 1e-3}
         adaptive = adaptive_budget(draw, pilot=16, cap=512, **settings)
@@ -235,3 +260,26 @@ def test_a_draw_function_that_returns_something_else_is_refused():
             cap=64,
             beta=5.0,
         )
+
+
+def test_a_planned_round_is_the_budgets_round_and_numbers_its_draws_onwards():
+    rng = np.random.default_rng(5)
+    q = np.exp(rng.uniform(np.log(0.02), np.log(0.5), 6))
+    pilot = [
+        [
+            dataclasses.replace(row, prompt_id=f"p{i}", draw=draw)
+            for source, n in (("reference", 4), ("proposal", 12))
+            for draw, row in enumerate(trajectories(rng, n, source, q[i], min(2 * q[i], 0.9)))
+        ]
+        for i in range(6)
+    ]
+    flat = [row for rows in pilot for row in rows]
+    law = {"beta": 15.0, "reward_range": (0.0, 1.0)}
+    limits = {"cap": 200, "reference_share": 0.25, "precision": 0.01}
+    plan = plan_round(flat, budget=300, outlook=36.0, **limits, **law)
+    sizes = next_round(collect_draws(**trajectory_arrays(pilot), **law), 300, b=15.0, outlook=36.0, **limits)
+    for source, first, wanted in zip(("reference", "proposal"), (4, 12), sizes, strict=True):
+        assert [plan[f"p{i}"][source] for i in range(6)] == [range(first, first + n) for n in wanted]
+    assert sum(len(draws) for of in plan.values() for draws in of.values()) == 300
+    # The order in which trajectories are listed is nobody's business.
+    assert plan_round(flat[::-1], budget=300, outlook=36.0, **limits, **law) == plan

@@ -18,7 +18,7 @@ from disa.sampling import SamplingConfig
 from disa.scoring import run as scoring
 from disa.scoring.config import ScoringConfig
 from disa.scoring.parity import check_parity, parity_report
-from disa.scoring.run import run_scoring, task_reward
+from disa.scoring.run import decided, run_scoring, task_rewards
 from disa.tasks import Task
 
 SPACE = Space(vocabulary=4, length_limit=4)
@@ -220,13 +220,11 @@ def test_a_log_prob_that_is_not_a_number_is_no_agreement():
 @pytest.mark.parametrize(
     "value, problem",
     [
-        (None, "the reward is None"),
         (float("nan"), "the reward is nan"),
         (float("inf"), "the reward is inf"),
         (-0.5, "the reward is -0.5"),
         (1.5, "the reward is 1.5"),
         (np.float32(2.0), "the reward is 2.0"),
-        (ZeroDivisionError("no"), "the reward raised ZeroDivisionError: no"),
         ("1", "the reward is 1"),
         ([1.0], "the reward is \\[1.0\\]"),
     ],
@@ -243,10 +241,38 @@ def test_an_unusable_reward_is_refused_naming_task_prompt_range_and_completion(t
 
 @pytest.mark.parametrize("value", [0, 1, True, -1.0, 0.25, np.float64(1.0), np.int64(-1)])
 def test_rewards_at_the_ends_and_inside_of_the_declared_range_are_plain_floats(value):
-    found = task_reward(AnyReward(value, (-1.0, 1.0)), ROWS[0], "a")
+    (found,) = task_rewards(AnyReward(value, (-1.0, 1.0)), ROWS[:1], ["a"])
     assert found == value and type(found) is float
 
 
 def test_a_tasks_own_disa_error_is_passed_on_as_it_is():
     with pytest.raises(DisaError, match="^prompt 0: damaged. Fix: repair$"):
-        task_reward(AnyReward(DisaError("damaged", where="prompt 0", fix="repair")), ROWS[0], "a")
+        task_rewards(AnyReward(DisaError("damaged", where="prompt 0", fix="repair")), ROWS[:1], ["a"])
+
+
+def test_a_reward_that_raises_is_refused_naming_task_and_error():
+    with pytest.raises(DisaError, match="^task letters, field reward: the reward raised ZeroDivisionError: no. Fix: "):
+        task_rewards(AnyReward(ZeroDivisionError("no")), ROWS[:1], ["a"])
+
+
+def test_undecided_completions_are_kept_as_null_and_counted(tmp_path, trajectories):
+    class Hesitant(LetterTask):
+        def rewards(self, prompts, completions):
+            return [None if i % 3 == 0 else 1.0 for i in range(len(completions))]
+
+    score(tmp_path, trajectories, task=Hesitant())
+    stage = open_stage(tmp_path)
+    rows = stage.rows(ScoredTrajectory)
+    assert len(rows) == len(trajectories)
+    undecided = [row for row in rows if row.reward is None]
+    assert undecided and decided(rows) == [row for row in rows if row.reward == 1.0]
+    assert json.loads((tmp_path / "3_scoring" / "manifest.json").read_text())["undecided"] == len(undecided)
+
+
+def test_a_task_that_forgets_a_completion_is_refused():
+    class Forgetful(LetterTask):
+        def rewards(self, prompts, completions):
+            return [1.0]
+
+    with pytest.raises(DisaError, match="1 rewards for 2 completions"):
+        task_rewards(Forgetful(), ROWS[:2], ["a", "b"])

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import binom
 from small_world import BETA, BINARY, GRADED, LENGTHS, LOG_PROPOSAL, LOG_REF, LOG_TARGET, LOG_Z, ROUNDING, SPACE, same
 
 from disa.oracle import expectation, log_partition
@@ -131,3 +132,28 @@ def test_length_normalised_target_has_its_own_normaliser_which_is_not_log_z():
     assert 0.5 * np.abs(np.exp(log_pi) - np.exp(LOG_TARGET)).sum() > 0.05
     geometric = np.log(np.exp(LOG_PROPOSAL) @ np.exp((LOG_REF - LOG_PROPOSAL) / LENGTHS + BETA * GRADED))
     assert min(abs(geometric - root), abs(geometric - LOG_Z)) > 0.1
+
+
+@given(reward_tables, st.floats(0.05, 1.0))
+def test_a_defensive_mixture_varies_at_most_as_much_as_its_reference_draws_alone(rewards, share):
+    # N draws of a mixture with share alpha against its alpha N reference draws: E_mix[(w s)^2] <= E_ref[s^2] / alpha.
+    soft = soft_success(rewards, BETA, (0.0, 1.0))
+    weight = np.exp(balance_log_weights(LOG_REF - LOG_PROPOSAL, np.full(SPACE.completions, share)))
+    mixture = share * np.exp(LOG_REF) + (1 - share) * np.exp(LOG_PROPOSAL)
+    assert same(mixture @ (weight * soft), expectation(LOG_REF, soft))
+    assert mixture @ (weight * soft) ** 2 <= expectation(LOG_REF, soft**2) / share + ROUNDING
+
+
+@pytest.mark.parametrize("p", [0.05, 0.4])
+def test_the_logarithm_biases_log_z_by_half_the_squared_coefficient_of_variation(p):
+    # Exact sums over the number of hits. The next order is CV^4 / N^2, so N times the difference vanishes as 1 / N.
+    a, left = np.expm1(BETA), []
+    for n in (1000, 4000):
+        hits = np.arange(n + 1)
+        log_z = np.log1p(a * hits / n)
+        bias = binom.pmf(hits, n, p) @ log_z - np.log1p(a * p)
+        cv_squared = a**2 * p * (1 - p) / (1 + a * p) ** 2
+        assert bias < 0
+        left.append(abs(n * bias + cv_squared / 2))
+        assert left[-1] < 0.1 * cv_squared
+    assert left[1] == pytest.approx(left[0] / 4, rel=0.1)

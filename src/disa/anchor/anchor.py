@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
+import os
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -14,14 +16,16 @@ import numpy as np
 
 from disa.errors import DisaError
 from disa.provenance import Fingerprint
-from disa.records import PartitionEstimate, read_rows, write_rows
+from disa.records import PartitionEstimate, Prompt, read_rows, write_rows
 from disa.rundir import read_json, write_json
+
+_REGRESSOR = "regressor.npz"
 
 # How to make each field agree again, shown when it does not.
 _FIXES = {
     "reference": "train against the weights the anchor was estimated for, or estimate a new anchor for these",
     "tokenizer": "use the tokenizer saved beside the reference",
-    "chat_template": "use the reference's chat template, or estimate a new anchor with this one",
+    "chat_template": "use the reference's chat template, and the anchor's system prompt, or estimate a new anchor",
     "temperature": "set sampling.temperature (DISAConfig.temperature) to the anchor's value",
     "max_completion_length": "set max_completion_length to the anchor's value",
     "stop_token_ids": "restore the generation config's eos_token_id and the tokenizer's eos_token",
@@ -48,6 +52,8 @@ class Anchor:
         on beta, and log Z at another beta follows exactly from it.
     path : Path or None
         Folder it was loaded from.
+    evidence : mapping
+        What the partition stage found beside the estimates: null test, coverage, the regressor's report.
     """
 
     estimates: Mapping[str, PartitionEstimate]
@@ -55,6 +61,7 @@ class Anchor:
     reward_range: tuple[float, float]
     binary: bool
     path: Path | None = None
+    evidence: Mapping[str, Any] = dataclasses.field(default_factory=lambda: MappingProxyType({}))
 
     @classmethod
     def load(cls, path: str | Path) -> Anchor:
@@ -67,7 +74,14 @@ class Anchor:
         """
         path = Path(path)
         manifest = read_json(path / "manifest.json", missing="no anchor here").get("anchor")
-        if manifest is None:
+        fields = {field.name for field in dataclasses.fields(Fingerprint)}
+        whole = {"fingerprint", "reward_range", "binary", "digest"}
+        if not (
+            isinstance(manifest, dict)
+            and whole <= manifest.keys()
+            and isinstance(manifest["fingerprint"], dict)
+            and fields == manifest["fingerprint"].keys()
+        ):
             raise DisaError("not an anchor's manifest", where=str(path / "manifest.json"), fix="give RUN/5_anchor")
         rows = read_rows(path / "anchor.parquet", PartitionEstimate)
         found = _file_digest(path / "anchor.parquet")
@@ -83,6 +97,7 @@ class Anchor:
             reward_range=tuple(manifest["reward_range"]),
             binary=manifest["binary"],
             path=path,
+            evidence=MappingProxyType(manifest.get("evidence", {})),
         )
 
     def verify(self, fingerprint: Fingerprint) -> None:
@@ -122,21 +137,65 @@ class Anchor:
                 )
         return np.array([self.estimates[prompt_id].log_z for prompt_id in prompt_ids], dtype=np.float64)
 
+    def predict(self, prompts: Sequence[Prompt], features: np.ndarray, *, level: float = 0.9) -> Anchor:
+        """The same anchor with the regressor's log Z of prompts that have no estimate; others stay as they are.
+
+        Parameters
+        ----------
+        prompts : sequence of Prompt
+        features : ndarray, shape (prompts, d)
+            Of :func:`disa.partition.features.prompt_features`, with the anchor's own reference.
+        level : float
+            Two-sided level of the predictions' intervals.
+
+        Raises
+        ------
+        DisaError
+            Where the anchor holds no regressor or one of other features, or prompts and features differ in number.
+        """
+        # scipy loads with the regressor, and only predictions need it.
+        from disa.partition.features import features_fingerprint
+        from disa.partition.regression import predicted_rows
+        from disa.partition.regressor import Regressor
+
+        path = None if self.path is None else self.path / _REGRESSOR
+        if path is None or not path.is_file():
+            raise DisaError(
+                "the anchor holds no regressor", where=str(self.path or "anchor"), fix="set partition.regressor: true"
+            )
+        if len(features) != len(prompts):
+            raise DisaError(f"{len(features)} rows of features for {len(prompts)} prompts", where="Anchor.predict")
+        regressor = Regressor.load(path, features_fingerprint=features_fingerprint(self.fingerprint))
+        beta = self.fingerprint.inverse_temperature
+        predicted = regressor.predict(features, beta=beta, reward_range=self.reward_range, level=level)
+        rows = {row.prompt_id: row for row in predicted_rows(prompts, predicted, self.reward_range)}
+        return dataclasses.replace(self, estimates=MappingProxyType(rows | dict(self.estimates)))
+
     def at_inverse_temperature(self, beta: float) -> Anchor:
         """The same anchor at another inverse temperature, exact for two-valued rewards.
 
         Raises
         ------
         DisaError
-            Where rewards are graded: q then depends on beta, and only a new estimate will do.
+            Where rewards are graded: q then depends on beta, and only a new estimate will do. Or where estimates
+            are a regressor's posterior means, which no single q stands for.
         """
-        if not self.binary:
+        regressed = any(row.method in ("posterior", "predicted") for row in self.estimates.values())
+        if not self.binary or regressed:
+            found = "estimates are posterior means of a regressor" if self.binary else "rewards are graded"
             raise DisaError(
-                "rewards are graded, so q depends on the inverse temperature",
+                f"{found}, so q depends on the inverse temperature",
                 where=str(self.path or "anchor"),
                 fix=f"rerun the partition stage with training.inverse_temperature={beta}",
             )
         span = self.reward_range[1] - self.reward_range[0]
+        # expm1 of more than 709 nats is beyond float64.
+        if not 0 < beta * span < 700:
+            raise DisaError(
+                f"inverse temperature {beta}, expected a number above 0 and below {700 / span:.4g}",
+                where=str(self.path or "anchor"),
+                fix="choose an inverse_temperature in that range",
+            )
         old, low = self.fingerprint.inverse_temperature, self.reward_range[0]
 
         def move(log_z: float) -> float:
@@ -163,8 +222,12 @@ def freeze(
     *,
     reward_range: tuple[float, float],
     binary: bool,
+    evidence: Mapping[str, Any] | None = None,
+    regressor: str | Path | None = None,
 ) -> dict[str, Any]:
     """Write ``anchor.parquet`` and a manifest; returns what the manifest says under ``anchor``.
+
+    ``evidence`` goes into the manifest, and the regressor's file, where there is one, into the folder.
 
     Raises
     ------
@@ -175,7 +238,15 @@ def freeze(
     if not estimates:
         raise DisaError("no estimates to freeze", where=str(path), fix="run the partition stage on at least one prompt")
     low, high = (fingerprint.inverse_temperature * r for r in reward_range)
+    seen: set[str] = set()
     for index, row in enumerate(estimates):
+        if row.prompt_id in seen:
+            raise DisaError(
+                "a second estimate of this prompt",
+                where=f"{path}, row {index}, prompt {row.prompt_id}",
+                fix="freeze one estimate a prompt",
+            )
+        seen.add(row.prompt_id)
         # One ulp-scale allowance: log1p(expm1(b)) may exceed b by rounding.
         if not low - 1e-9 <= row.log_z <= high + 1e-9:
             raise DisaError(
@@ -191,7 +262,13 @@ def freeze(
         "binary": binary,
         "prompts": len(estimates),
         "digest": _file_digest(path / "anchor.parquet"),
+        "evidence": dict(evidence or {}),
     }
+    if regressor is not None:
+        aside = path / f".{_REGRESSOR}.{os.getpid()}.tmp"
+        shutil.copyfile(regressor, aside)
+        aside.replace(path / _REGRESSOR)
+        manifest["regressor"] = _file_digest(path / _REGRESSOR)
     write_json(path / "manifest.json", {"anchor": manifest})
     return manifest
 

@@ -256,8 +256,14 @@ def summary_from_json(data: Mapping[str, Any]) -> Summary:
 def _one_prompt(
     rows: Sequence[EvaluationRecord], prompt: Prompt, log_z: float | None, beta: float, ks: Sequence[int]
 ) -> PromptValues:
+    kl = kl_to_reference([r.log_pi for r in rows], [r.log_ref for r in rows])
+    # Undecided samples are neither correct nor wrong; a metric at more samples than are decided is undefined here.
+    decided = [r for r in rows if r.reward is not None]
+    if len(decided) < len(rows):
+        rows, ks = decided, [k for k in ks if k <= len(decided)]
+    if not rows:
+        return {"kl_to_reference": kl}
     correct = [r.reward >= CORRECT_REWARD for r in rows]
-    log_pi, log_ref = [r.log_pi for r in rows], [r.log_ref for r in rows]
     values = {f"mean@{k}": mean_at_k(correct, k) for k in ks}
     values |= {f"pass@{k}": pass_at_k(correct, k) for k in ks}
     if prompt.n_solutions is not None:
@@ -267,9 +273,9 @@ def _one_prompt(
         if prompt.n_solutions > 0:
             values["coverage"] = coverage(modes, prompt.n_solutions)
     if log_z is not None:
-        reward = [r.reward for r in rows]
+        log_pi, log_ref, reward = ([getattr(r, name) for r in rows] for name in ("log_pi", "log_ref", "reward"))
         values["kl_to_target"] = kl_to_target(log_pi, log_ref, reward, log_z=log_z, beta=beta)
-    values["kl_to_reference"] = kl_to_reference(log_pi, log_ref)
+    values["kl_to_reference"] = kl
     return values
 
 

@@ -13,13 +13,13 @@ from disa.records import EvaluationRecord, Prompt
 from disa.rundir import StageFolder
 from disa.sampling import SamplingConfig, check_context, decode_completion, encode_prompt
 from disa.scoring.log_probs import sequence_log_probs
-from disa.scoring.run import task_reward
+from disa.scoring.run import task_rewards
 from disa.tasks import Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-VERSION = 1
+VERSION = 2
 
 
 def evaluation_prompts(config: EvaluationConfig, prompts: list[Prompt]) -> list[Prompt]:
@@ -92,9 +92,10 @@ def _evaluate_block(
         sequence_log_probs(m, prompt_ids, completion_ids, temperature=law.temperature, compute=config.compute)
         for m in (model, reference)
     )
+    completions = [decode_completion(tokenizer, d.completion_ids) for d in draws]
+    rewards = task_rewards(task, [p for p, _ in jobs], completions)
     rows = []
-    for i, ((prompt, draw), d) in enumerate(zip(jobs, draws, strict=True)):
-        completion = decode_completion(tokenizer, d.completion_ids)
+    for i, ((prompt, draw), d, completion) in enumerate(zip(jobs, draws, completions, strict=True)):
         rows.append(
             EvaluationRecord(
                 model=name,
@@ -103,7 +104,7 @@ def _evaluate_block(
                 draw=draw,
                 completion=completion,
                 truncated=d.truncated,
-                reward=task_reward(task, prompt, completion),
+                reward=rewards[i],
                 mode=task.mode(prompt, completion),
                 log_pi=float(log_pi[i]),
                 log_ref=float(log_ref[i]),

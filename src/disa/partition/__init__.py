@@ -12,5 +12,12 @@ from disa.partition.estimate import (
     estimate_log_partition,
     estimate_log_partition_batch,
 )
+from disa.partition.sweep import sweep_log_partition
 
-__all__ = ["LogPartition", "LogPartitionBatch", "estimate_log_partition", "estimate_log_partition_batch"]
+__all__ = [
+    "LogPartition",
+    "LogPartitionBatch",
+    "estimate_log_partition",
+    "estimate_log_partition_batch",
+    "sweep_log_partition",
+]

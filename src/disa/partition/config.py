@@ -18,3 +18,6 @@ class PartitionConfig(StageConfig):
     """Kind of interval; clopper_pearson needs trajectories from the reference only."""
     level: float = Field(0.9, gt=0, lt=1)
     """Two-sided level of the intervals."""
+    regressor: bool = False
+    """Regress log Z on the prompts (mean-pooled states of the frozen reference) and use each prompt's posterior;
+    prompts without trajectories get the prediction. Needs at least 20 training prompts with trajectories."""

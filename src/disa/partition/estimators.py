@@ -14,29 +14,32 @@ from disa.partition.draws import Draws
 from disa.partition.log_weights import Array, linear_weights
 from disa.partition.psis import smoothed_log_weights
 
-# Relative spread below which weights are equal up to the rounding of summed log-probabilities, and a
-# regression on them would fit that rounding.
-_EQUAL_WEIGHTS = 1e-10
+CONTROL_RIDGE = 2.0
+"""Ridge of the control variate's regression, in squared weights: as if two draws, one unit of weight from the mean, had
+shown no relation. On 8 draws of a strong proposal the plain regression fits noise and doubles the error of log Z; from
+32 draws on the ridge changes an error by at most 1%."""
 
 
 def mixture(draws: Draws, b: float) -> Array:
     """``q = mean(v) - c (mean(w) - 1) + w_bar / (2N)``, the default.
 
-    c is the coefficient of the regression of v on w (E[w] = 1 is known: a control variate, Owen and
-    Zhou 2000), and ``w_bar = sum(v^2) / sum(v)`` the typical contribution of a hit (1 without
-    hits): the half count that the Jeffreys prior adds, in units of w_bar.
+    E[w] = 1 is known: a control variate (Owen and Zhou 2000). c is the coefficient of the ridge regression of v on w,
+    ``c = sum((w - mean(w)) v) / (sum((w - mean(w))^2) + 2)``, and ``w_bar = sum(v^2) / sum(v)`` the typical
+    contribution of a hit (1 without hits): the half count that the Jeffreys prior adds, in units of w_bar.
     """
     n = draws.counts
     w = linear_weights(draws.log_w)
     v = w * draws.soft
     mean_w, mean_v = draws.sum(w) / n, draws.sum(v) / n
-    w_apart = w - draws.spread(mean_w)
-    variance = draws.sum(w_apart * w_apart)
-    varies = variance > n * (_EQUAL_WEIGHTS * mean_w) ** 2
-    c = np.where(varies, draws.sum(w_apart * v) / np.where(varies, variance, 1.0), 0.0)
+    c = control_coefficient(draws, w - draws.spread(mean_w), v)
     hits = mean_v > 0
     w_bar = np.where(hits, draws.sum(v * v) / n / np.where(hits, mean_v, 1.0), 1.0)
     return mean_v - c * (mean_w - 1.0) + w_bar / (2.0 * n)
+
+
+def control_coefficient(draws: Draws, w_apart: Array, v: Array) -> Array:
+    """``c = sum((w - mean(w)) v) / (sum((w - mean(w))^2) + 2)`` per prompt, given ``w - mean(w)`` and v."""
+    return draws.sum(w_apart * v) / (draws.sum(w_apart * w_apart) + CONTROL_RIDGE)
 
 
 def anchored(draws: Draws, b: float) -> Array:

@@ -15,6 +15,7 @@ The estimate is the posterior mean of log Z, not log Z at the posterior mean of 
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import os
 import zipfile
@@ -129,8 +130,14 @@ class Regressor:
         values = dataclasses.asdict(self)
         arrays = {name: values.pop(name) for name in ("centre", "scale", "weights")}
         aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        arrays["header"] = np.array(json.dumps({"format": FORMAT, **values}))
         with aside.open("wb") as file:
-            np.savez(file, header=np.array(json.dumps({"format": FORMAT, **values})), **arrays)
+            # As numpy.savez, but without the time of writing, so that equal regressors are equal files.
+            with zipfile.ZipFile(file, "w") as archive:
+                for name, array in arrays.items():
+                    content = io.BytesIO()
+                    np.save(content, array, allow_pickle=False)
+                    archive.writestr(zipfile.ZipInfo(f"{name}.npy"), content.getvalue())
             file.flush()
             os.fsync(file.fileno())
         aside.replace(path)

@@ -12,11 +12,12 @@ from disa.partition.config import PartitionConfig
 from disa.partition.diagnostics import bennett_null_test, coverage_profile
 from disa.partition.draws import collect_draws
 from disa.partition.estimate import LogPartition, estimate_log_partition_batch
+from disa.partition.regression import PromptFeatures, regress
 from disa.partition.verdict import verdict
 from disa.records import PartitionEstimate, Prompt, ScoredTrajectory
 from disa.rundir import StageFolder
 
-VERSION = 1
+VERSION = 2
 
 COVERAGE_THRESHOLDS = np.array([0.0, 1.0, 2.0, 3.0, 5.0, 10.0])
 """Nats of log(pi_ref / mu) at which the coverage of the reference's successes is reported."""
@@ -29,20 +30,25 @@ def run_partition(
     reward_range: tuple[float, float],
     prompts: list[Prompt],
     rows: list[ScoredTrajectory],
+    features: PromptFeatures | None = None,
 ) -> None:
-    """Estimate log Z of every prompt and write ``estimates.parquet``.
+    """Estimate log Z of every prompt and write ``estimates.parquet``, with a regressor also ``regressor.npz``.
 
-    A validation or held-out split without any trajectory (``per_heldout_prompt: 0``) is left out.
+    With features, every estimate becomes the regressor's posterior, and prompts without trajectories get its
+    prediction. Without, a validation or held-out split without any trajectory (``per_heldout_prompt: 0``) is
+    left out, and a training prompt without one is refused.
+
     The manifest says whether all rewards were one of the range's two ends (``binary``: q is then the
     same at any beta), the verdict, Bennett's null test of the two models' log-probabilities (its log ratio
-    should be 0 within a few standard errors), and how much of the reference's successes the proposal covers.
+    should be 0 within a few standard errors), how much of the reference's successes the proposal covers, and how well
+    the regressor predicts prompts outside its fit.
 
     Raises
     ------
     DisaError
         Without prompts or trajectories, where a prompt has none, or where one belongs to no prompt.
     """
-    prompts, arrays = _arrays(prompts, rows)
+    prompts, undrawn, arrays = _arrays(prompts, rows, predict=features is not None)
     batch = estimate_log_partition_batch(
         **arrays,
         beta=beta,
@@ -52,6 +58,11 @@ def run_partition(
         level=config.level,
     )
     estimates = [_record(prompt, batch.row(i), reward_range) for i, prompt in enumerate(prompts)]
+    report = None
+    if features is not None:
+        law = {"beta": beta, "reward_range": reward_range, "level": config.level}
+        regressor, estimates, report = regress(estimates, batch, prompts, undrawn, features, **law)
+        regressor.save(stage.path / "regressor.npz")
     stage.write_part("estimates", estimates, PartitionEstimate)
 
     draws = collect_draws(**arrays, beta=beta, reward_range=reward_range)
@@ -66,20 +77,31 @@ def run_partition(
             "nats": COVERAGE_THRESHOLDS.tolist(),
             "share": None if np.isnan(profile).any() else profile.tolist(),
         },
+        regressor=report,
     )
 
 
-def _arrays(prompts: Sequence[Prompt], rows: Sequence[ScoredTrajectory]) -> tuple[list[Prompt], dict[str, Any]]:
-    """Return the prompts to estimate and the rows as the arrays that the estimators take."""
+def _arrays(
+    prompts: Sequence[Prompt], rows: Sequence[ScoredTrajectory], *, predict: bool
+) -> tuple[list[Prompt], list[Prompt], dict[str, Any]]:
+    """Return the prompts to estimate, those to predict, and the rows as the arrays that the estimators take."""
     if not prompts or not rows:
         missing = "prompts" if not prompts else "trajectories"
         raise DisaError(f"no {missing} to estimate log Z from", where="partition", fix="run the stages before it")
-    prompts = _prompts_with_rows(prompts, rows)
-    index = {prompt.prompt_id: i for i, prompt in enumerate(prompts)}
-    return prompts, {
+    drawn = {row.prompt_id for row in rows}
+    undrawn = [prompt for prompt in prompts if prompt.prompt_id not in drawn] if predict else []
+    kept = [prompt for prompt in prompts if prompt.prompt_id in drawn] if predict else prompts
+    prompts = _prompts_with_rows(kept, rows)
+    return prompts, undrawn, trajectory_columns([prompt.prompt_id for prompt in prompts], rows)
+
+
+def trajectory_columns(prompt_ids: Sequence[str], rows: Sequence[ScoredTrajectory]) -> dict[str, Any]:
+    """Trajectories in any order as the arrays that the estimators take, prompts numbered as given."""
+    index = {prompt_id: i for i, prompt_id in enumerate(prompt_ids)}
+    return {
         "rewards": np.array([row.reward for row in rows]),
         "prompt_index": np.array([index[row.prompt_id] for row in rows]),
-        "n_prompts": len(prompts),
+        "n_prompts": len(prompt_ids),
         "log_ref": np.array([row.log_ref for row in rows]),
         "log_proposal": np.array([row.log_proposal for row in rows]),
         "from_reference": np.array([row.source == "reference" for row in rows]),

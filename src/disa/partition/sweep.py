@@ -3,35 +3,65 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from disa.errors import DisaError
-from disa.partition.draws import Draws
-from disa.partition.estimators import mixture
+from disa.partition.draws import Draws, collect_draws
+from disa.partition.estimators import mixture, pass_rate
+from disa.partition.gate import gated
 from disa.partition.log_weights import Array, log_z_from_q, soft_success
 
 
-def sweep_log_z(draws: Draws, betas: ArrayLike, reward_range: tuple[float, float]) -> Array:
-    """Mixture estimates of log Z at several inverse temperatures, from the same weights and rewards.
+def sweep_log_partition(
+    rewards: ArrayLike, *, betas: ArrayLike, reward_range: tuple[float, float] = (0.0, 1.0), **scored: Any
+) -> Array:
+    """Default estimates of log Z of many prompts at several inverse temperatures, from the same scored draws.
 
-    Only the soft successes depend on beta. Where rewards are 0 and 1, q is the same at every beta. The overlap
-    gate is not applied; :func:`disa.partition.gate.gated` says which prompts it would close.
+    Parameters
+    ----------
+    rewards : array, shape (n,)
+    betas : array, shape (k,)
+        Inverse temperatures, positive.
+    reward_range : tuple of float
+        Smallest and largest possible reward.
+    **scored
+        ``prompt_index``, ``log_ref``, ``log_proposal``, ``from_reference`` or ``source``, ``lengths``, ``n_prompts``
+        as in :func:`disa.estimate_log_partition_batch`, whose default ``log_z`` each column equals.
+
+    Returns
+    -------
+    array, shape (prompts, k)
+        Nats.
+
+    Raises
+    ------
+    DisaError
+        Naming the argument and element at fault.
+    """
+    # The weights do not depend on beta; it only fills the soft successes, which the sweep sets anew.
+    draws = collect_draws(rewards, beta=1.0, reward_range=reward_range, **scored)
+    return sweep_log_z(draws, betas, reward_range)
+
+
+def sweep_log_z(draws: Draws, betas: ArrayLike, reward_range: tuple[float, float]) -> Array:
+    """:func:`sweep_log_partition` of collected draws.
+
+    Only the soft successes, and through them the gate, depend on beta. Where rewards are 0 and 1, q is the same at
+    every beta.
 
     Parameters
     ----------
     draws : Draws
         From :func:`disa.partition.draws.collect_draws`, at any beta.
     betas : array, shape (k,)
-        Positive.
     reward_range : tuple of float
-        Smallest and largest possible reward.
 
     Returns
     -------
     array, shape (prompts, k)
-        Nats.
 
     Raises
     ------
@@ -42,7 +72,10 @@ def sweep_log_z(draws: Draws, betas: ArrayLike, reward_range: tuple[float, float
     for beta in np.asarray(betas, dtype=np.float64):
         if not (np.isfinite(beta) and beta > 0):
             raise DisaError(f"betas holds {beta}, expected finite positive inverse temperatures")
+        b = beta * (reward_range[1] - reward_range[0])
         at_beta = dataclasses.replace(draws, soft=soft_success(draws.rewards, beta, reward_range))
-        q = np.clip(mixture(at_beta, beta * (reward_range[1] - reward_range[0])), 0.0, 1.0)
+        dropped = gated(at_beta)
+        used = at_beta.reference_only(dropped)
+        q = np.where(dropped, pass_rate(used, b), np.clip(mixture(used, b), 0.0, 1.0))
         columns.append(log_z_from_q(q, beta, reward_range))
     return np.stack(columns, axis=1)

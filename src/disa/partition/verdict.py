@@ -36,6 +36,8 @@ FLAGS: dict[str, str] = {
     "proposals.reference_share, and check that temperature, template and tokenizer of both models agree",
     "no_reference": "no trajectory came from the reference, so weights are unbounded and the interval has no upper "
     "end of its own: set proposals.reference_share above 0",
+    "predicted": "no trajectory was drawn, so log Z is the regressor's prediction from the prompt alone: draw "
+    "trajectories for the prompt, or train it with the group baseline",
 }
 """What each flag means and what to do next, by name."""
 
@@ -62,7 +64,8 @@ def flag_prompts(
         "missing_mass": 1.0 - mean_weight > MAX_MISSING_MASS,
         "no_reference": no_reference,
     }
-    assert raised.keys() == FLAGS.keys()
+    # Only the regressor makes estimates without draws.
+    assert [*raised, "predicted"] == list(FLAGS)
     codes = sum(marks.astype(np.intp) << bit for bit, marks in enumerate(raised.values()))
     names = {
         code: tuple(name for bit, name in enumerate(raised) if code >> bit & 1) for code in np.unique(codes).tolist()

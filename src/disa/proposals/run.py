@@ -64,7 +64,8 @@ def draw_block(
     """Trajectories of some prompts, in batches; each is determined by its own seed alone."""
     encoded = {p.prompt_id: encode_prompt(tokenizer, p.prompt, law) for p in prompts}
     for prompt in prompts:
-        check_context(models["reference"], encoded[prompt.prompt_id], law, where=f"prompt {prompt.prompt_id}")
+        for model in models.values():
+            check_context(model, encoded[prompt.prompt_id], law, where=f"prompt {prompt.prompt_id}")
     for source in ("reference", "proposal"):
         jobs = [(p.prompt_id, draw) for p in prompts for draw in range(config.counts(p.split)[source])]
         for start in range(0, len(jobs), config.batch_size):

@@ -104,8 +104,9 @@ def _examples(content: ReportContent) -> str:
         for model in models_in_order(by_prompt[prompt.prompt_id]):
             for record in sorted(by_prompt[prompt.prompt_id][model], key=lambda r: r.draw)[:_EXAMPLE_DRAWS]:
                 cut = ", cut at the length limit" if record.truncated else ""
+                reward = "undecided" if record.reward is None else f"reward {record.reward:g}"
                 html.append(
-                    f"<div><small>{shown(model)}, draw {record.draw}: reward {record.reward:g}{cut}</small>"
+                    f"<div><small>{shown(model)}, draw {record.draw}: {reward}{cut}</small>"
                     f"<pre>{shown(record.completion)}</pre></div>"
                 )
         html.append("</div>")

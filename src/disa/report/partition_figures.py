@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -14,16 +15,24 @@ FEW_HITS = 5.0
 """Below this many effective correct draws an estimate is flagged (``hits_ess < 5``)."""
 
 
-def partition_plates(estimates: Sequence[PartitionEstimate], beta: float) -> list[Plate]:
-    """Draw log Z in nats, its evidence and its flags; none without estimates."""
+def partition_plates(
+    estimates: Sequence[PartitionEstimate], beta: float, coverage: Mapping[str, Any] | None = None
+) -> list[Plate]:
+    """Draw log Z in nats, its evidence and its flags; none without estimates.
+
+    ``coverage`` is the partition manifest's profile: how much of the reference's successes the proposal writes less
+    often, by how many nats.
+    """
     if not estimates:
         return []
-    return [
+    plates = [
         _log_z(estimates, beta),
         _log_z_against_pass_rate(estimates, beta),
         _effective_sample_sizes(estimates),
         _flags(estimates),
     ]
+    known = coverage is not None and coverage.get("share") is not None
+    return [*plates, _coverage(coverage)] if known else plates
 
 
 def _log_z(estimates: Sequence[PartitionEstimate], beta: float) -> Plate:
@@ -50,7 +59,9 @@ def _log_z(estimates: Sequence[PartitionEstimate], beta: float) -> Plate:
 
 def _log_z_against_pass_rate(estimates: Sequence[PartitionEstimate], beta: float) -> Plate:
     figure, axes = new_axes("log Z against the pass rate", "mean reward of the reference's draws", "log Z (nats)")
-    ordered = sorted(estimates, key=lambda e: (e.mean_reward_reference, e.log_z, e.prompt_id))
+    # A prompt without reference draws has no rate; where none has any, all stand at the smallest reward.
+    measured = [e for e in estimates if e.n_reference] or estimates
+    ordered = sorted(measured, key=lambda e: (e.mean_reward_reference, e.log_z, e.prompt_id))
     rate, log_z, low, high = _columns(ordered, "mean_reward_reference", "log_z", "interval_low", "interval_high")
     flagged = np.array([bool(e.flags) for e in ordered])
     x = _spread(rate)
@@ -109,6 +120,20 @@ def _flags(estimates: Sequence[PartitionEstimate]) -> Plate:
         ": " + ", ".join(f"{name} {n}" for name, n in bars[1:]) + ". A prompt can carry several." if counts else "."
     )
     return Plate("flags", figure, reading)
+
+
+def _coverage(coverage: Mapping[str, Any]) -> Plate:
+    figure, axes = new_axes("Coverage of the reference's successes", "log(pi_ref / mu), nats", "share at or above")
+    nats, share = coverage["nats"], coverage["share"]
+    axes.plot(nats, share, "o-", color=UNFLAGGED)
+    axes.set_ylim(-0.03, 1.03)
+    reading = (
+        "Share of the reference's rewarded draws that the proposal writes at least exp(t) times less often than the "
+        "reference, against t: "
+        + ", ".join(f"{s:.0%} at {t:g}" for t, s in zip(nats, share, strict=True))
+        + ". What lies far to the right has to come from the reference's own draws."
+    )
+    return Plate("coverage", figure, reading)
 
 
 def _columns(estimates: Sequence[PartitionEstimate], *names: str) -> list[np.ndarray]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numbers
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from disa.engine import progress_bar
@@ -18,7 +19,7 @@ from disa.tasks import Task
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-VERSION = 1
+VERSION = 2
 
 
 def run_scoring(
@@ -54,19 +55,25 @@ def run_scoring(
             block = trajectories[start : start + config.trajectories_per_part]
             key = f"part-{start:08d}"
             if not stage.part(key).is_file():
-                rewards = [task_reward(task, by_id[t.prompt_id], t.completion) for t in block]
+                rewards = task_rewards(task, [by_id[t.prompt_id] for t in block], [t.completion for t in block])
                 rows = _score_block(block, rewards, encoded, models, config, law)
                 stage.write_part(key, rows, ScoredTrajectory)
             bar.advance(bar_task, len(block))
-    report = parity_report(stage.rows(ScoredTrajectory), config.parity_bound)
+    rows = stage.rows(ScoredTrajectory)
+    report = parity_report(rows, config.parity_bound)
     write_json(stage.path / "parity.json", report)
     check_parity(report)
-    stage.finish(trajectories=len(trajectories), parity=report)
+    stage.finish(trajectories=len(rows), undecided=len(rows) - len(decided(rows)), parity=report)
+
+
+def decided(rows: Sequence[ScoredTrajectory]) -> list[ScoredTrajectory]:
+    """The rows with a verdict: an undecided one is no failure, and no estimate may take it for one."""
+    return [row for row in rows if row.reward is not None]
 
 
 def _score_block(
     block: list[Trajectory],
-    rewards: list[float],
+    rewards: list[float | None],
     encoded: dict[str, list[int]],
     models: dict[str, PreTrainedModel],
     config: ScoringConfig,
@@ -104,24 +111,32 @@ def _score_block(
     ]
 
 
-def task_reward(task: Task, prompt: Prompt, completion: str) -> float:
-    """The task's reward, checked: a bounded number for every completion.
+def task_rewards(task: Task, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float | None]:
+    """The task's rewards, checked: bounded numbers, None where a completion stays undecided.
 
     Raises
     ------
     DisaError
-        Where the reward raises, is None or NaN, or leaves the declared range.
+        Where the task raises, returns another number of rewards, NaN, or a number outside its declared range.
     """
-    where = f"task {task.name}, prompt {prompt.prompt_id}, field reward"
-    fix = f"return a number in {list(task.reward_range)} for every completion (here {completion[:60]!r})"
+    low, high = task.reward_range
+    fix = f"return a number in {list(task.reward_range)} for every completion"
     try:
-        reward = task.reward(prompt, completion)
+        rewards = task.rewards(prompts, completions)
     except DisaError:
         raise
     except Exception as error:
-        raise DisaError(f"the reward raised {type(error).__name__}: {error}", where=where, fix=fix) from error
-    low, high = task.reward_range
-    # A NaN compares false, so it is refused as well.
-    if not isinstance(reward, numbers.Real) or not low <= reward <= high:
-        raise DisaError(f"the reward is {reward}, expected a number in [{low}, {high}]", where=where, fix=fix)
-    return float(reward)
+        problem = f"the reward raised {type(error).__name__}: {error}"
+        raise DisaError(problem, where=f"task {task.name}, field reward", fix=fix) from error
+    if len(rewards) != len(completions):
+        problem = f"{len(rewards)} rewards for {len(completions)} completions"
+        raise DisaError(problem, where=f"task {task.name}, field reward", fix=fix)
+    for prompt, completion, reward in zip(prompts, completions, rewards, strict=True):
+        # A NaN compares false, so it is refused as well.
+        if reward is not None and not (isinstance(reward, numbers.Real) and low <= reward <= high):
+            raise DisaError(
+                f"the reward is {reward}, expected a number in [{low}, {high}], or None where it stays undecided",
+                where=f"task {task.name}, prompt {prompt.prompt_id}, field reward",
+                fix=f"{fix} (here {completion[:60]!r})",
+            )
+    return [None if reward is None else float(reward) for reward in rewards]

@@ -1,7 +1,8 @@
-"""Settings of the tasks."""
+"""Settings of the tasks whose prompts are generated."""
 
 from __future__ import annotations
 
+import string
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -52,9 +53,7 @@ class CountdownConfig(TaskConfig):
     def _consistent(self) -> CountdownConfig:
         if self.low >= self.high:
             raise ValueError(f"low {self.low} must be smaller than high {self.high}")
-        for place in ("{numbers}", "{target}"):
-            if place not in self.prompt_template:
-                raise ValueError(f"prompt_template has no {place}")
+        _require_places(self.prompt_template, "{numbers}", "{target}")
         return self
 
 
@@ -74,7 +73,93 @@ class GraphColoringConfig(TaskConfig):
 
     @model_validator(mode="after")
     def _complete_template(self) -> GraphColoringConfig:
-        for place in ("{edges}", "{colors}"):
-            if place not in self.prompt_template:
-                raise ValueError(f"prompt_template has no {place}")
+        _require_places(self.prompt_template, "{edges}", "{colors}")
         return self
+
+
+class Puzzle24Config(TaskConfig):
+    """Reach 24 with each of four numbers exactly once."""
+
+    name: Literal["puzzle24"]
+    """Selects this task."""
+    train_prompts: int = Field(256, ge=1)
+    """Prompts the policy trains on; the defaults of all splits fit into the hands that exist."""
+    heldout_prompts: int = Field(64, ge=1)
+    """Prompts for reporting only."""
+    warmup_prompts: int = Field(512, ge=0)
+    """Prompts of the supervised warm-up's demonstrations."""
+    low: int = Field(1, ge=1)
+    """Smallest number."""
+    high: int = Field(13, ge=2)
+    """Largest number; 13 as in a pack of cards, with 1820 hands, of which 1362 have a solution."""
+    prompt_template: str = "{numbers}=24:"
+    """Prompt text; ``{numbers}`` (separated by spaces) is filled in."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Puzzle24Config:
+        if self.low >= self.high:
+            raise ValueError(f"low {self.low} must be smaller than high {self.high}")
+        _require_places(self.prompt_template, "{numbers}")
+        return self
+
+
+class NQueensConfig(TaskConfig):
+    """Put back the queens removed from a board on which no two attack each other."""
+
+    name: Literal["n_queens"]
+    """Selects this task."""
+    warmup_prompts: int = Field(2048, ge=0)
+    """Prompts of the supervised warm-up's demonstrations; eight queens have 5148 boards with 5 to 7 removed."""
+    queens: int = Field(8, ge=4, le=9)
+    """Rows and columns of the board; a digit names a column."""
+    min_removed: int = Field(5, ge=1)
+    """Fewest queens removed."""
+    max_removed: int = Field(7, ge=1)
+    """Most queens removed."""
+    prompt_template: str = "{board}:"
+    """Prompt text; ``{board}`` is filled in: a row's column digit, or ``?`` where its queen was removed."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> NQueensConfig:
+        if not self.min_removed <= self.max_removed <= self.queens:
+            raise ValueError(
+                f"min_removed {self.min_removed} <= max_removed {self.max_removed} <= queens {self.queens} must hold"
+            )
+        _require_places(self.prompt_template, "{board}")
+        return self
+
+
+class ShortestPathConfig(TaskConfig):
+    """Name a shortest path between two vertices of a small graph."""
+
+    name: Literal["shortest_path"]
+    """Selects this task."""
+    vertices: int = Field(10, ge=4, le=12)
+    """Vertices of every graph."""
+    edge_probability: float = Field(0.3, gt=0, lt=1)
+    """Chance of each edge."""
+    min_length: int = Field(3, ge=1)
+    """Fewest edges of the shortest paths asked for."""
+    min_solutions: int = Field(2, ge=1)
+    """Smallest number of shortest paths of a prompt: most random pairs of vertices have one."""
+    prompt_template: str = "{edges}/{ends}:"
+    """Prompt text; ``{edges}`` (such as ``ab bd``) and ``{ends}`` (such as ``ad``) are filled in."""
+
+    @model_validator(mode="after")
+    def _complete_template(self) -> ShortestPathConfig:
+        _require_places(self.prompt_template, "{edges}", "{ends}")
+        return self
+
+
+def _require_places(template: str, *places: str) -> None:
+    """Refuse a template that leaves a place out, or in which anything else would be filled in."""
+    try:
+        found = ["{" + name + "}" for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+    except ValueError as error:
+        raise ValueError(f"prompt_template: {error}; write a brace of the text twice") from error
+    for place in places:
+        if place not in found:
+            raise ValueError(f"prompt_template has no {place}")
+    for place in found:
+        if place not in places:
+            raise ValueError(f"prompt_template has {place}, which nothing fills in; write a brace of the text twice")

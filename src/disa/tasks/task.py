@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import json
 import random
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
+from disa.config import StageConfig
 from disa.errors import DisaError
 from disa.records import Prompt
-from disa.tasks.config import TaskConfig
 
 SPLITS = ("train", "validation", "heldout", "warmup")
 # Instances drawn without finding a new one for an open split before the space counts as exhausted.
 _PATIENCE = 20_000
+
+
+@dataclasses.dataclass(frozen=True)
+class DataReport:
+    """What became of a data set's rows, as JSON values."""
+
+    facts: dict[str, Any]
+    """For the stage's manifest: sources, what vouches for them, and counts."""
+    left_out: dict[str, list[Any]]
+    """For a file beside it: every row that is not a prompt, and why."""
 
 
 class Task(ABC):
@@ -23,7 +35,8 @@ class Task(ABC):
 
     Parameters
     ----------
-    config : TaskConfig
+    config : StageConfig
+        The ``tasks`` section of a recipe; a ``TaskConfig`` where prompts are generated.
     """
 
     name: str
@@ -31,7 +44,7 @@ class Task(ABC):
     """Raised whenever prompts, reward or modes change for the same configuration."""
     reward_range: tuple[float, float] = (0.0, 1.0)
 
-    def __init__(self, config: TaskConfig) -> None:
+    def __init__(self, config: StageConfig) -> None:
         self.config = config
 
     @property
@@ -50,32 +63,45 @@ class Task(ABC):
         """Every character of a prompt, a demonstration or a solution: what a character tokenizer needs."""
 
     @abstractmethod
-    def draw(self, rng: random.Random) -> dict[str, Any] | None:
-        """Payload of one random instance, None where this draw gives no valid one."""
-
-    @abstractmethod
-    def identity(self, payload: dict[str, Any]) -> str:
-        """What makes two instances the same problem, whatever the order or labels they are written in."""
-
-    @abstractmethod
-    def text(self, payload: dict[str, Any]) -> str:
-        """The prompt."""
-
-    @abstractmethod
-    def solutions(self, prompt: Prompt) -> list[str]:
-        """Canonical forms of all solutions, sorted: the exact set of modes."""
-
-    @abstractmethod
     def mode(self, prompt: Prompt, completion: str) -> str | None:
-        """Canonical form of a correct completion, None for any other."""
+        """Canonical form of a correct completion, None for any other, and where the task knows no modes."""
 
     @abstractmethod
     def demonstration(self, prompt: Prompt, rng: random.Random, *, noisy: bool) -> str:
         """A random solution in random surface form; a noisy one is well-formed but solves it only by chance."""
 
-    def reward(self, prompt: Prompt, completion: str) -> float:
-        """1 for a correct completion, else 0."""
+    def reward(self, prompt: Prompt, completion: str) -> float | None:
+        """1 for a correct completion, else 0; None where a verifier can decide neither."""
         return float(self.mode(prompt, completion) is not None)
+
+    def rewards(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float | None]:
+        """Rewards of many completions, each with its prompt, in order: what the stages call.
+
+        Override it, instead of ``reward``, where judging many at once is faster.
+        """
+        return [self.reward(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
+
+    def data_report(self) -> DataReport | None:
+        """Where fixed rows came from and which were left out; None where prompts are generated."""
+        return None
+
+    # The default prompts() is made of the four below. A task over fixed rows overrides prompts() instead.
+
+    def draw(self, rng: random.Random) -> dict[str, Any] | None:
+        """Payload of one random instance, None where this draw gives no valid one."""
+        raise NotImplementedError
+
+    def identity(self, payload: dict[str, Any]) -> str:
+        """What makes two instances the same problem, whatever the order or labels they are written in."""
+        raise NotImplementedError
+
+    def text(self, payload: dict[str, Any]) -> str:
+        """The prompt."""
+        raise NotImplementedError
+
+    def solutions(self, prompt: Prompt) -> list[str]:
+        """Canonical forms of all solutions, sorted: the exact set of modes."""
+        raise NotImplementedError
 
     def prompts(self, split: str) -> list[Prompt]:
         """Prompts of one split.

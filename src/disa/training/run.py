@@ -14,7 +14,7 @@ from disa.engine import SeededEpochs, StepLog, last_checkpoint, load_tokenizer, 
 from disa.records import Prompt, ScoredTrajectory
 from disa.rundir import StageFolder, replace_folder
 from disa.sampling import SamplingConfig, encode_prompt
-from disa.scoring.run import task_reward
+from disa.scoring.run import task_rewards
 from disa.tasks import Task
 from disa.training.config import TrainingConfig
 from disa.training.disa_config import DISAConfig
@@ -36,12 +36,12 @@ class TaskReward:
         self._task = task
         self.fingerprint = task.reward_fingerprint
 
-    def __call__(self, completions: list[Any], **columns: list[Any]) -> list[float]:
-        """Rewards in the order of the completions."""
+    def __call__(self, completions: list[Any], **columns: list[Any]) -> list[float | None]:
+        """Rewards in the order of the completions, None where one is undecided: the losses leave it out."""
         texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
         fields = ("prompt_id", "task_name", "split", "prompt_text", "payload", "n_solutions")
-        rows = zip(*(columns[name] for name in fields), texts, strict=True)
-        return [task_reward(self._task, Prompt(*row[:-1]), row[-1]) for row in rows]
+        prompts = [Prompt(*row) for row in zip(*(columns[name] for name in fields), strict=True)]
+        return task_rewards(self._task, prompts, texts)
 
 
 def dataset(prompts: list[Prompt], task: Task, law: SamplingConfig) -> Dataset:

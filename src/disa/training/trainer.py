@@ -124,10 +124,14 @@ class DISATrainer(GRPOTrainer):
     def fingerprint(self, dataset: Any) -> Fingerprint:
         """Everything the anchor must have been estimated under, as this trainer has it."""
         conversational = is_conversational(dataset[0])
+        first = dataset[0]["prompt"][0] if conversational else {}
+        system_prompt = first["content"] if first.get("role") == "system" else None
         return Fingerprint(
             reference=weights_digest(self.accelerator.unwrap_model(self.ref_model or self.model)),
             tokenizer=tokenizer_digest(self._tokenizer),
-            chat_template=chat_template_digest(self._tokenizer, conversational=conversational),
+            chat_template=chat_template_digest(
+                self._tokenizer, conversational=conversational, system_prompt=system_prompt
+            ),
             temperature=self.temperature,
             max_completion_length=self.max_completion_length,
             stop_token_ids=tuple(sorted(self.eos_token_ids)),

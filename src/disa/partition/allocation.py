@@ -1,0 +1,142 @@
+"""Where further trajectories lower the error of log Z most.
+
+With ``v = w s``, c the control variate's coefficient and ``c_x = sd(v - c w) expm1(b) / Z`` on the mixture of prompt
+x, the error of log Z has variance ``c_x^2 / N_x`` (delta method), and the sum over prompts at a fixed total is smallest
+for (Neyman 1934)::
+
+    N_x proportional to c_x
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from disa.errors import DisaError
+from disa.partition.diagnostics import effective_sample_sizes
+from disa.partition.draws import Draws
+from disa.partition.estimators import control_coefficient
+from disa.partition.gate import gated
+from disa.partition.log_weights import Array, linear_weights
+
+Counts = NDArray[np.intp]
+
+_HALVINGS = 100
+"""Of a bracket for the common factor of N_x: down to one ulp."""
+
+
+def next_round(
+    draws: Draws, budget: int, *, cap: int, b: float, reference_share: float, precision: float, outlook: float
+) -> tuple[Counts, Counts]:
+    """Further draws of every prompt from the reference and from the proposal, given all draws so far.
+
+    A prompt whose hits_ess reaches 1 / precision^2, a relative error of about ``precision``, gets no more. Where the
+    gate is closed, further draws come from the reference alone; elsewhere they restore ``reference_share``.
+
+    Parameters
+    ----------
+    draws : Draws
+    budget : int
+        Further draws in total.
+    cap : int
+        Most draws of a prompt in all; dropped proposal draws count.
+    b : float
+        beta times the width of the reward range.
+    reference_share : float
+        alpha, rounded up to whole draws.
+    precision : float
+    outlook : float
+        Proposal draws that a prompt may expect in the end: what the gate holds against D where there are fewer yet.
+
+    Returns
+    -------
+    reference, proposal : array of int, shape (prompts,)
+    """
+    reference_made = draws.reference_counts.astype(np.intp)
+    closed = gated(draws, np.maximum(draws.counts - reference_made, outlook))
+    used = draws.reference_only(closed)
+    reached = effective_sample_sizes(used)[1] >= precision**-2
+    unused = draws.counts - used.counts
+    further = allocate(relative_spread(used, b), used.counts, budget, np.where(reached, 0, cap - unused))
+    total = draws.counts + further
+    wanted = np.where(closed, total, np.ceil(reference_share * total).astype(np.intp))
+    reference = np.clip(wanted - reference_made, 0, further)
+    return reference, further - reference
+
+
+def allocate(pilot_sd_over_z: ArrayLike, counts: ArrayLike, budget: int, cap: ArrayLike) -> Counts:
+    """Further draws per prompt, so that the totals come as close to Neyman's as draws already made allow.
+
+    Totals are ``N_x = clip(t c_x, counts, max(cap, counts))`` with the t at which the budget is spent, rounded
+    to whole draws by largest remainder. That minimises ``sum_x c_x^2 / N_x`` under these limits.
+
+    Parameters
+    ----------
+    pilot_sd_over_z : array, shape (prompts,)
+        c_x, non-negative; see :func:`relative_spread`. A prompt with 0 gets nothing.
+    counts : array of int, shape (prompts,)
+        Draws already made.
+    budget : int
+        Further draws in total.
+    cap : int or array of int, shape (prompts,)
+        Largest total of a prompt; one at its cap gets nothing.
+
+    Returns
+    -------
+    array of int, shape (prompts,)
+        Sums to the budget, or to less where the caps of all prompts with c_x > 0 are reached.
+
+    Raises
+    ------
+    DisaError
+        Where shapes differ, or a value is negative or not finite.
+    """
+    c, made = np.asarray(pilot_sd_over_z, dtype=np.float64), np.asarray(counts)
+    if c.ndim != 1 or made.shape != c.shape or np.shape(cap) not in ((), c.shape):
+        raise DisaError(f"shapes {c.shape}, {made.shape} and {np.shape(cap)} of sd over Z, counts and cap do not agree")
+    if not (np.isfinite(c) & (c >= 0)).all() or (made < 0).any() or budget < 0:
+        raise DisaError("sd over Z, counts and budget must be finite and not negative", where="allocate")
+    room = np.where(c > 0, np.maximum(np.asarray(cap) - made, 0), 0)
+    budget = min(int(budget), int(room.sum()))
+    if budget == 0:
+        return np.zeros(len(c), dtype=np.intp)
+
+    def further(t: float) -> Array:
+        return np.clip(t * c - made, 0.0, room)
+
+    low, high = 0.0, 1.0
+    while further(high).sum() < budget and high < np.finfo(np.float64).max / 4:
+        high *= 2.0
+    for _ in range(_HALVINGS):
+        t = 0.5 * (low + high)
+        low, high = (t, high) if further(t).sum() < budget else (low, t)
+    exact = further(high)
+    whole = np.floor(exact)
+    largest_remainders = np.argsort(whole - exact, kind="stable")
+    whole[largest_remainders[: budget - int(whole.sum())]] += 1.0
+    return whole.astype(np.intp)
+
+
+def relative_spread(draws: Draws, b: float) -> Array:
+    """``c_x = sd(v - c w) expm1(b) / Z`` per prompt, with half a hit in one more draw as prior.
+
+    The prior's hit has the weight of a typical one, ``w_bar = sum(v^2) / sum(v)``, or 1 without hits, so that
+    neither no hits nor hits alone look like certainty. Without hits in N draws and for large b,
+    c_x is about sqrt(2 N): a prompt is not given up before its cap.
+
+    Parameters
+    ----------
+    draws : Draws
+    b : float
+        beta times the width of the reward range.
+    """
+    w = linear_weights(draws.log_w)
+    v = w * draws.soft
+    total = draws.sum(v)
+    w_bar = np.where(total > 0, draws.sum(v * v) / np.where(total > 0, total, 1.0), 1.0)
+    mean = (total + 0.5 * w_bar) / (draws.counts + 1.0)
+    w_apart = w - draws.spread(draws.sum(w) / draws.counts)
+    rest = v - draws.spread(control_coefficient(draws, w_apart, v)) * w_apart
+    variance = (draws.sum(rest * rest) + 0.5 * w_bar**2) / (draws.counts + 1.0) - mean**2
+    # expm1(b) / (1 + expm1(b) q) = 1 / (exp(-b) / (1 - exp(-b)) + q), for any b.
+    return np.sqrt(np.maximum(variance, 0.0)) / (np.exp(-b) / -np.expm1(-b) + mean)

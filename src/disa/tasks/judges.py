@@ -1,0 +1,176 @@
+"""Verifiers by name: many completions with what each is judged by, in order; None where one stays undecided."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import pickle
+import zlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from disa.errors import DisaError
+from disa.provenance import digest
+from disa.rewards.custom import CustomReward
+
+if TYPE_CHECKING:
+    from disa.rewards.code import CodeVerifier, Program
+    from disa.rewards.maths import MathsVerifier
+
+
+class Judge(Protocol):
+    """What judges the completions of one kind of problem."""
+
+    fingerprint: str
+    """Changes whenever another verdict is possible."""
+    reward_range: tuple[float, float]
+
+    def __call__(
+        self, golds: Sequence[dict[str, Any]], prompts: Sequence[str], completions: Sequence[str]
+    ) -> list[float | None]:
+        """Rewards in order."""
+
+
+def make_judge(
+    verifier: str, pattern: str | None, *, workers: int, reward_range: tuple[float, float] | None, messages: bool
+) -> Judge:
+    """The verifier of that name; nothing heavy starts before its first call."""
+    if verifier == "exact":
+        return ExactJudge(pattern)
+    if verifier == "maths":
+        return MathsJudge(pattern, workers)
+    if verifier == "code":
+        return CodeJudge(workers)
+    return CustomJudge(CustomReward(verifier, reward_range, conversational=messages))
+
+
+class ExactJudge:
+    """1 where the answer is one of the gold answers, runs of white space counting as one space."""
+
+    reward_range = (0.0, 1.0)
+
+    def __init__(self, pattern: str | None) -> None:
+        self._pattern = pattern
+        self.fingerprint = f"exact:1:{digest(pattern)}"
+
+    def __call__(
+        self, golds: Sequence[dict[str, Any]], prompts: Sequence[str], completions: Sequence[str]
+    ) -> list[float | None]:
+        """Rewards in order."""
+        return [self._one(gold["answers"], text) for gold, text in zip(golds, completions, strict=True)]
+
+    def _one(self, answers: list[str], completion: str) -> float:
+        from disa.rewards.maths import extract_answer
+
+        answer = completion if self._pattern is None else extract_answer(completion, self._pattern)
+        return float(answer is not None and " ".join(answer.split()) in {" ".join(a.split()) for a in answers})
+
+
+class MathsJudge:
+    """1 where the final answer is the gold answer, by :class:`disa.rewards.maths.MathsVerifier`."""
+
+    reward_range = (0.0, 1.0)
+
+    def __init__(self, pattern: str | None, workers: int) -> None:
+        self._pattern, self._workers = pattern, workers
+        self._verifier: MathsVerifier | None = None
+        self.fingerprint = f"maths:1:{digest(pattern)}"
+
+    def __call__(
+        self, golds: Sequence[dict[str, Any]], prompts: Sequence[str], completions: Sequence[str]
+    ) -> list[float | None]:
+        """Rewards in order."""
+        from disa.rewards.maths import Gold, MathsVerifier
+
+        if self._verifier is None:
+            self._verifier = MathsVerifier(workers=self._workers, pattern=self._pattern)
+        return [verdict.reward for verdict in self._verifier.check([Gold.from_row(g) for g in golds], completions)]
+
+
+class CodeJudge:
+    """1 where the program in the completion passes every test, by :class:`disa.rewards.code.CodeVerifier`."""
+
+    reward_range = (0.0, 1.0)
+    fingerprint = "code:1"
+
+    def __init__(self, workers: int) -> None:
+        self._workers = workers
+        self._verifier: CodeVerifier | None = None
+
+    def __call__(
+        self, golds: Sequence[dict[str, Any]], prompts: Sequence[str], completions: Sequence[str]
+    ) -> list[float | None]:
+        """Rewards in order."""
+        from disa.rewards.code import CodeVerifier, extract_code
+
+        if self._verifier is None:
+            self._verifier = CodeVerifier(workers=self._workers)
+        programs = [program_of(gold, extract_code(text)) for gold, text in zip(golds, completions, strict=True)]
+        return [None if v.status == "undecided" else float(v.passed) for v in self._verifier.check(programs)]
+
+
+class CustomJudge:
+    """A user's reward function, called with the rows' columns by name."""
+
+    def __init__(self, reward: CustomReward) -> None:
+        self._reward = reward
+        self.reward_range = reward.reward_range
+        self.fingerprint = f"{reward.fingerprint}{list(reward.reward_range)}"
+
+    def __call__(
+        self, golds: Sequence[dict[str, Any]], prompts: Sequence[str], completions: Sequence[str]
+    ) -> list[float | None]:
+        """Rewards in order."""
+        names = dict.fromkeys(name for gold in golds for name in gold["columns"])
+        # TRL leaves these two out of the columns: they are arguments of their own.
+        columns = {n: [gold["columns"].get(n) for gold in golds] for n in names if n not in ("prompts", "completions")}
+        return self._reward(prompts, completions, columns)
+
+
+def program_of(gold: dict[str, Any], code: str) -> Program:
+    """A program with the tests that a code problem's payload holds."""
+    from disa.rewards import code as build
+
+    kind = gold["kind"]
+    if kind == "humaneval":
+        return build.from_humaneval(gold, code)
+    if kind == "humaneval_plus":
+        return build.from_humaneval_plus(gold, code)
+    if kind == "assertions":
+        return build.from_mbpp(gold, code)
+    if kind == "stdio":
+        return build.from_stdio(code, [(given, expected) for given, expected in gold["cases"]])
+    cases = [*json.loads(gold["public_test_cases"]), *unpack_tests(gold["private_test_cases"])]
+    if gold["function"] is None:
+        return build.from_stdio(code, [(case["input"], case["output"]) for case in cases])
+    calls = [([json.loads(line) for line in c["input"].splitlines()], json.loads(c["output"])) for c in cases]
+    return build.from_calls(code, gold["function"], calls)
+
+
+def unpack_tests(packed: str) -> list[dict[str, Any]]:
+    """LiveCodeBench's private tests: JSON, or JSON within a pickled text within zlib within base64.
+
+    Unpickling is code execution in general; here it is refused for anything but plain text.
+
+    Raises
+    ------
+    DisaError
+        Where they are none of this.
+    """
+    try:
+        return json.loads(packed)
+    except json.JSONDecodeError:
+        pass
+    try:
+        text = _PlainUnpickler(io.BytesIO(zlib.decompress(base64.b64decode(packed)))).load()
+        return json.loads(text)
+    except (ValueError, TypeError, EOFError, zlib.error, pickle.UnpicklingError) as error:
+        raise DisaError(
+            f"cannot be unpacked ({error})", where="private tests of a LiveCodeBench row", fix="use the published files"
+        ) from error
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        raise pickle.UnpicklingError(f"the tests name {module}.{name}, and only text is read from them")

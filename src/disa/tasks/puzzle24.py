@@ -1,0 +1,36 @@
+"""Puzzle 24: reach 24 with each of four given numbers exactly once, by ``+ - * /``."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+from disa.tasks.config import Puzzle24Config
+from disa.tasks.countdown import Countdown, expressions
+
+NUMBERS, TARGET, OPERATORS = 4, 24, "+-*/"
+
+
+class Puzzle24(Countdown):
+    """Countdown with four numbers, one target and all operators, as the card game has it."""
+
+    name = "puzzle24"
+    version = 1
+    config: Puzzle24Config
+
+    @property
+    def alphabet(self) -> str:
+        """Digits, operators, parentheses, and the template's own characters."""
+        return "0123456789+-*/() " + self.config.prompt_template.format(numbers="")
+
+    def draw(self, rng: random.Random) -> dict[str, Any] | None:
+        """Random numbers in sorted order that reach 24 in enough ways."""
+        numbers = sorted(rng.randint(self.config.low, self.config.high) for _ in range(NUMBERS))
+        reached = [value for _, value in expressions(tuple(numbers), OPERATORS).values()]
+        if reached.count(TARGET) < self.config.min_solutions:
+            return None
+        return {"numbers": numbers, "target": TARGET, "operators": OPERATORS}
+
+    def text(self, payload: dict[str, Any]) -> str:
+        """The template, filled in."""
+        return self.config.prompt_template.format(numbers=" ".join(map(str, payload["numbers"])))

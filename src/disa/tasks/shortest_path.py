@@ -1,0 +1,101 @@
+"""Shortest path: name the vertices of a shortest path between two vertices of a small graph."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import random
+from typing import Any
+
+from disa.records import Prompt
+from disa.tasks.config import ShortestPathConfig
+from disa.tasks.task import Task, read_payload
+
+_VERTICES = "abcdefghijkl"
+
+
+class ShortestPath(Task):
+    """A path is its vertices from start to end, and each of the shortest ones is a mode of its own."""
+
+    name = "shortest_path"
+    version = 1
+    config: ShortestPathConfig
+
+    @property
+    def alphabet(self) -> str:
+        """Vertex letters, space, and the template's own characters."""
+        return _VERTICES + " " + self.config.prompt_template.format(edges="", ends="")
+
+    def draw(self, rng: random.Random) -> dict[str, Any] | None:
+        """A random graph and two of its vertices, far enough apart and with enough shortest paths."""
+        n = self.config.vertices
+        edges = [list(e) for e in itertools.combinations(range(n), 2) if rng.random() < self.config.edge_probability]
+        start, end = rng.sample(range(n), 2)
+        payload = {"vertices": n, "edges": edges, "start": start, "end": end}
+        paths = _shortest_paths(n, _freeze(edges), start, end)
+        # A path of m edges names m + 1 vertices.
+        if len(paths) < self.config.min_solutions or len(paths[0]) <= self.config.min_length:
+            return None
+        return payload
+
+    def identity(self, payload: dict[str, Any]) -> str:
+        """The same for isomorphic graphs with the same two ends, in either direction."""
+        return str(_isomorphism_invariant(payload["vertices"], payload["edges"], {payload["start"], payload["end"]}))
+
+    def text(self, payload: dict[str, Any]) -> str:
+        """The template, filled in."""
+        edges = " ".join(_VERTICES[a] + _VERTICES[b] for a, b in payload["edges"])
+        ends = _VERTICES[payload["start"]] + _VERTICES[payload["end"]]
+        return self.config.prompt_template.format(edges=edges, ends=ends)
+
+    def solutions(self, prompt: Prompt) -> list[str]:
+        """Every shortest path, sorted."""
+        vertices, edges, start, end = read_payload(prompt, "vertices", "edges", "start", "end")
+        return list(_shortest_paths(vertices, _freeze(edges), start, end))
+
+    def mode(self, prompt: Prompt, completion: str) -> str | None:
+        """The path, where the completion names the vertices of a shortest one."""
+        text = completion.strip()
+        return text if text in self.solutions(prompt) else None
+
+    def demonstration(self, prompt: Prompt, rng: random.Random, *, noisy: bool) -> str:
+        """A random shortest path; a noisy one of that length has random vertices between its ends."""
+        path = rng.choice(self.solutions(prompt))
+        if not noisy:
+            return path
+        (vertices,) = read_payload(prompt, "vertices")
+        return path[0] + "".join(rng.choices(_VERTICES[:vertices], k=len(path) - 2)) + path[-1]
+
+
+def _freeze(edges: list[list[int]]) -> tuple[tuple[int, int], ...]:
+    return tuple((a, b) for a, b in edges)
+
+
+@functools.lru_cache(maxsize=65536)
+def _shortest_paths(vertices: int, edges: tuple[tuple[int, int], ...], start: int, end: int) -> tuple[str, ...]:
+    """All shortest paths, sorted; none where the ends are not connected. Breadth first, a layer at a time."""
+    neighbours = _neighbours(vertices, edges)
+    paths, seen = [(start,)], {start}
+    while paths and end not in seen:
+        paths = [(*path, other) for path in paths for other in neighbours[path[-1]] if other not in seen]
+        seen |= {path[-1] for path in paths}
+    return tuple(sorted("".join(_VERTICES[v] for v in path) for path in paths if path[-1] == end))
+
+
+def _neighbours(vertices: int, edges: Any) -> list[list[int]]:
+    return [[a if b == v else b for a, b in edges if v in (a, b)] for v in range(vertices)]
+
+
+def _isomorphism_invariant(vertices: int, edges: list[list[int]], marked: set[int]) -> list[Any]:
+    """Colour refinement (Weisfeiler and Leman 1968) that starts from the marked vertices.
+
+    The rare pair of different problems it cannot tell apart only ends in the same split.
+    """
+    neighbours = _neighbours(vertices, edges)
+    rank, invariant = [int(v in marked) for v in range(vertices)], []
+    for _ in range(vertices):
+        seen = [(rank[v], sorted(rank[other] for other in neighbours[v])) for v in range(vertices)]
+        kinds = sorted(seen)
+        invariant.append(kinds)
+        rank = [kinds.index(kind) for kind in seen]
+    return invariant
