@@ -17,7 +17,13 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from disa.anchor import Anchor
     from disa.errors import DisaError
-    from disa.partition import LogPartition, LogPartitionBatch, estimate_log_partition, estimate_log_partition_batch
+    from disa.partition import (
+        LogPartition,
+        LogPartitionBatch,
+        estimate_log_partition,
+        estimate_log_partition_batch,
+        sweep_log_partition,
+    )
     from disa.training.disa_config import DISAConfig
     from disa.training.trainer import DISATrainer
 
@@ -30,6 +36,7 @@ _HOMES = {
     "LogPartitionBatch": "disa.partition",
     "estimate_log_partition": "disa.partition",
     "estimate_log_partition_batch": "disa.partition",
+    "sweep_log_partition": "disa.partition",
 }
 
 __all__ = [
@@ -42,6 +49,7 @@ __all__ = [
     "__version__",
     "estimate_log_partition",
     "estimate_log_partition_batch",
+    "sweep_log_partition",
 ]
 
 

@@ -32,6 +32,7 @@ from disa.scoring import run as scoring
 from disa.stages import STAGES
 from disa.tasks import SPLITS, make_task
 from disa.training import run as training
+from disa.training.methods import METHODS
 from disa.warmup import run as warmup
 
 TASKS_VERSION = ANCHOR_VERSION = 1
@@ -161,18 +162,20 @@ class Pipeline:
 
     def _train(self, method: str) -> StageFolder:
         def work(stage: StageFolder) -> None:
-            anchor = Anchor.load(self.anchor().path)
+            anchor = Anchor.load(self.anchor().path) if METHODS[method].anchor else None
             prompts = self._prompts("train")
-            wanted = {p.prompt_id for p in prompts} if config.offline_share else set()
-            rows = scoring.decided(self.scoring().rows(ScoredTrajectory))
-            offline = [row for row in rows if row.prompt_id in wanted]
+            wanted = {p.prompt_id for p in prompts}
+            rows = self.scoring().rows(ScoredTrajectory) if config.reads_trajectories(method) else []
+            offline = [row for row in scoring.decided(rows) if row.prompt_id in wanted]
             reference = self._path("reference")
             training.run_training(stage, method, config, law, self.task, prompts, reference, anchor, offline)
 
         config, law = self.recipe.training, self.recipe.sampling
         identity = {"training": config.method_identity(method), "sampling": law.identity()}
         identity |= {"reward": self.task.reward_fingerprint} | self._model_identity("reference")
-        inputs = self._model_inputs() | ({"anchor": self.anchor()} if method == "disa" else {})
+        inputs = self._model_inputs()
+        inputs |= {"anchor": self.anchor()} if METHODS[method].anchor else {}
+        inputs |= {"scoring": self.scoring()} if config.reads_trajectories(method) else {}
         return self._stage("training", f"6_training/{method}", training.VERSION, identity, inputs, work)
 
     def evaluation(self) -> list[StageFolder]:

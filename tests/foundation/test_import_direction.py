@@ -18,9 +18,11 @@ RIGHT_OF_THE_WALL = {"objectives", "training"}
 THROUGH_THE_WALL = {
     # The policy is judged by exactly the checked reward the offline trajectories were.
     ("training/run.py", "disa.scoring.run.task_rewards"),
-    # The offline rows enter the forward projection with the weights that log Z was estimated with: a pure
-    # function of the two frozen log-probabilities, which cannot change log Z.
-    ("training/offline.py", "disa.partition.log_weights.balance_log_weights"),
+    # The offline rows enter the forward projection with the weights that log Z was estimated with, their tail
+    # smoothed as the estimator psis does: pure functions of frozen numbers, which cannot change log Z.
+    ("training/trajectory_weights.py", "disa.partition.log_weights.balance_log_weights"),
+    ("training/trajectory_weights.py", "disa.partition.psis.smoothed_log_weights"),
+    ("training/trajectory_weights.py", "disa.partition.draws.Draws"),
 }
 
 

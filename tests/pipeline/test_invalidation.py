@@ -126,8 +126,8 @@ ROWS = {
         ],
         DISA,
     ),
-    "`training.grpo_steps`, `grpo_learning_rate`": (
-        ["training.grpo_steps=5", "training.grpo_learning_rate=0.002"],
+    "`training.steps_of.grpo`, `learning_rates.grpo`": (
+        ["training.steps_of.grpo=5", "training.learning_rates.grpo=0.002"],
         GRPO,
     ),
     "other `training.*`, such as `steps`, `learning_rate`, `seed`": (
@@ -271,8 +271,13 @@ OTHER = {
     "partition.method": "is",
     "partition.interval": "betting",
     "training.methods": None,
-    "training.grpo_steps": "9",
-    "training.grpo_learning_rate": "0.01",
+    "training.steps_of": "{grpo: 9}",
+    "training.learning_rates": "{grpo: 0.01}",
+    "training.offline_weight_tail": "pareto",
+    "training.flagged": "group",
+    # Settings of methods that the tiny recipe does not train; tests/training_methods covers them.
+    "training.log_z_learning_rate": None,
+    "training.value_samples": None,
     "training.micro_batch": "4",
     "training.schedule": "linear",
     "training.baseline": "none",

@@ -7,6 +7,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
+from disa.cli.evaluation_arguments import add_evaluate, add_judge
 from disa.errors import DisaError
 from disa.stages import STAGES
 
@@ -28,20 +29,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         return options.command(options)
-    except DisaError as error:
-        if options.debug:
-            traceback.print_exc()
-        print(f"disa: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print("disa: interrupted; finished rows are kept, run the same command to continue", file=sys.stderr)
         return 130
     except Exception as error:
+        if fixable := _fixable(error):
+            if options.debug:
+                traceback.print_exc()
+            print(f"disa: {' '.join(str(fixable).split())}", file=sys.stderr)
+            return 2
         if options.debug:
             raise
         print(f"disa: internal error, {type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
         print("disa: run again with --debug for the traceback", file=sys.stderr)
         return 1
+
+
+def _fixable(error: Exception) -> DisaError | None:
+    """The error as its user should read it, None where it is a bug."""
+    if isinstance(error, DisaError):
+        return error
+    if isinstance(error, OSError) and error.strerror:
+        # A file that the system refuses to read or write, or a full disk, whichever stage met it.
+        place = str(error.filename or "")
+        return DisaError(error.strerror, where=place, fix="check the path, its permissions, and the free space")
+    return None
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -66,6 +78,14 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("--figures", metavar="DIR", help="draw the anchor's figures into this folder")
     inspect.add_argument("--debug", action="store_true", help="show tracebacks")
     inspect.set_defaults(command=_inspect)
+
+    evaluate = commands.add_parser("evaluate", help="Mean@k and pass@k of any models on tasks, side by side")
+    add_evaluate(evaluate)
+    evaluate.set_defaults(command=_evaluate)
+
+    judge = commands.add_parser("judge", help="diversity of correct solutions, with a language model as judge")
+    add_judge(judge)
+    judge.set_defaults(command=_judge)
     return parser
 
 
@@ -98,3 +118,15 @@ def _inspect(options: argparse.Namespace) -> int:
     from disa.cli.inspect import inspect_path
 
     return inspect_path(options.path, as_json=options.json, figures=options.figures)
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from disa.cli.evaluate import evaluate
+
+    return evaluate(options)
+
+
+def _judge(options: argparse.Namespace) -> int:
+    from disa.cli.judge import judge
+
+    return judge(options)

@@ -1,5 +1,11 @@
-"""Objectives as pure functions of log-probabilities, rewards and a frozen log Z: torch in, torch out.
+"""Objectives as pure functions of log-probabilities, rewards and a log Z: torch in, torch out.
 
-Formula: ``delta = log Z + log pi - log pi_ref - beta r``, zero for every completion exactly when the
-policy is the tilted reference and log Z is exact.
+One residual and one loss::
+
+    delta = log Z + log pi - log pi_ref - beta r,    loss = mean delta^2
+
+delta is zero for every completion exactly when the policy is the tilted reference and log Z is exact. DISA, A*-PO,
+VarGrad, GFlowRL and FlowRL differ in where log Z comes from (``log_z``): frozen, the group, or a learned head.
+Beside them stand the forward projection, supervised learning, and the policy gradients GRPO and GSPO. Whatever
+divides by a length says so by ``length="sum"`` or ``"mean"``.
 """

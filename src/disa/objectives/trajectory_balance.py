@@ -1,10 +1,19 @@
-"""Trajectory balance with a frozen log Z (Malkin et al., arXiv 2201.13259; DISA, arXiv 2605.17295)."""
+"""Trajectory balance (Malkin et al., arXiv 2201.13259): one residual and one loss for every source of log Z.
+
+DISA (arXiv 2605.17295), A*-PO, VarGrad, GFlowRL and FlowRL all minimise the mean of delta^2. They differ in
+where its log Z comes from, and :mod:`disa.objectives.log_z` has one function or rule a source.
+"""
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+Length = Literal["sum", "mean"]
+"""What a sequence's log-ratio is: the sum over its tokens, or that sum over the number of tokens."""
 
 
 def trajectory_balance_residual(
@@ -14,18 +23,49 @@ def trajectory_balance_residual(
     log_z: Float[Tensor, " batch"],
     *,
     beta: float,
+    length: Length = "sum",
+    lengths: Int[Tensor, " batch"] | None = None,
+    learned: bool = False,
 ) -> Float[Tensor, " batch"]:
-    """``delta = log Z + log pi - log pi_ref - beta r``, in nats.
+    """``delta = log Z + (log pi - log pi_ref) / n - beta r``, in nats, with n = 1 or the number of tokens.
+
+    Parameters
+    ----------
+    log_pi, log_ref, reward, log_z : Tensor, shape (batch,)
+        Log-probabilities are sums over tokens.
+    beta : float
+        Inverse temperature.
+    length : {"sum", "mean"}
+        ``sum`` (n = 1): zero for every completion exactly when pi = pi_ref exp(beta r) / Z. ``mean`` (n the
+        completion's tokens, as FlowRL published it): zero for pi = pi_ref exp(n (beta r - lambda)), another target,
+        whose normaliser lambda is not log Z (:func:`disa.partition.length.length_normalised_lambda`).
+    lengths : Tensor of int, shape (batch,)
+        Tokens of each completion; needed exactly with ``mean``.
+    learned : bool
+        Whether log_z comes from a trained head, the one case in which it may require grad.
 
     Raises
     ------
     ValueError
-        Where log_z or log_ref would receive gradients: DISA freezes both.
+        Where log_ref, or a log_z that is not learned, would receive gradients; where lengths are missing.
     """
-    for name, tensor in (("log_z", log_z), ("log_ref", log_ref)):
-        if tensor.requires_grad:
+    for name, tensor, free in (("log_z", log_z, learned), ("log_ref", log_ref, False)):
+        if tensor.requires_grad and not free:
             raise ValueError(f"{name} requires grad, but DISA's {name} is frozen; pass {name}.detach()")
-    return log_z + log_pi - log_ref - beta * reward
+    return log_z + per_length(log_pi - log_ref, length, lengths) - beta * reward
+
+
+def per_length(
+    log_ratio: Float[Tensor, " batch"], length: Length, lengths: Int[Tensor, " batch"] | None
+) -> Float[Tensor, " batch"]:
+    """Log-ratio of a whole completion (``sum``) or its mean over tokens (``mean``); an empty one counts as a token."""
+    if length == "sum":
+        return log_ratio
+    if length != "mean":
+        raise ValueError(f"length={length!r}, expected 'sum' or 'mean'")
+    if lengths is None:
+        raise ValueError("length='mean' needs lengths, the number of tokens of each completion")
+    return log_ratio / lengths.clamp(min=1)
 
 
 def anchored_baseline(
@@ -54,13 +94,41 @@ def anchored_baseline(
     return others_sum / (counts - 1 + prior_strength).clamp(min=torch.finfo(delta.dtype).tiny)
 
 
+def importance_weight(
+    log_pi: Float[Tensor, " batch"], log_sampler: Float[Tensor, " batch"], *, cap: float
+) -> Float[Tensor, " batch"]:
+    """``w = min(pi / pi_sampler, cap)`` of whole completions, without gradient: 1 where the policy drew them itself."""
+    return torch.exp(log_pi - log_sampler).clamp(max=cap).detach()
+
+
+def clip_gap(
+    residual: Float[Tensor, " batch"],
+    moved: Float[Tensor, " batch"],
+    *,
+    low: float,
+    high: float,
+) -> Float[Tensor, " batch"]:
+    """GFlowRL's clipped residual: the gap at sampling time kept in [-low, high], plus what the policy moved since.
+
+    ``clip(delta - m, -low, high) + m`` with ``m = (log pi - log pi_sampler) / n``: on fresh completions m is 0
+    in value and grad log pi / n in gradient, so the clip bounds how hard one completion pulls.
+    """
+    return (residual - moved).detach().clamp(-low, high) + moved
+
+
 def trajectory_balance_loss(
-    residual: Float[Tensor, " batch"], baseline: Float[Tensor, " batch"] | None = None
+    residual: Float[Tensor, " batch"],
+    baseline: Float[Tensor, " batch"] | None = None,
+    weight: Float[Tensor, " batch"] | None = None,
 ) -> Float[Tensor, ""]:
-    """``mean((delta - b)^2)``; on-policy its gradient is ``2 E[(delta - b) grad log pi] = 2 grad KL(pi || pi*)``."""
+    """``mean(w (delta - b)^2)``; on-policy its gradient is ``2 E[(delta - b) grad log pi] = 2 grad KL(pi || pi*)``.
+
+    b and w, 0 and 1 where left out, carry no gradient.
+    """
     if baseline is not None:
         residual = residual - baseline.detach()
-    return residual.square().mean()
+    squares = residual.square()
+    return (squares if weight is None else weight.detach() * squares).mean()
 
 
 def audit_log_z_error(residual: Float[Tensor, " batch"]) -> Float[Tensor, ""]:

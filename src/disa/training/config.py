@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from disa.config import StageConfig, speed_only
+from disa.training.methods import FOREIGN, METHODS, MethodName
 
 
 class LoRAConfig(StageConfig):
@@ -23,26 +24,27 @@ class LoRAConfig(StageConfig):
 class TrainingConfig(StageConfig):
     """How the policies are trained."""
 
-    methods: tuple[Literal["disa", "grpo"], ...] = ("disa", "grpo")
+    methods: tuple[MethodName, ...] = ("disa", "grpo")
     """Methods to train, all from the reference, on the same prompts, with the same budget."""
     inverse_temperature: float = Field(4.0, gt=0)
     """beta: the target is the reference times exp(beta * reward). TRL's own ``beta`` is 1/beta."""
     steps: int = Field(200, ge=1)
     """Optimiser steps."""
-    grpo_steps: int | None = Field(None, ge=1)
-    """Optimiser steps of GRPO; null for the same as steps. More than steps gives GRPO, which needs no offline
-    trajectories, the completions that DISA's anchor was estimated from."""
+    steps_of: dict[MethodName, Annotated[int, Field(ge=1)]] = {}
+    """Optimiser steps of single methods, where they are not steps: GRPO, which needs no offline trajectories, may
+    get in steps the completions that DISA's anchor was estimated from."""
     prompts_per_step: int = Field(32, ge=1)
     """Distinct prompts a step."""
-    completions_per_prompt: int = Field(8, ge=2)
-    """Completions drawn for each prompt of a step (TRL's num_generations)."""
+    completions_per_prompt: int = Field(8, ge=1)
+    """Completions drawn for each prompt of a step (TRL's num_generations). 1 for methods that need no groups; A*-PO
+    always draws one completion each for more prompts."""
     micro_batch: int | None = Field(None, ge=1)
     """Completions of one forward and backward pass; null for a whole step at once. A divisor of
     prompts_per_step * completions_per_prompt."""
     learning_rate: float = Field(1e-3, gt=0)
-    """Peak learning rate of DISA (AdamW)."""
-    grpo_learning_rate: float | None = Field(None, gt=0)
-    """Peak learning rate of GRPO; null for the same as learning_rate."""
+    """Peak learning rate (AdamW)."""
+    learning_rates: dict[MethodName, Annotated[float, Field(gt=0)]] = {}
+    """Peak learning rates of single methods, where they are not learning_rate."""
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
     """Learning-rate schedule after warm-up."""
     warmup_steps: int = Field(10, ge=0)
@@ -58,6 +60,15 @@ class TrainingConfig(StageConfig):
     trajectories. 0 is on-policy trajectory balance alone."""
     offline_weight_cap: float = Field(8.0, gt=0)
     """Bound on a trajectory's weight in the forward projection."""
+    offline_weight_tail: Literal["cap", "pareto"] = "cap"
+    """How large weights are tamed before the bound: not at all, or by Pareto smoothing."""
+    flagged: Literal["train", "group", "skip", "resample"] = "train"
+    """Prompts whose log Z is flagged: train on them all the same, take their log Z from the group, skip them, or
+    refuse to train until more trajectories were drawn for them."""
+    log_z_learning_rate: float = Field(1e-3, gt=0)
+    """Peak learning rate of FlowRL's log Z head."""
+    value_samples: int = Field(8, ge=1)
+    """Reference trajectories that A*-PO takes a prompt's value from."""
     lora: LoRAConfig | None = None
     """Adapters; null for full fine-tuning."""
     compute: Literal["float32", "bfloat16"] = "float32"
@@ -78,6 +89,13 @@ class TrainingConfig(StageConfig):
             )
         return self
 
+    @model_validator(mode="after")
+    def _groups_where_needed(self) -> TrainingConfig:
+        needing = [method for method in self.methods if not METHODS[method].alone]
+        if self.completions_per_prompt == 1 and needing:
+            raise ValueError(f"completions_per_prompt 1 leaves {', '.join(needing)} without groups to learn from")
+        return self
+
     @property
     def completions_per_step(self) -> int:
         """Completions an optimiser step sees."""
@@ -85,16 +103,20 @@ class TrainingConfig(StageConfig):
 
     def method_steps(self, method: str) -> int:
         """Optimiser steps of one method."""
-        return self.grpo_steps or self.steps if method == "grpo" else self.steps
+        return self.steps_of.get(method, self.steps)
+
+    def method_learning_rate(self, method: str) -> float:
+        """Peak learning rate of one method."""
+        return self.learning_rates.get(method, self.learning_rate)
+
+    def reads_trajectories(self, method: str) -> bool:
+        """Whether one method reads the stored trajectories."""
+        return METHODS[method].trajectories or (method == "disa" and self.offline_share > 0)
 
     def method_identity(self, method: str) -> dict[str, Any]:
-        """What one method's result depends on: the list of methods and the other's settings do not."""
-        disa_only = (
-            "inverse_temperature",
-            "baseline",
-            "baseline_prior_strength",
-            "offline_share",
-            "offline_weight_cap",
-        )
-        foreign = {"disa": ("grpo_learning_rate", "grpo_steps"), "grpo": disa_only}[method]
-        return {k: v for k, v in self.identity().items() if k != "methods" and k not in foreign} | {"method": method}
+        """What one method's result depends on: the list of methods and the others' settings do not."""
+        resolved = ("methods", "steps", "steps_of", "learning_rate", "learning_rates")
+        foreign = {*resolved} | FOREIGN - set(METHODS[method].settings)
+        own = {name: value for name, value in self.identity().items() if name not in foreign}
+        steps, rate = self.method_steps(method), self.method_learning_rate(method)
+        return own | {"method": method, "steps": steps, "learning_rate": rate}

@@ -1,39 +1,26 @@
-"""Arguments of :class:`DISATrainer`: TRL's GRPO arguments with the inverse temperature in front."""
+"""Arguments of :class:`DISATrainer`: those of every trajectory-balance trainer, and what DISA does with its anchor."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
-
-from trl import GRPOConfig
+from typing import ClassVar
 
 from disa.errors import DisaError
-
-# Settings under which a frozen log Z no longer means what it was estimated for, with the reason.
-_REFUSED: dict[str, tuple[Any, str]] = {
-    "top_p": (1.0, "it removes support from the policy's samples"),
-    "top_k": (0, "it removes support from the policy's samples"),
-    "min_p": (None, "it removes support from the policy's samples"),
-    "repetition_penalty": (1.0, "sampling then differs from the log-probabilities in the loss"),
-    "num_iterations": (1, "the on-policy gradient needs fresh completions for every optimiser step"),
-    "sync_ref_model": (False, "the reference is frozen: log Z belongs to it"),
-    "mask_truncated_completions": (False, "a truncated completion is an atom of its own, not a missing one"),
-    "use_liger_kernel": (False, "its fused loss does not know trajectory balance"),
-}
+from disa.training.balance_config import BalanceConfig
+from disa.training.flags import POLICIES
 
 
 @dataclass
-class DISAConfig(GRPOConfig):
+class DISAConfig(BalanceConfig):
     """Configuration of :class:`DISATrainer`.
 
     Everything of :class:`trl.GRPOConfig` applies, except what would break the frozen log Z's
-    meaning, which is refused.
+    meaning, which is refused. ``num_generations`` may be 1.
     """
 
-    inverse_temperature: float | None = field(
-        default=None,
-        metadata={"help": "beta: the target is the reference times exp(beta * reward). Must equal the anchor's."},
-    )
+    # A frozen log Z normalises sums; residuals of means have another normaliser.
+    lengths: ClassVar[tuple[str, ...]] = ("sum",)
+
     baseline: str = field(
         default="anchored",
         metadata={"help": "'anchored': leave-one-out mean of the residuals shrunk towards zero; 'none': none."},
@@ -46,30 +33,20 @@ class DISAConfig(GRPOConfig):
         default=0.0,
         metadata={"help": "Share in [0, 1) of the forward projection on offline trajectories in the objective."},
     )
-    beta: float = field(
-        default=0.0,
-        metadata={"help": "TRL's KL coefficient. Set from inverse_temperature as its reciprocal; leave it alone."},
+    flagged: str = field(
+        default="train",
+        metadata={
+            "help": "Prompts whose log Z is flagged: 'train' on them all the same, take their log Z from the 'group', "
+            "'skip' them, or refuse until they are 'resample'd."
+        },
     )
 
     def __post_init__(self) -> None:
-        """Derive TRL's beta and refuse what a frozen log Z cannot live with."""
-        if self.inverse_temperature is None or not self.inverse_temperature > 0:
-            raise DisaError(
-                f"inverse_temperature is {self.inverse_temperature}, expected a number above 0",
-                where="DISAConfig",
-                fix="set it to the anchor's, anchor.fingerprint.inverse_temperature",
-            )
-        reciprocal = 1.0 / self.inverse_temperature
-        if self.beta not in (0.0, reciprocal):
-            raise DisaError(
-                f"beta={self.beta} conflicts with inverse_temperature={self.inverse_temperature}: "
-                f"TRL's beta is its reciprocal, {reciprocal:.6g}",
-                where="DISAConfig",
-                fix="leave beta out; set inverse_temperature only",
-            )
-        self.beta = reciprocal
-        if self.baseline not in ("anchored", "none"):
-            raise DisaError(f"baseline={self.baseline!r}, expected 'anchored' or 'none'", where="DISAConfig")
+        """Refuse what a frozen log Z cannot live with."""
+        for name, allowed in (("baseline", ("anchored", "none")), ("flagged", POLICIES)):
+            if getattr(self, name) not in allowed:
+                expected = " or ".join(repr(value) for value in allowed)
+                raise DisaError(f"{name}={getattr(self, name)!r}, expected {expected}", where="DISAConfig")
         if not self.baseline_prior_strength >= 0.0:
             raise DisaError(
                 f"baseline_prior_strength={self.baseline_prior_strength}, expected a number of at least 0",
@@ -77,17 +54,10 @@ class DISAConfig(GRPOConfig):
             )
         if not 0.0 <= self.offline_share < 1.0:
             raise DisaError(f"offline_share={self.offline_share}, expected a number in [0, 1)", where="DISAConfig")
-        super().__post_init__()
-        for name, (neutral, reason) in _REFUSED.items():
-            if getattr(self, name) != neutral:
-                raise DisaError(
-                    f"{name}={getattr(self, name)} is refused: {reason}",
-                    where="DISAConfig",
-                    fix=f"use {name}={neutral}",
-                )
-        if self.gradient_accumulation_steps % self.steps_per_generation:
+        if self.flagged == "group" and self.num_generations == 1:
             raise DisaError(
-                f"steps_per_generation={self.steps_per_generation} draws completions for more than one optimiser step",
+                "flagged='group' needs groups, but num_generations is 1",
                 where="DISAConfig",
-                fix=f"use a divisor of gradient_accumulation_steps={self.gradient_accumulation_steps}",
+                fix="use num_generations of 2 or more, or flagged='skip'",
             )
+        super().__post_init__()

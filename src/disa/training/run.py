@@ -6,25 +6,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
-from transformers import PrinterCallback
-from trl import GRPOConfig, GRPOTrainer
+from transformers import PrinterCallback, Trainer
 
 from disa.anchor import Anchor
-from disa.engine import SeededEpochs, StepLog, last_checkpoint, load_tokenizer, trainable_model, trainer_arguments
+from disa.engine import StepLog, last_checkpoint, load_tokenizer, trainable_model, trainer_arguments
 from disa.records import Prompt, ScoredTrajectory
 from disa.rundir import StageFolder, replace_folder
 from disa.sampling import SamplingConfig, encode_prompt
 from disa.scoring.run import task_rewards
 from disa.tasks import Task
+from disa.training.build import Ingredients, build_trainer
 from disa.training.config import TrainingConfig
-from disa.training.disa_config import DISAConfig
-from disa.training.offline import OfflineTrajectories
-from disa.training.trainer import DISATrainer
+from disa.training.methods import METHODS
 
 if TYPE_CHECKING:
     from peft import PeftConfig
 
-VERSION = 2
+VERSION = 3
 
 
 class TaskReward:
@@ -71,7 +69,7 @@ def run_training(
     task: Task,
     prompts: list[Prompt],
     reference: Path,
-    anchor: Anchor,
+    anchor: Anchor | None,
     trajectories: list[ScoredTrajectory],
 ) -> None:
     """Train ``method`` and write ``model/`` and ``steps.jsonl``; continue from the newest checkpoint.
@@ -82,58 +80,52 @@ def run_training(
         Training prompts.
     reference : Path
         Frozen reference, from which the policy starts.
-    anchor : Anchor
-        Read by ``disa`` only; ``grpo`` never sees it.
+    anchor : Anchor or None
+        For the methods that read it (:mod:`disa.training.methods`); the others never see it.
     trajectories : list of ScoredTrajectory
-        Those of the training prompts, for the forward projection; read only where it has a share.
+        Those of the training prompts, likewise.
     """
     checkpoints = stage.path / "checkpoints"
-    arguments = _arguments(method, config, law, checkpoints)
     tokenizer = load_tokenizer(reference)
-    shared = {
-        "model": trainable_model(reference),
-        "reward_funcs": [TaskReward(task)],
-        "train_dataset": dataset(prompts, task, law),
-        "processing_class": tokenizer,
-        "peft_config": _peft_config(config),
-        "callbacks": [StepLog(stage.path / "steps.jsonl", f"training: {method}")],
-    }
-    if method == "disa":
-        args = DISAConfig(
-            learning_rate=config.learning_rate,
-            inverse_temperature=config.inverse_temperature,
-            baseline=config.baseline,
-            baseline_prior_strength=config.baseline_prior_strength,
-            offline_share=config.offline_share,
-            **arguments,
-        )
-        offline = None
-        if config.offline_share:
-            encoded = {p.prompt_id: encode_prompt(tokenizer, p.prompt, law) for p in prompts}
-            offline = OfflineTrajectories(
-                trajectories, encoded, anchor, weight_cap=config.offline_weight_cap, seed=config.seed
-            )
-        trainer: GRPOTrainer = DISATrainer(anchor=anchor, args=args, reference=reference, offline=offline, **shared)
-    else:
-        args = GRPOConfig(learning_rate=config.grpo_learning_rate or config.learning_rate, **arguments)
-        trainer = GRPOTrainer(args=args, **shared)
-        trainer.add_callback(SeededEpochs())
+    parts = Ingredients(
+        config=config,
+        law=law,
+        task=task,
+        prompt_ids={p.prompt_id: encode_prompt(tokenizer, p.prompt, law) for p in prompts},
+        reference=reference,
+        anchor=anchor,
+        trajectories=trajectories,
+        arguments=_arguments(method, config, checkpoints),
+        sampling={
+            "num_generations": config.completions_per_prompt,
+            "max_completion_length": law.max_completion_length,
+            "temperature": law.temperature,
+        },
+        shared={
+            "model": trainable_model(reference),
+            "processing_class": tokenizer,
+            "peft_config": _peft_config(config),
+            "callbacks": [StepLog(stage.path / "steps.jsonl", f"training: {method}")],
+        },
+        dataset=dataset(prompts, task, law),
+        reward=TaskReward(task),
+    )
+    trainer = build_trainer(method, parts)
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
     _save(trainer, stage.path)
-    stage.finish(method=method, completions=config.method_steps(method) * config.completions_per_step)
+    seen = config.method_steps(method) * config.completions_per_step
+    stage.finish(method=method, completions=seen if METHODS[method].generates else 0, sequences=seen)
 
 
-def _arguments(method: str, config: TrainingConfig, law: SamplingConfig, output_dir: Path) -> dict[str, Any]:
+def _arguments(method: str, config: TrainingConfig, output_dir: Path) -> dict[str, Any]:
     micro_batch = config.micro_batch or config.completions_per_step
     return {
         "output_dir": str(output_dir),
         "max_steps": config.method_steps(method),
         "per_device_train_batch_size": micro_batch,
         "gradient_accumulation_steps": config.completions_per_step // micro_batch,
-        "num_generations": config.completions_per_prompt,
-        "max_completion_length": law.max_completion_length,
-        "temperature": law.temperature,
+        "learning_rate": config.method_learning_rate(method),
         "lr_scheduler_type": config.schedule,
         "warmup_steps": config.warmup_steps,
         "max_grad_norm": config.max_grad_norm,
@@ -157,7 +149,7 @@ def _peft_config(config: TrainingConfig) -> PeftConfig | None:
     )
 
 
-def _save(trainer: GRPOTrainer, folder: Path) -> None:
+def _save(trainer: Trainer, folder: Path) -> None:
     """Save the policy as a plain model folder, adapters merged into the weights."""
     model = trainer.accelerator.unwrap_model(trainer.model)
     if trainer.args.gradient_checkpointing:

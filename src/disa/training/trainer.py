@@ -1,9 +1,4 @@
-"""DISA on TRL's GRPOTrainer: the engine's sampling, data path and scaling, another loss.
-
-Only four methods are overridden, and each calls super() or the engine's own log-prob method:
-rewards are noted as they pass, frozen log Z joins the batch, the loss is trajectory balance, and
-the audit joins the log. Nothing of the engine is copied.
-"""
+"""DISA: trajectory balance with the anchor's frozen log Z, and the forward projection onto the same target."""
 
 from __future__ import annotations
 
@@ -14,22 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
-from trl import GRPOTrainer
 from trl.data_utils import is_conversational
 
 from disa.anchor import Anchor
-from disa.engine import SeededEpochs
 from disa.errors import DisaError
 from disa.objectives.forward_projection import forward_projection_loss
-from disa.objectives.trajectory_balance import anchored_baseline, trajectory_balance_loss, trajectory_balance_residual
+from disa.objectives.trajectory_balance import anchored_baseline
 from disa.provenance import Fingerprint, chat_template_digest, tokenizer_digest, weights_digest
-from disa.training.audit import ResidualRecord
+from disa.training.balance_trainer import BalanceTrainer
 from disa.training.disa_config import DISAConfig
-from disa.training.offline import OfflineTrajectories
+from disa.training.flags import flag_plan
+from disa.training.stored import StoredTrajectories
 
 
-class DISATrainer(GRPOTrainer):
+class DISATrainer(BalanceTrainer):
     """Trajectory balance with a frozen, per-prompt log Z (DISA, arXiv 2605.17295).
 
     Minimises ``(log Z(x) + log pi(y|x) - log pi_ref(y|x) - beta r(x, y))^2`` over on-policy
@@ -50,7 +43,7 @@ class DISATrainer(GRPOTrainer):
     reference : str or Path, optional
         Folder or hub id of the frozen reference for full fine-tuning; by default where ``model`` was
         loaded from. With adapters the reference is the base model with adapters off.
-    offline : OfflineTrajectories, optional
+    offline : StoredTrajectories, optional
         Trajectories for the forward projection; needed exactly when ``args.offline_share`` is above 0.
     eval_dataset, processing_class, reward_processing_classes, callbacks, optimizers, peft_config
         As in :class:`trl.GRPOTrainer`. Evaluation rows need a log Z too.
@@ -58,7 +51,7 @@ class DISATrainer(GRPOTrainer):
     Raises
     ------
     DisaError
-        Where the anchor does not fit, a prompt has no log Z, or a column is missing.
+        Where the anchor does not fit, a prompt has no log Z, a column is missing, or ``args.flagged`` forbids.
     """
 
     _tag_names = ["trl", "disa"]
@@ -74,7 +67,7 @@ class DISATrainer(GRPOTrainer):
         train_dataset: Any,
         *,
         reference: str | Path | None = None,
-        offline: OfflineTrajectories | None = None,
+        offline: StoredTrajectories | None = None,
         eval_dataset: Any = None,
         processing_class: Any = None,
         reward_processing_classes: Any = None,
@@ -82,14 +75,6 @@ class DISATrainer(GRPOTrainer):
         optimizers: tuple[Any, Any] = (None, None),
         peft_config: Any = None,
     ) -> None:
-        if reference is not None:
-            if isinstance(model, str):
-                model = AutoModelForCausalLM.from_pretrained(
-                    model, **(args.model_init_kwargs or {"dtype": torch.float32})
-                )
-            # GRPOTrainer loads the frozen reference from here; without this an edited or in-memory policy
-            # would silently be compared with whatever its configuration names.
-            model.config._name_or_path = str(reference)
         if (offline is None) == (args.offline_share > 0):
             raise DisaError(
                 f"offline_share is {args.offline_share}, but offline trajectories are "
@@ -97,15 +82,21 @@ class DISATrainer(GRPOTrainer):
                 where="DISATrainer",
                 fix="give both, or leave both out",
             )
+        datasets = [d for d in (train_dataset, eval_dataset) if d is not None]
+        for dataset in datasets:
+            self._check_columns(dataset)
         self._anchor, self._offline = anchor, offline
         self._offline_batches = (-1, 0)
-        self._rewards_per_func = torch.empty(0)
-        self._audits = {"train": ResidualRecord(), "eval": ResidualRecord()}
+        self._plan = flag_plan(anchor, train_dataset.unique("prompt_id"), args.flagged)
+        if self._plan.count("skip"):
+            kept = [i for i, p in enumerate(train_dataset["prompt_id"]) if self._plan.source[p] != "skip"]
+            train_dataset = train_dataset.select(kept)
         super().__init__(
-            model=model,
-            reward_funcs=reward_funcs,
-            args=args,
-            train_dataset=train_dataset,
+            model,
+            reward_funcs,
+            args,
+            train_dataset,
+            reference=reference,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
             reward_processing_classes=reward_processing_classes,
@@ -113,10 +104,6 @@ class DISATrainer(GRPOTrainer):
             optimizers=optimizers,
             peft_config=peft_config,
         )
-        self.add_callback(SeededEpochs())
-        datasets = [d for d in (train_dataset, eval_dataset) if d is not None]
-        for dataset in datasets:
-            self._check_columns(dataset)
         anchor.verify(self.fingerprint(train_dataset))
         for dataset in datasets:
             anchor.log_z(dataset.unique("prompt_id"))
@@ -150,54 +137,32 @@ class DISATrainer(GRPOTrainer):
                     fix="build rows from the run's 1_tasks prompts; prompt_id is how a row finds its log Z",
                 )
 
-    def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> torch.Tensor:
-        self._rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        return self._rewards_per_func
-
-    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        batch = super()._generate_and_score_completions(inputs)
-        prompt_ids = [row["prompt_id"] for row in inputs]
+    def _known_log_z(self, batch: dict[str, Any], rows: list[dict[str, Any]]) -> torch.Tensor:
+        """Frozen log Z, with the group's mean in place of a flagged prompt's where the plan says so."""
+        prompt_ids = [row["prompt_id"] for row in rows]
         device = batch["completion_ids"].device
-        # Rewards come gathered over processes, in their order; this process's rows are one slice.
-        mine = slice(self.accelerator.process_index * len(inputs), (self.accelerator.process_index + 1) * len(inputs))
-        rewards = self._rewards_per_func[mine]
-        total = (rewards * self.reward_weights.to(device)).nansum(dim=1)
-        # A row no reward function decided has no residual; nansum would call it a zero.
-        batch["raw_reward"] = total.masked_fill(rewards.isnan().all(dim=1), torch.nan)
-        batch["log_z"] = torch.as_tensor(self._anchor.log_z(prompt_ids), device=device)
-        batch["group"] = torch.tensor([prompt_ids.index(prompt_id) for prompt_id in prompt_ids], device=device)
-        return batch
+        log_z = torch.as_tensor(self._anchor.log_z(prompt_ids), device=device)
+        if self._plan.count("group"):
+            from_group = torch.tensor([self._plan.source.get(p) == "group" for p in prompt_ids], device=device)
+            log_z = torch.where(from_group, self._group_log_z(batch, length="sum"), log_z)
+        return log_z
+
+    def _baseline(self, residual: torch.Tensor, group: torch.Tensor) -> torch.Tensor | None:
+        if self.args.baseline == "none":
+            return None
+        return anchored_baseline(residual, group, prior_strength=self.args.baseline_prior_strength)
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
-        """Mean squared trajectory-balance residual of one micro-batch."""
-        mode = "train" if self.model.training else "eval"
-        mask = inputs["completion_mask"]
-        log_pi, entropy = self._sequence_log_probs(
-            model, inputs["prompt_ids"], inputs["prompt_mask"], inputs["completion_ids"], mask
-        )
-        log_ref = (inputs["ref_per_token_logps"].double() * mask).sum(dim=1)
-        residual = trajectory_balance_residual(
-            log_pi, log_ref, inputs["raw_reward"].double(), inputs["log_z"], beta=self.args.inverse_temperature
-        )
-        # Undecided rows (a NaN reward) carry no gradient; a micro-batch of only such rows gives a zero loss.
-        decided = ~residual.isnan()
-        baseline = None
-        if self.args.baseline == "anchored":
-            group, strength = inputs["group"][decided], self.args.baseline_prior_strength
-            baseline = anchored_baseline(residual[decided], group, prior_strength=strength)
-        loss = trajectory_balance_loss(residual[decided], baseline) if decided.any() else 0.0 * log_pi.sum()
-        if self._offline is not None and mode == "train":
-            # Twice: the squared residual's gradient is 2 grad KL(pi || pi*), the projection's is grad KL(pi* || pi).
-            share = self.args.offline_share
-            loss = (1 - share) * loss + share * 2 * self._forward_projection(model, len(residual))
-
-        gather = self.accelerator.gather
-        self._audits[mode].add(gather(residual.detach()), gather((log_pi - log_ref).detach()))
-        mean_entropy = (entropy.detach() * mask).sum() / mask.sum().clamp(min=1)
-        self._metrics[mode]["entropy"].append(gather(mean_entropy).mean().item())
-        return loss / (self.current_gradient_accumulation_steps if mode == "train" else 1)
+        """Trajectory balance of one micro-batch, mixed with the forward projection of an offline one."""
+        loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if self._offline is None or not self.model.training:
+            return loss
+        # Twice: the squared residual's gradient is 2 grad KL(pi || pi*), the projection's is grad KL(pi* || pi).
+        share, size = self.args.offline_share, len(inputs["completion_ids"])
+        projection = self._forward_projection(model, size) / self.current_gradient_accumulation_steps
+        return (1 - share) * loss + share * 2 * projection
 
     def _forward_projection(self, model: Any, size: int) -> torch.Tensor:
         """Loss of the next batch of offline trajectories, of the same size as the on-policy one."""
@@ -209,36 +174,16 @@ class DISATrainer(GRPOTrainer):
             self.accelerator.num_processes
         ) + self.accelerator.process_index
         batch = self._offline.batch(number, size, self.accelerator.device, self._tokenizer.pad_token_id)
-        log_pi, _ = self._sequence_log_probs(
-            model, batch.prompt_ids, batch.prompt_mask, batch.completion_ids, batch.completion_mask
-        )
+        log_pi, _ = self._sequence_log_probs(model, vars(batch))
         loss = forward_projection_loss(log_pi, batch.weight)
         self._metrics["train"]["forward_projection"].append(self.accelerator.gather(loss.detach()).mean().item())
         return loss
 
-    def _sequence_log_probs(
-        self,
-        model: Any,
-        prompt_ids: torch.Tensor,
-        prompt_mask: torch.Tensor,
-        completion_ids: torch.Tensor,
-        mask: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Sequence log-probabilities, float64, and token entropies, by the engine's own method."""
-        token_log_pi, entropy, _ = self._get_per_token_logps_and_entropies(
-            model,
-            torch.cat([prompt_ids, completion_ids], dim=1),
-            torch.cat([prompt_mask, mask], dim=1),
-            completion_ids.size(1),
-            compute_entropy=True,
-        )
-        return (token_log_pi.double() * mask).sum(dim=1), entropy
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the audit of all residuals since the last line."""
-        mode = "train" if self.model.training else "eval"
-        for name, value in self._audits[mode].metrics().items():
-            self._metrics[mode][name].append(value)
+        """Add how many flagged prompts take their log Z from the group, and how many are left out."""
+        for source in ("group", "skip"):
+            if count := self._plan.count(source):
+                logs[f"flagged/{source}"] = count
         super().log(logs, start_time)
 
 

@@ -1,0 +1,70 @@
+"""GRPO (arXiv 2402.03300) and GSPO (arXiv 2507.18071): clipped ratio times group-normalised advantage.
+
+Training uses TRL's own; these are the formulas, which the tests hold against it. Both maximise reward: their
+optimum is a policy of best completions and no distribution over them.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from disa.objectives.trajectory_balance import Length
+
+_STD_FLOOR = 1e-4
+"""TRL's guard against a group of equal rewards, whose advantages are 0 either way."""
+
+
+def group_advantage(reward: Float[Tensor, " batch"], group: Int[Tensor, " batch"]) -> Float[Tensor, " batch"]:
+    """``A = (r - mean) / (std + 1e-4)`` within each group, std with K - 1; 0 in a group of one."""
+    members, index = torch.unique(group, return_inverse=True)
+    zeros = reward.new_zeros(members.numel())
+    count = zeros.index_add(0, index, torch.ones_like(reward))
+    centred = reward - (zeros.index_add(0, index, reward) / count)[index]
+    variance = zeros.index_add(0, index, centred.square()) / (count - 1).clamp(min=1)
+    return centred / (variance.sqrt()[index] + _STD_FLOOR)
+
+
+def grpo_loss(
+    token_log_pi: Float[Tensor, "batch tokens"],
+    token_log_old: Float[Tensor, "batch tokens"],
+    advantage: Float[Tensor, " batch"],
+    mask: Int[Tensor, "batch tokens"],
+    *,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+    length: Length,
+) -> Float[Tensor, ""]:
+    """``-mean_i [1/n_i] sum_t min(rho_t A_i, clip(rho_t) A_i)``, ``rho_t = pi / pi_old`` of token t.
+
+    ``mean`` divides each completion's sum by its tokens n_i, as published (TRL's loss_type ``grpo``); ``sum`` does
+    not (TRL's ``dr_grpo`` up to a constant).
+    """
+    ratio = torch.exp(token_log_pi - token_log_old.detach())
+    per_token = _clipped(ratio, advantage[:, None], clip_low, clip_high)
+    totals = (per_token * mask).sum(dim=1)
+    return -(totals / mask.sum(dim=1).clamp(min=1) if length == "mean" else totals).mean()
+
+
+def gspo_loss(
+    token_log_pi: Float[Tensor, "batch tokens"],
+    token_log_old: Float[Tensor, "batch tokens"],
+    advantage: Float[Tensor, " batch"],
+    mask: Int[Tensor, "batch tokens"],
+    *,
+    clip_low: float = 3e-4,
+    clip_high: float = 4e-4,
+    length: Length = "mean",
+) -> Float[Tensor, ""]:
+    """``-mean_i min(s_i A_i, clip(s_i) A_i)`` with ``s_i = (pi / pi_old)^(1 / n_i)`` of the whole completion.
+
+    ``mean`` takes the n_i-th root, as published (the clip range is for it); ``sum`` takes the plain ratio.
+    """
+    log_ratio = ((token_log_pi - token_log_old.detach()) * mask).sum(dim=1)
+    ratio = torch.exp(log_ratio / mask.sum(dim=1).clamp(min=1) if length == "mean" else log_ratio)
+    return -_clipped(ratio, advantage, clip_low, clip_high).mean()
+
+
+def _clipped(ratio: Tensor, advantage: Tensor, low: float, high: float) -> Tensor:
+    return torch.minimum(ratio * advantage, ratio.clamp(1 - low, 1 + high) * advantage)

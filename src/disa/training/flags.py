@@ -1,0 +1,74 @@
+"""What training does with prompts whose log Z is flagged.
+
+A flag says that the frozen estimate of a prompt cannot be relied on (:mod:`disa.partition.verdict`). Four policies::
+
+    train      use it all the same; on-policy an error adds noise and no bias
+    group      log Z of such a prompt is its group's mean, as in VarGrad
+    skip       such a prompt is not trained on; its places go to others
+    resample   refuse to start and name the prompts: more trajectories are drawn left of the anchor, never here
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from disa.anchor import Anchor
+from disa.errors import DisaError
+
+FlagPolicy = Literal["train", "group", "skip", "resample"]
+POLICIES: tuple[FlagPolicy, ...] = ("train", "group", "skip", "resample")
+HARMLESS = frozenset({"gated"})
+"""Flags that report which estimator was used and say nothing against its result."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FlagPlan:
+    """Where each prompt's log Z comes from in training."""
+
+    source: Mapping[str, Literal["anchor", "group", "skip"]]
+    """By prompt id."""
+
+    def count(self, source: str) -> int:
+        """Number of prompts with this source."""
+        return sum(found == source for found in self.source.values())
+
+
+def flagged(anchor: Anchor, prompt_ids: Sequence[str]) -> list[str]:
+    """Prompts with any flag that is not harmless, in the given order.
+
+    Raises
+    ------
+    DisaError
+        Where a prompt has no estimate.
+    """
+    anchor.log_z(prompt_ids)
+    return [p for p in prompt_ids if set(anchor.estimates[p].flags) - HARMLESS]
+
+
+def flag_plan(anchor: Anchor, prompt_ids: Sequence[str], policy: FlagPolicy) -> FlagPlan:
+    """Decide for each prompt of the training set.
+
+    Raises
+    ------
+    DisaError
+        With ``resample``, where a prompt is flagged; with ``skip``, where every prompt is.
+    """
+    marked = set(flagged(anchor, prompt_ids))
+    if policy == "resample" and marked:
+        named = ", ".join(sorted(marked)[:5]) + (", ..." if len(marked) > 5 else "")
+        raise DisaError(
+            f"{len(marked)} of {len(prompt_ids)} prompts are flagged and to be resampled: {named}",
+            where="training, flagged=resample",
+            fix="draw more trajectories for them (proposals.per_prompt, or disa.partition.budget), estimate and freeze "
+            "again; 'disa inspect' says what each flag asks for",
+        )
+    if policy == "skip" and len(marked) == len(prompt_ids):
+        raise DisaError(
+            f"all {len(prompt_ids)} prompts are flagged, so none is left to train on",
+            where="training, flagged=skip",
+            fix="draw more trajectories, or use flagged=group",
+        )
+    other = "anchor" if policy in ("train", "resample") else policy
+    return FlagPlan({p: other if p in marked else "anchor" for p in prompt_ids})

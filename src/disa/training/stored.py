@@ -1,0 +1,107 @@
+"""Stored trajectories as training data: drawn in proportion to a weight, batch by batch, from a seed."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from disa.errors import DisaError
+from disa.records import ScoredTrajectory
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredBatch:
+    """Padded token ids of some trajectories, prompts on the left, completions on the right, and what is known of each.
+
+    All but the ids and masks have shape (batch,) and are float64.
+    """
+
+    prompt_ids: Tensor
+    prompt_mask: Tensor
+    completion_ids: Tensor
+    completion_mask: Tensor
+    weight: Tensor
+    """Weight of each row in the loss: the same for all, because rows are drawn in proportion to theirs."""
+    log_ref: Tensor
+    reward: Tensor
+    log_z: Tensor
+    """NaN where no log Z was given."""
+
+
+class StoredTrajectories:
+    """Trajectories with a weight each, as an endless sequence of numbered batches.
+
+    Rows are drawn in proportion to their weight W, and every one then weighs mean(W): the same expected gradient as
+    uniform draws weighted by W, without computing rows that weigh nothing.
+
+    Parameters
+    ----------
+    rows : sequence of ScoredTrajectory
+    prompt_ids : mapping of prompt id to token ids
+    weights : Tensor, shape (rows,)
+        W, non-negative.
+    seed : int
+    log_z : Tensor, shape (rows,), optional
+        Log Z of each row's prompt, for losses that need it.
+
+    Raises
+    ------
+    DisaError
+        Where there are no rows, or none has a weight.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[ScoredTrajectory],
+        prompt_ids: Mapping[str, Sequence[int]],
+        weights: Tensor,
+        *,
+        seed: int,
+        log_z: Tensor | None = None,
+    ) -> None:
+        if not rows:
+            raise DisaError("no offline trajectories", where="training", fix="run proposals and scoring")
+        if not float(weights.sum()) > 0:
+            raise DisaError(
+                f"none of {len(rows)} offline trajectories has a weight: no completion was rewarded",
+                where="training",
+                fix="draw more trajectories, or use a stronger proposal",
+            )
+        self.weights = weights
+        self._prompt_ids = [torch.tensor(prompt_ids[row.prompt_id]) for row in rows]
+        self._completion_ids = [torch.tensor(row.completion_ids) for row in rows]
+        self._log_ref = torch.tensor([row.log_ref for row in rows], dtype=torch.float64)
+        self._reward = torch.tensor([row.reward for row in rows], dtype=torch.float64)
+        self._log_z = torch.full_like(self._reward, torch.nan) if log_z is None else log_z
+        self._probability = (weights / weights.sum()).numpy()
+        self._mean_weight = float(weights.mean())
+        self._seed = seed
+
+    def __len__(self) -> int:
+        return len(self._completion_ids)
+
+    def batch(self, number: int, size: int, device: torch.device | str, pad_token_id: int) -> StoredBatch:
+        """The ``number``-th batch: a pure function of the seed, so that a resumed run sees the same ones."""
+        rng = np.random.default_rng([self._seed, number])
+        rows = rng.choice(len(self), size=size, p=self._probability)
+        prompts = [self._prompt_ids[i] for i in rows]
+        completions = [self._completion_ids[i] for i in rows]
+
+        def pad(ids: list[Tensor], value: int, side: str) -> Tensor:
+            return pad_sequence(ids, batch_first=True, padding_value=value, padding_side=side).to(device)
+
+        return StoredBatch(
+            prompt_ids=pad(prompts, pad_token_id, "left"),
+            prompt_mask=pad([torch.ones_like(ids) for ids in prompts], 0, "left"),
+            completion_ids=pad(completions, pad_token_id, "right"),
+            completion_mask=pad([torch.ones_like(ids) for ids in completions], 0, "right"),
+            weight=torch.full((size,), self._mean_weight, dtype=torch.float64, device=device),
+            log_ref=self._log_ref[rows].to(device),
+            reward=self._reward[rows].to(device),
+            log_z=self._log_z[rows].to(device),
+        )

@@ -1,0 +1,49 @@
+"""What happens to prompts whose log Z is flagged."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from disa.errors import DisaError
+from disa.training.flags import POLICIES, flag_plan, flagged
+
+
+class Anchor:
+    """Flags of three prompts; the rest of an anchor is not asked for."""
+
+    estimates = {
+        "good": SimpleNamespace(flags=[]),
+        "gated": SimpleNamespace(flags=["gated"]),
+        "bad": SimpleNamespace(flags=["gated", "wide_interval"]),
+    }
+
+    def log_z(self, prompt_ids):
+        assert set(prompt_ids) <= set(self.estimates)
+        return np.zeros(len(prompt_ids))
+
+
+PROMPTS = ["bad", "good", "gated"]
+
+
+def test_a_prompt_is_flagged_by_any_flag_but_that_of_the_gate():
+    assert flagged(Anchor(), PROMPTS) == ["bad"]
+
+
+@pytest.mark.parametrize(("policy", "source"), [("train", "anchor"), ("group", "group"), ("skip", "skip")])
+def test_each_policy_treats_flagged_prompts_alone(policy, source):
+    plan = flag_plan(Anchor(), PROMPTS, policy)
+    assert plan.source == {"bad": source, "good": "anchor", "gated": "anchor"}
+    assert plan.count(source) == (3 if policy == "train" else 1)
+
+
+def test_resampling_is_asked_for_before_training_and_names_the_prompts():
+    with pytest.raises(DisaError, match=r"1 of 3 prompts are flagged and to be resampled: bad.*proposals.per_prompt"):
+        flag_plan(Anchor(), PROMPTS, "resample")
+    assert flag_plan(Anchor(), ["good", "gated"], "resample").count("anchor") == 2
+
+
+def test_skipping_every_prompt_is_refused():
+    with pytest.raises(DisaError, match="none is left to train on"):
+        flag_plan(Anchor(), ["bad"], "skip")
+    assert POLICIES == ("train", "group", "skip", "resample")
