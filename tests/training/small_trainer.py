@@ -7,8 +7,9 @@ from disa.engine import load_tokenizer, trainable_model, trainer_arguments
 from disa.recipe import load_recipe
 from disa.records import Prompt, ScoredTrajectory, read_rows
 from disa.tasks import make_task
-from disa.training.offline import OfflineTrajectories
 from disa.training.run import TaskReward, dataset
+from disa.training.stored import StoredTrajectories
+from disa.training.trajectory_weights import target_weights
 
 PROMPTS, GENERATIONS = 3, 4  # of one step
 
@@ -34,7 +35,7 @@ class SmallRun:
         tokenizer = load_tokenizer(self.reference)
         prompt_ids = {p.prompt_id: tokenizer(p.prompt)["input_ids"] for p in self.prompts}
         rows = [row for row in self.trajectories if row.prompt_id in prompt_ids]
-        return OfflineTrajectories(rows, prompt_ids, self.anchor, weight_cap=8.0, seed=seed)
+        return StoredTrajectories(rows, prompt_ids, target_weights(rows, self.anchor, cap=8.0), seed=seed)
 
     def config(self, output_dir, **changes):
         settings = {

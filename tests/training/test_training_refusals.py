@@ -10,7 +10,7 @@ from trl import GRPOConfig
 from disa import DISAConfig
 from disa.engine import load_tokenizer, trainer_arguments
 from disa.errors import DisaError
-from disa.training.disa_config import _REFUSED
+from disa.training.balance_config import _REFUSED
 from disa.training.trainer import reward_fingerprint
 
 OTHER_VALUE = {

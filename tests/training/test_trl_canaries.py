@@ -11,7 +11,7 @@ from small_trainer import RecordingTrainer
 from trl import GRPOConfig, GRPOTrainer
 
 import disa.training
-from disa.training.disa_config import _REFUSED
+from disa.training.balance_config import _REFUSED
 from disa.training.trainer import DISATrainer
 
 # Parameters by which the overridden methods are called, and those by which the project calls the engine.

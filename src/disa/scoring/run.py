@@ -60,6 +60,12 @@ def run_scoring(
                 stage.write_part(key, rows, ScoredTrajectory)
             bar.advance(bar_task, len(block))
     rows = stage.rows(ScoredTrajectory)
+    if rows and not decided(rows):
+        raise DisaError(
+            f"the reward is None, undecided, for all {len(rows)} completions",
+            where=f"task {task.name}, field reward",
+            fix=f"return a number in {list(task.reward_range)} wherever a completion can be judged",
+        )
     report = parity_report(rows, config.parity_bound)
     write_json(stage.path / "parity.json", report)
     check_parity(report)
@@ -126,8 +132,9 @@ def task_rewards(task: Task, prompts: Sequence[Prompt], completions: Sequence[st
     except DisaError:
         raise
     except Exception as error:
-        problem = f"the reward raised {type(error).__name__}: {error}"
-        raise DisaError(problem, where=f"task {task.name}, field reward", fix=fix) from error
+        culprit = _first_that_raises(task, prompts, completions)
+        where = f"task {task.name}, {culprit}field reward"
+        raise DisaError(f"the reward raised {type(error).__name__}: {error}", where=where, fix=fix) from error
     if len(rewards) != len(completions):
         problem = f"{len(rewards)} rewards for {len(completions)} completions"
         raise DisaError(problem, where=f"task {task.name}, field reward", fix=fix)
@@ -140,3 +147,13 @@ def task_rewards(task: Task, prompts: Sequence[Prompt], completions: Sequence[st
                 fix=f"{fix} (here {completion[:60]!r})",
             )
     return [None if reward is None else float(reward) for reward in rewards]
+
+
+def _first_that_raises(task: Task, prompts: Sequence[Prompt], completions: Sequence[str]) -> str:
+    """Find, for the message, the prompt whose completion alone makes the rewards raise; empty where none does."""
+    for prompt, completion in zip(prompts, completions, strict=True):
+        try:
+            task.rewards([prompt], [completion])
+        except Exception:
+            return f"prompt {prompt.prompt_id}, "
+    return ""

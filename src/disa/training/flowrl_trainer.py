@@ -94,6 +94,8 @@ class FlowRLTrainer(BalanceTrainer):
         if not known & {id(p) for p in self._head.parameters()}:
             head = {"params": list(self._head.parameters()), "lr": self.args.log_z_learning_rate, "weight_decay": 0.0}
             optimizer.add_param_group(head)
+            # The engine clears the policy's gradients only: without this the head's would add up over all steps.
+            optimizer.register_step_post_hook(lambda *_: self._head.zero_grad())
         return optimizer
 
     def _log_z(self, model: Any, inputs: dict[str, Any]) -> Tensor:
