@@ -24,6 +24,7 @@ def compare(options: argparse.Namespace) -> int:
     console.print(f"[bold]{options.recipe}[/bold] in {recipe.run_dir}")
 
     # Seconds of imports, after everything that can fail fast has been checked.
+    from datasets import disable_progress_bars
     from transformers.utils import logging
 
     from disa.comparison.grid import FOLDER, Grid
@@ -32,6 +33,7 @@ def compare(options: argparse.Namespace) -> int:
     from disa.comparison.write import write_results
 
     logging.disable_progress_bar()
+    disable_progress_bars()
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
     with shared_run(recipe, console.print):
         grid = Grid(recipe)
