@@ -67,6 +67,11 @@ def aligned(rows: Sequence[Row]) -> str:
     return "\n".join("  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in rows)
 
 
+def pipes(rows: Sequence[Row]) -> str:
+    """The same as a Markdown table."""
+    return "\n".join("| " + " | ".join(row) + " |" for row in (rows[0], ["---"] * len(rows[0]), *rows[1:]))
+
+
 def seeds_text(number: OverSeeds | None) -> str:
     """``0.312 ± 0.011``; no error with one seed, nothing where it was not measured."""
     if number is None:

@@ -1,4 +1,4 @@
-"""What ``disa compare`` leaves behind: a table to read and one JSON of every number in it."""
+"""What ``disa compare`` leaves behind: a table to read, one JSON of every number in it, figures and one page."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import math
 from pathlib import Path
 from typing import Any
 
-from disa.comparison.goals import Goal, check_goals
+from disa.comparison.blocks import blocks
+from disa.comparison.goals import check_goals
+from disa.comparison.page import page
 from disa.comparison.results import ComparisonResults, OverSeeds
-from disa.comparison.tables import aligned, budget_rows, difference_rows, results_rows, search_rows
+from disa.comparison.tables import aligned, pipes
 from disa.recipe import Recipe
 from disa.rundir import write_json
 
@@ -17,33 +19,27 @@ VERSION = 1
 
 
 def write_results(folder: Path, results: ComparisonResults, recipe: Recipe) -> str:
-    """Write ``results.json`` and ``table.txt``; returns the table."""
-    goals = check_goals(results)
-    table = text(results, goals)
-    write_json(folder / "results.json", as_json(results, goals, recipe))
-    (folder / "table.txt").write_text(table + "\n", encoding="utf-8")
-    return table
+    """Write ``results.json``, ``table.txt``, ``table.md``, ``figures/`` and ``report.html``; returns the text table."""
+    # matplotlib takes a second to load
+    from disa.comparison.figures import comparison_plates
+    from disa.report.canvas import png, style
+
+    tables = blocks(results)
+    text = "\n\n".join(f"{block.reading}\n{aligned(block.rows)}" for block in tables)
+    write_json(folder / "results.json", as_json(results, recipe))
+    (folder / "table.txt").write_text(text + "\n", encoding="utf-8")
+    markdown = "\n\n".join(f"{block.reading}\n\n{pipes(block.rows)}" for block in tables)
+    (folder / "table.md").write_text(markdown + "\n", encoding="utf-8")
+    with style():
+        drawn = [(plate.name, png(plate.figure), plate.reading) for plate in comparison_plates(results)]
+    (folder / "figures").mkdir(exist_ok=True)
+    for name, image, _ in drawn:
+        (folder / "figures" / f"{name}.png").write_bytes(image)
+    (folder / "report.html").write_text(page(tables, recipe, drawn), encoding="utf-8")
+    return text
 
 
-def text(results: ComparisonResults, goals: list[Goal]) -> str:
-    """Everything as aligned plain text."""
-    blocks = ["held-out prompts, mean over seeds ± standard error\n" + aligned(results_rows(results))]
-    if differences := difference_rows(results):
-        blocks.append(
-            f"differences to {results.best} (*: DISA's best mode by {results.criterion} on validation prompts), paired "
-            "by prompt and seed, 95% t interval over seeds\n" + aligned(differences)
-        )
-    blocks.append("budget; offline methods draw no completions in training\n" + aligned(budget_rows(results)))
-    if search := search_rows(results):
-        blocks.append(f"search: {results.criterion} on validation prompts, chosen in brackets\n" + aligned(search))
-    marks = {True: "met", False: "missed", None: "open"}
-    blocks.append("goals of DISA's best mode\n" + aligned([[marks[g.met], g.claim, g.numbers] for g in goals]))
-    if results.missing:
-        blocks.append(f"{results.missing} policies of the recipe are not finished and not in these numbers")
-    return "\n\n".join(blocks)
-
-
-def as_json(results: ComparisonResults, goals: list[Goal], recipe: Recipe) -> dict[str, Any]:
+def as_json(results: ComparisonResults, recipe: Recipe) -> dict[str, Any]:
     """Plain JSON values; undefined errors and ends of intervals are null."""
     splits = list(results.reference)
     return {
@@ -73,7 +69,7 @@ def as_json(results: ComparisonResults, goals: list[Goal], recipe: Recipe) -> di
             }
             for method in results.methods
         },
-        "goals": [dataclasses.asdict(goal) for goal in goals],
+        "goals": [dataclasses.asdict(goal) for goal in check_goals(results)],
     }
 
 
