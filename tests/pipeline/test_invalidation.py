@@ -176,6 +176,10 @@ def test_a_task_s_version_reruns_everything(run, monkeypatch):
     assert run() == set(FOLDERS)
 
 
+def test_a_comparison_leaves_a_run_s_stages_as_they_are(run):
+    assert run("comparison.methods=[disa,sft]") == set()
+
+
 def test_another_reward_range_reruns_from_scoring_and_all_that_is_judged_by_it(run, monkeypatch):
     monkeypatch.setattr(GraphColoring, "reward_range", (0.0, 2.0))
     assert run() == {*FROM_SCORING, *GRPO, "7_evaluation/reference"}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import warnings
-from pathlib import Path
 
 from rich.console import Console
 
@@ -27,23 +26,13 @@ def compare(options: argparse.Namespace) -> int:
     from datasets import disable_progress_bars
     from transformers.utils import logging
 
-    from disa.comparison.grid import FOLDER, Grid
-    from disa.comparison.results import gather
-    from disa.comparison.work import shared_run, work_through
-    from disa.comparison.write import write_results
+    from disa.comparison.run import run_comparison
 
     logging.disable_progress_bar()
     disable_progress_bars()
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
-    with shared_run(recipe, console.print):
-        grid = Grid(recipe)
-        if not options.table:
-            work_through(grid, methods, seeds, console.print)
-        results = gather(grid)
-        if results is None:
-            raise DisaError("nothing is finished yet", where=recipe.run_dir, fix="leave --table out")
-        folder = Path(recipe.run_dir) / FOLDER
-        console.print(write_results(folder, results, recipe), markup=False)
+    text, folder = run_comparison(recipe, methods=methods, seeds=seeds, work=not options.table, say=console.print)
+    console.print(text, markup=False)
     console.print(f"report: {folder / 'report.html'}")
     return 0
 

@@ -120,7 +120,7 @@ def over_seeds(values: Sequence[float]) -> OverSeeds:
 
 
 def gather(grid: Grid) -> ComparisonResults | None:
-    """Results of all finished seeds; None while there is nothing to compare with."""
+    """Results of all finished seeds; None without any, or without the reference's evaluation."""
     reference = grid.evaluated(REFERENCE)
     if reference is None:
         return None
@@ -141,6 +141,8 @@ def gather(grid: Grid) -> ComparisonResults | None:
                     logs=logs,
                 )
             )
+    if not methods:
+        return None
     return ComparisonResults(
         methods=methods,
         reference=grid.values(reference.rows(EvaluationRecord)),

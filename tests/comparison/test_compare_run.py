@@ -1,0 +1,317 @@
+"""A comparison end to end: who is trained with what, on which prompts it is judged, and that nothing is done twice."""
+
+import contextlib
+import json
+import shutil
+import statistics
+
+import pytest
+import yaml
+
+from disa.cli.main import main
+from disa.comparison.grid import Cell, Grid
+from disa.errors import DisaError
+from disa.evaluation.metrics import kl_to_target, mean_at_k
+from disa.pipeline import Pipeline
+from disa.recipe import load_recipe
+from disa.records import EvaluationRecord, PartitionEstimate, Prompt, ScoredTrajectory, read_rows
+from disa.rundir import claim, exclusive
+
+METHODS, SEEDS = ("sft", "vargrad", "disa"), (0, 1)
+
+
+@pytest.fixture(scope="module")
+def compared(finished_run, tmp_path_factory):
+    """Folder with ``recipe.yaml`` and ``run``, all policies finished. Read it; change only copies."""
+    folder = tmp_path_factory.mktemp("compared")
+    recipe = {
+        "run_dir": str(folder / "run"),
+        "tasks": {
+            "name": "graph_coloring",
+            "vertices": 5,
+            "colors": 4,
+            "train_prompts": 8,
+            "validation_prompts": 3,
+            "heldout_prompts": 4,
+            "warmup_prompts": 0,
+        },
+        "models": {name: str(finished_run / "warmup" / name) for name in ("reference", "proposal")},
+        "sampling": {"max_completion_length": 7},
+        "proposals": {"per_prompt": 12, "per_heldout_prompt": 8},
+        "training": {
+            "inverse_temperature": 2,
+            "steps": 4,
+            "prompts_per_step": 2,
+            "completions_per_prompt": 4,
+            "learning_rate": 0.003,
+            "warmup_steps": 1,
+            "save_every": 2,
+        },
+        "evaluation": {"samples_per_prompt": 4, "ks": [1, 4], "train_prompts": 2},
+        "comparison": {
+            "methods": list(METHODS),
+            "seeds": list(SEEDS),
+            "search": {"points": [{"learning_rate": 0.003}, {"learning_rate": 0.03}], "steps": 2},
+        },
+    }
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    say_compare(folder / "recipe.yaml")
+    return folder
+
+
+@pytest.fixture
+def compared_copy(compared, tmp_path):
+    """A copy that a test may change, as (recipe file, run directory)."""
+    shutil.copytree(compared / "run", tmp_path / "run", copy_function=shutil.copy2)
+    values = yaml.safe_load((compared / "recipe.yaml").read_text())
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(values | {"run_dir": str(tmp_path / "run")}))
+    return recipe, tmp_path / "run"
+
+
+def say_compare(recipe, *settings, **asked):
+    """Compare; returns the lines that were said."""
+    from disa.comparison.run import run_comparison
+
+    lines = []
+    run_comparison(load_recipe(recipe, list(settings)), say=lines.append, **asked)
+    return lines
+
+
+def policies(run_dir):
+    """Folders of all finished policies and of the reference, relative to the comparison's."""
+    root = run_dir / "comparison"
+    return {str(p.parent.parent.relative_to(root)) for p in root.glob("**/evaluation/manifest.json")}
+
+
+def records(run_dir, policy):
+    return read_rows(run_dir / "comparison" / policy / "evaluation", EvaluationRecord)
+
+
+def results(run_dir):
+    return json.loads((run_dir / "comparison" / "results.json").read_text())
+
+
+def state(run_dir):
+    stages = [p for name in ("training", "evaluation") for p in run_dir.glob(f"comparison/**/{name}/**/*")]
+    return {str(p): p.stat().st_mtime_ns for p in stages if p.is_file()}
+
+
+def test_every_candidate_is_trained_once_and_the_chosen_one_with_every_seed(compared):
+    run_dir, found = compared / "run", results(compared / "run")
+    expected = {"reference"}
+    for method in METHODS:
+        expected |= {f"{method}/learning_rate={rate}/search" for rate in (0.003, 0.03)}
+        chosen = found["methods"][method]["point"]["learning_rate"]
+        expected |= {f"{method}/learning_rate={chosen}/seed-{seed}" for seed in SEEDS}
+    assert policies(run_dir) == expected
+    assert found["missing"] == 0
+
+
+def test_the_search_sees_validation_prompts_only_and_held_out_ones_are_for_what_it_chose(compared):
+    run_dir, found = compared / "run", results(compared / "run")
+    split_of = {p.prompt_id: p.split for p in read_rows(run_dir / "1_tasks", Prompt)}
+    for policy in policies(run_dir):
+        seen = {split_of[row.prompt_id] for row in records(run_dir, policy)}
+        assert seen == ({"validation"} if policy.endswith("search") else {"heldout", "validation", "train"}), policy
+    for method, facts in found["methods"].items():
+        scores = {}
+        for candidate in facts["search"]:
+            rows = records(run_dir, f"{method}/learning_rate={candidate['point']['learning_rate']}/search")
+            scores[candidate["point"]["learning_rate"]] = statistics.mean(row.reward >= 1 for row in rows)
+            # Equally many samples a prompt: the mean over prompts of means is the mean of all.
+            assert candidate["score"] == pytest.approx(scores[candidate["point"]["learning_rate"]], abs=1e-12)
+        assert scores[facts["point"]["learning_rate"]] == max(scores.values())
+
+
+def test_what_a_policy_was_trained_with_is_its_point_its_seed_and_its_budget(compared):
+    run_dir, found = compared / "run", results(compared / "run")
+    for path in (run_dir / "comparison").glob("*/*/*/training/manifest.json"):
+        method, point, role, _, _ = path.relative_to(run_dir / "comparison").parts
+        training = json.loads(path.read_text())["configuration"]["training"]
+        assert f"learning_rate={training['learning_rate']}" == point
+        budget = found["methods"][method]["budget"]
+        assert training["steps"] == (2 if role == "search" else budget["steps"])
+        assert training["seed"] == (1000 if role == "search" else int(role.removeprefix("seed-")))
+        assert training["prompts_per_step"] == budget["prompts_per_step"]
+    # 8 prompts of 12 trajectories over 4 steps are 24 completions a step, six groups of four.
+    assert [found["methods"][m]["budget"]["sequences_per_step"] for m in METHODS] == [8, 32, 8]
+    assert [found["methods"][m]["budget"]["completions"] for m in METHODS] == [96, 128, 128]
+
+
+def test_metrics_are_means_over_seeds_of_means_over_prompts(compared):
+    run_dir, found = compared / "run", results(compared / "run")
+    log_z = {row.prompt_id: row.log_z for row in read_rows(run_dir / "5_anchor", PartitionEstimate)}
+    values = {}
+    for method in METHODS:
+        rate = found["methods"][method]["point"]["learning_rate"]
+        for seed in SEEDS:
+            rows = [r for r in records(run_dir, f"{method}/learning_rate={rate}/seed-{seed}") if r.split == "heldout"]
+            by_prompt = {p: [r for r in rows if r.prompt_id == p] for p in {r.prompt_id for r in rows}}
+            assert {len(group) for group in by_prompt.values()} == {4} and len(by_prompt) == 4
+            values[method, seed] = (
+                statistics.mean(mean_at_k([r.reward >= 1 for r in g], 4) for g in by_prompt.values()),
+                statistics.mean(
+                    kl_to_target(
+                        [r.log_pi for r in g], [r.log_ref for r in g], [r.reward for r in g], log_z=log_z[p], beta=2
+                    )
+                    for p, g in by_prompt.items()
+                ),
+            )
+    best = found["best_mode"]
+    assert best == "disa"
+    for method in METHODS:
+        for i, metric in enumerate(("mean@4", "kl_to_target")):
+            mine = [values[method, seed][i] for seed in SEEDS]
+            number = found["methods"][method]["over_seeds"]["heldout"][metric]
+            assert number["value"] == pytest.approx(statistics.mean(mine), abs=1e-12)
+            assert number["se"] == pytest.approx(statistics.stdev(mine) / 2**0.5, abs=1e-12)
+            difference = found["methods"][method]["minus_best"]["heldout"][metric]
+            expected = statistics.mean(values[method, seed][i] - values[best, seed][i] for seed in SEEDS)
+            assert difference["value"] == pytest.approx(expected, abs=1e-12)
+
+
+def test_the_same_command_again_trains_nothing(compared_copy):
+    recipe, run_dir = compared_copy
+    before = state(run_dir)
+    assert say_compare(recipe) == []
+    assert state(run_dir) == before
+
+
+def test_an_added_seed_trains_that_seed_alone(compared_copy):
+    recipe, run_dir = compared_copy
+    before = state(run_dir)
+    lines = say_compare(recipe, "comparison.seeds=[0,1,7]", methods=("sft",))
+    assert [line.split(":")[0].split("/")[-1] for line in lines] == ["seed-7"]
+    assert before.items() <= state(run_dir).items()
+    found = results(run_dir)
+    # Two methods lack the new seed; what they have still counts.
+    assert found["missing"] == 2
+    assert [len(found["methods"][m]["seeds"]) for m in METHODS] == [3, 2, 2]
+
+
+def test_another_criterion_searches_nothing_again(compared_copy):
+    recipe, run_dir = compared_copy
+    lines = say_compare(recipe, "comparison.search.criterion=kl_to_target")
+    assert all("search" not in line for line in lines)
+    for facts in results(run_dir)["methods"].values():
+        scores = {c["point"]["learning_rate"]: c["score"] for c in facts["search"]}
+        assert scores[facts["point"]["learning_rate"]] == min(scores.values())
+
+
+def test_a_policy_lost_half_way_is_finished_with_the_same_result(compared_copy):
+    recipe, run_dir = compared_copy
+    before = results(run_dir)
+    rate = before["methods"]["vargrad"]["point"]["learning_rate"]
+    policy = run_dir / "comparison" / "vargrad" / f"learning_rate={rate}" / "seed-1"
+    shutil.rmtree(policy / "evaluation")
+    (policy / "training" / "manifest.json").unlink()
+    shutil.rmtree(policy / "training" / "model")
+    lines = say_compare(recipe)
+    assert [line.split(":")[0] for line in lines] == [str(policy.relative_to(run_dir))]
+    after = results(run_dir)
+    for found in (before, after):
+        found["recipe"] = found["methods"]["vargrad"]["seconds"] = None
+    assert after == before
+
+
+def test_no_checkpoint_is_left_behind(compared):
+    assert list((compared / "run" / "comparison").glob("**/checkpoint*")) == []
+
+
+def test_a_policy_that_another_process_works_on_is_left_to_it(compared_copy, monkeypatch):
+    recipe, run_dir = compared_copy
+    grid = Grid(load_recipe(recipe))
+    (cell, *_) = grid.finals("sft", SEEDS)
+    folder = run_dir / grid.folder(cell)
+    shutil.rmtree(folder / "evaluation")
+    looks, other = [], contextlib.ExitStack()
+    # The lock belongs to the open file and not to the process: a second one in this process is refused like any.
+    assert other.enter_context(claim(folder))
+
+    def look(seconds):
+        looks.append((folder / "evaluation" / "manifest.json").exists())
+        if len(looks) == 3:
+            other.close()
+
+    monkeypatch.setattr("disa.comparison.work.time.sleep", look)
+    lines = say_compare(recipe)
+    # It waited while the other held the policy, said so once, and took it over when that one was gone.
+    assert looks == [False] * 3
+    assert lines[0] == "waiting for remaining cells that another process works on"
+    assert [line.split(":")[0] for line in lines[1:]] == [grid.folder(cell)]
+
+
+def test_a_run_is_refused_where_a_comparison_works(compared_copy):
+    from disa.comparison.work import shared_run
+
+    recipe = load_recipe(compared_copy[0])
+    with shared_run(recipe, lambda line: None):
+        with shared_run(recipe, lambda line: None):
+            pass
+        with pytest.raises(DisaError, match="another disa process is working"), exclusive(compared_copy[1]):
+            pass
+    Pipeline(recipe, say=lambda line: None).run("anchor")
+
+
+def test_prompts_to_choose_on_are_asked_for(compared_copy):
+    recipe, _ = compared_copy
+    with pytest.raises(DisaError, match="chooses on validation prompts, found none"):
+        say_compare(recipe, "tasks.validation_prompts=0")
+
+
+def test_a_budget_that_needs_more_prompts_than_there_are_is_refused(compared_copy):
+    recipe, _ = compared_copy
+    with pytest.raises(DisaError, match="vargrad needs 14 prompts a step, there are 8"):
+        say_compare(recipe, "training.steps=2")
+
+
+def test_a_search_by_distance_needs_log_z_of_the_validation_prompts(compared_copy):
+    recipe, _ = compared_copy
+    settings = ("proposals.per_heldout_prompt=0", "comparison.search.criterion=kl_to_target")
+    with pytest.raises(DisaError, match="validation prompts have no log Z"):
+        say_compare(recipe, *settings)
+
+
+def test_a_single_candidate_needs_no_search(compared):
+    grid = Grid(load_recipe(compared / "recipe.yaml", ["comparison.search.points=[{learning_rate: 0.003}]"]))
+    assert grid.candidates("sft") == []
+    assert grid.finals("sft", SEEDS) == [Cell("sft", (("learning_rate", 0.003),), seed) for seed in SEEDS]
+
+
+def test_the_budget_counts_the_trajectories_that_are_there(compared):
+    train = {p.prompt_id for p in read_rows(compared / "run" / "1_tasks", Prompt) if p.split == "train"}
+    stored = [t for t in read_rows(compared / "run" / "3_scoring", ScoredTrajectory) if t.prompt_id in train]
+    assert results(compared / "run")["methods"]["sft"]["budget"]["read"] == len(stored) == 96
+
+
+def test_the_command_prints_the_table_that_it_wrote(compared, capsys):
+    assert main(["compare", str(compared / "recipe.yaml"), "--table"]) == 0
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    assert (compared / "run" / "comparison" / "table.txt").read_text() in printed.out
+    assert printed.out.rstrip().endswith(str(compared / "run" / "comparison" / "report.html"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--methods", "grpo"], "--methods: found 'grpo'. Fix: the recipe has sft, vargrad, disa"),
+        (["--seeds", "5"], "--seeds: found '5'. Fix: the recipe has 0, 1"),
+        (["--set", "comparison=null"], "the recipe has no comparison section"),
+        (["--table", "--set", "run_dir=RUN"], "no policy is finished yet"),
+    ],
+)
+def test_what_cannot_be_compared_exits_with_2(compared, tmp_path, capsys, arguments, message):
+    arguments = [a.replace("RUN", str(tmp_path / "run")) for a in arguments]
+    assert main(["compare", str(compared / "recipe.yaml"), *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_page_asks_nothing_of_anyone_and_shows_every_figure(compared):
+    folder = compared / "run" / "comparison"
+    page = (folder / "report.html").read_text()
+    assert "http:" not in page and "https:" not in page and "<script" not in page
+    figures = sorted(p.stem for p in (folder / "figures").iterdir())
+    assert figures == ["kl_to_target", "quality_diversity", "reward_completions", "reward_time"]
+    assert all(f'<figure id="{name}">' in page for name in figures)

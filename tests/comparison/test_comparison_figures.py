@@ -1,0 +1,70 @@
+"""Figures of many methods: nothing collapses, and curves stand where their completions are."""
+
+import matplotlib
+import numpy as np
+import pytest
+from test_over_seeds import comparison, method
+
+from disa.comparison.budget import Budget
+from disa.comparison.figures import comparison_plates, reward_curve
+from disa.evaluation.metrics import Measured
+from disa.report.canvas import model_styles, png, style
+from disa.report.evaluation_figures import quality_against_diversity
+from disa.training.methods import METHODS
+
+
+def logs(rewards, seconds=1.0):
+    return [{"step": i + 1, "wall_time": seconds * (i + 1), "reward": r} for i, r in enumerate(rewards)]
+
+
+def test_a_curve_starts_behind_what_was_read_and_ends_at_all_completions():
+    budget = Budget(steps=20, prompts_per_step=2, sequences_per_step=16, drawn=320, read=40)
+    rewards = np.linspace(0.1, 0.5, 20).tolist()
+    found = method("disa", (0.5, 2, 0.1), (0.5, 2, 0.1), budget=budget, logs={0: logs(rewards), 1: logs(rewards, 3.0)})
+    completions, wall, reward = reward_curve(found)
+    assert (completions[0], completions[-1]) == (40 + 16, budget.completions)
+    # Two seconds a step on average; the last tenth is two steps, whose rewards lie 0.4/19 apart.
+    assert (wall[0], wall[-1]) == (2.0, 40.0)
+    assert reward[-1] == pytest.approx(0.5 - 0.2 / 19, abs=1e-12)
+    assert reward[0] == pytest.approx(0.1, abs=1e-12)
+
+
+def test_a_method_that_draws_nothing_has_no_curve():
+    assert reward_curve(method("sft", (0.5, 2, 0.1))) is None
+
+
+def test_every_method_at_once_is_drawn_without_a_warning():
+    # Warnings are errors here: with all names inside it, the axes had no room left and matplotlib said so.
+    methods = [method(m, (0.1 + 0.03 * i, 1 + i / 9, 0.1 + i), (0.1, 1, 0.1)) for i, m in enumerate(METHODS)]
+    for m in methods:
+        for values in m.values.values():
+            values["train"] = values["heldout"]
+    results = comparison(*methods)
+    results.reference["train"] = results.reference["heldout"]
+    with style():
+        plates = comparison_plates(results)
+        sizes = {plate.name: len(png(plate.figure)) for plate in plates}
+    assert sorted(sizes) == ["kl_to_target", "quality_diversity", "reward_completions", "reward_time"]
+
+
+def test_the_report_of_a_run_with_every_method_is_drawn_without_a_warning():
+    measured = {"mean@8": Measured(0.5, 0.1, 9), "effective_modes": Measured(1.5, 0.1, 9)}
+    summary = {name: {"heldout": measured, "train": measured} for name in METHODS}
+    with style():
+        (plate,) = quality_against_diversity(summary, model_styles(summary))
+        assert png(plate.figure)
+        axes = plate.figure.axes[0].get_position()
+    # Room for the points: more than half of the figure's width and a third of its height, which grew by the names.
+    assert axes.width > 0.5 and axes.height > 1 / 3
+
+
+def test_styles_of_all_methods_differ():
+    looks = [tuple(map(str, look.values())) for look in model_styles(["reference", *METHODS]).values()]
+    assert len(set(looks)) == len(looks) == len(METHODS) + 1
+
+
+def test_drawing_leaves_matplotlib_s_settings_alone():
+    before = dict(matplotlib.rcParams)
+    with style():
+        comparison_plates(comparison(method("disa", (0.5, 2, 0.1)), method("grpo", (0.5, 2, 0.1))))
+    assert dict(matplotlib.rcParams) == before
