@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError, model_validator
 
+from disa.comparison.config import ComparisonConfig, check_points
 from disa.config import StageConfig
 from disa.errors import DisaError
 from disa.evaluation.config import EvaluationConfig
@@ -52,12 +53,20 @@ class Recipe(StageConfig):
     """The policies; ``training.inverse_temperature`` is the beta of the target."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """What is measured."""
+    comparison: ComparisonConfig | None = None
+    """What ``disa compare`` compares; no other command reads it."""
 
     @model_validator(mode="after")
     def _one_origin_of_models(self) -> Recipe:
         if (self.models.reference is None) == (self.warmup is None):
             found = "both" if self.warmup else "neither"
             raise ValueError(f"give models.reference or a warmup section, found {found}")
+        return self
+
+    @model_validator(mode="after")
+    def _comparable(self) -> Recipe:
+        if self.comparison:
+            check_points(self.comparison, self.training)
         return self
 
 

@@ -136,7 +136,7 @@ class StageFolder:
             Called once where another process holds it and this one has to wait.
         """
         with self._lock.open("w") as file:
-            if not _try_lock(file):
+            if not _lock(file):
                 waiting()
                 fcntl.flock(file, fcntl.LOCK_EX)
             yield
@@ -174,7 +174,7 @@ class StageFolder:
         path = self.path / f".{key}.claim.tmp"
         with path.open("w") as file:
             try:
-                yield _try_lock(file) and not self._is_made(key, count)
+                yield _lock(file) and not self._is_made(key, count)
             finally:
                 if self._is_made(key, count):
                     path.unlink(missing_ok=True)
@@ -265,16 +265,31 @@ def replace_folder(aside: Path, target: Path) -> None:
 
 
 @contextlib.contextmanager
+def claim(folder: Path) -> Iterator[bool]:
+    """Hold a folder for one process and yield True, or yield False where another one holds it.
+
+    The lock goes with the process, also when it is killed.
+
+    Raises
+    ------
+    DisaError
+        Where the folder cannot be made.
+    """
+    with _lock_file(folder) as file:
+        yield _lock(file, fcntl.LOCK_EX)
+
+
+@contextlib.contextmanager
 def exclusive(run_dir: Path) -> Iterator[None]:
-    """Hold a run directory for one process; the lock goes with the process, also when it is killed.
+    """Hold a run directory for one process.
 
     Raises
     ------
     DisaError
         Where another process holds it, or it cannot be made.
     """
-    with _lock_file(run_dir) as file:
-        if not _try_lock(file):
+    with claim(run_dir) as held:
+        if not held:
             raise _busy(run_dir, "working in this run directory")
         yield
 
@@ -295,36 +310,65 @@ def shared(run_dir: Path, work: str) -> Iterator[None]:
         Where a process that does other work holds it, or it cannot be made.
     """
     with _lock_file(run_dir) as file:
+        path = run_dir / ".work"
         for _ in range(round(_PATIENCE / _WAIT)):
-            # The first one says what is done here; the others find that in the file.
-            if _try_lock(file):
-                file.truncate(0)
-                file.write(work)
-                file.flush()
-            # Changing a lock lets go of it for an instant, so what the file says is read under the new one.
-            if _try_lock(file, fcntl.LOCK_SH):
+            said = path.read_text(encoding="utf-8") if path.is_file() else None
+            if _lock(file) and said != work:  # nobody else is here: say what is done
+                path.write_text(work, encoding="utf-8")
+            # Changing a lock lets go of it for an instant, so what is said is read under the new one.
+            if _lock(file, fcntl.LOCK_SH):
                 break
             time.sleep(_WAIT)
         else:
             raise _busy(run_dir, "working in this run directory")
-        file.seek(0)
-        if file.read() != work:
+        if path.read_text(encoding="utf-8") != work:
             raise _busy(run_dir, "working in this run directory with other settings")
         yield
 
 
-def _lock_file(run_dir: Path) -> IO[str]:
+@contextlib.contextmanager
+def joint(
+    run_dir: Path, *, ready: Callable[[], bool], prepare: Callable[[], None], wait: Callable[[], None]
+) -> Iterator[None]:
+    """Hold a run directory together with other processes that only add to it.
+
+    Parameters
+    ----------
+    ready : callable
+        Whether everything these processes share is there.
+    prepare : callable
+        Makes it; called in one process while no other holds the directory.
+    wait : callable
+        Called between attempts, while another process works alone.
+
+    Raises
+    ------
+    DisaError
+        Where the directory cannot be made.
+    """
+    with _lock_file(run_dir) as file:
+        while not (_lock(file, fcntl.LOCK_SH) and ready()):
+            if _lock(file, fcntl.LOCK_EX):
+                prepare()
+            else:
+                wait()
+        yield
+
+
+@contextlib.contextmanager
+def _lock_file(folder: Path) -> Iterator[IO[str]]:
     try:
-        run_dir.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DisaError(
-            f"cannot make the run directory ({error.strerror})", where=str(run_dir), fix="choose another run_dir"
+            f"cannot make the run directory ({error.strerror})", where=str(folder), fix="choose another run_dir"
         ) from error
-    return (run_dir / ".lock").open("a+", encoding="utf-8")
+    with (folder / ".lock").open("w") as file:
+        yield file
 
 
-def _try_lock(file: IO[str], kind: int = fcntl.LOCK_EX) -> bool:
-    """Lock an open file unless another process has; the lock goes with the file or with the process."""
+def _lock(file: IO[str], kind: int = fcntl.LOCK_EX) -> bool:
+    """Take or change the lock without waiting; where that fails, none is held."""
     try:
         fcntl.flock(file, kind | fcntl.LOCK_NB)
     except BlockingIOError:
