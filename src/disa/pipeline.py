@@ -67,9 +67,14 @@ class Pipeline:
         self._done: dict[str, StageFolder] = {}
         self._digests: dict[str, str] = {}
 
+    @property
+    def work(self) -> str:
+        """What this pipeline does; processes whose pipelines do the same may share a run directory."""
+        return digest(self.recipe.model_dump(mode="json", exclude={"run_dir", "comparison"}))
+
     def run(self, until: str = STAGES[-1]) -> StageFolder:
         """Bring every stage up to ``until`` to its finished state; returns the last one's folder."""
-        with shared(self.run_dir, digest(self.recipe.model_dump(mode="json", exclude={"run_dir", "comparison"}))):
+        with shared(self.run_dir, self.work):
             for name in STAGES[: STAGES.index(until) + 1]:
                 if name != "warmup" or self.recipe.warmup:
                     last = getattr(self, name)()

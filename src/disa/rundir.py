@@ -311,9 +311,12 @@ def shared(run_dir: Path, work: str) -> Iterator[None]:
     """
     with _lock_file(run_dir) as file:
         path = run_dir / ".work"
+
+        def said() -> str | None:
+            return path.read_text(encoding="utf-8") if path.is_file() else None
+
         for _ in range(round(_PATIENCE / _WAIT)):
-            said = path.read_text(encoding="utf-8") if path.is_file() else None
-            if _lock(file) and said != work:  # nobody else is here: say what is done
+            if _lock(file) and said() != work:  # nobody else is here: say what is done
                 path.write_text(work, encoding="utf-8")
             # Changing a lock lets go of it for an instant, so what is said is read under the new one.
             if _lock(file, fcntl.LOCK_SH):
@@ -321,7 +324,7 @@ def shared(run_dir: Path, work: str) -> Iterator[None]:
             time.sleep(_WAIT)
         else:
             raise _busy(run_dir, "working in this run directory")
-        if path.read_text(encoding="utf-8") != work:
+        if said() != work:
             raise _busy(run_dir, "working in this run directory with other settings")
         yield
 

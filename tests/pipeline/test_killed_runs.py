@@ -1,5 +1,6 @@
 """kill -9 at any moment, then the same command again: the result is that of an undisturbed run."""
 
+import collections
 import json
 import random
 import shutil
@@ -106,22 +107,67 @@ def test_a_step_log_cut_short_by_a_kill_is_mended(run_copy, finished_run):
     assert_same_run(run_dir, finished_run)
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(3600)
-def test_a_hundred_kills_at_random_moments_leave_no_trace(recipe, tmp_path, finished_run):
-    rng, kills, runs = random.Random(0), 0, 0
-    while kills < 100 or runs == 0:
-        process = start(recipe)
+def under_way(run_dir):
+    """Stages that have been begun and not finished: what a kill just now interrupted."""
+    begun = {p.parent for p in run_dir.rglob("started.json") if "superseded" not in p.parts}
+    return [p.relative_to(run_dir).parts[0] for p in begun if not (p / "manifest.json").is_file()]
+
+
+def kill_at_random(recipe, run_dir, undisturbed, *, kills, workers):
+    """Keep some processes at work on a recipe and kill one after the other; finished runs are compared and redone.
+
+    Returns
+    -------
+    Counter
+        Kills by the stage that was under way; those between stages count as such.
+    """
+    rng, hit, runs = random.Random(workers), collections.Counter(), 0
+    at_work = []
+    while hit.total() < kills:
+        at_work += [start(recipe) for _ in range(workers - len(at_work))]
         # A whole run takes some 6 s on an idle core, its longest stage 2 s: kills fall into every stage.
-        process.join(timeout=rng.uniform(0.0, 4.0))
+        victim = at_work.pop(rng.randrange(workers))
+        victim.join(timeout=rng.uniform(0.0, 4.0))
+        victim.kill()
+        victim.join()
+        if victim.exitcode == -signal.SIGKILL:
+            hit.update(under_way(run_dir) or ["between stages"])
+            continue
+        assert victim.exitcode == 0
+        for process in at_work:
+            process.join()
+            assert process.exitcode == 0
+        at_work = []
+        assert_same_run(run_dir, undisturbed)
+        shutil.rmtree(run_dir)
+        runs += 1
+    for process in at_work:
         process.kill()
         process.join()
-        if process.exitcode == 0:
-            assert_same_run(tmp_path / "run", finished_run)
-            shutil.rmtree(tmp_path / "run")
-            runs += 1
-        else:
-            assert process.exitcode == -signal.SIGKILL
-            kills += 1
     assert run_to_its_end(recipe) == 0
-    assert_same_run(tmp_path / "run", finished_run)
+    assert_same_run(run_dir, undisturbed)
+    print(f"{hit.total()} kills, {workers} at work, {runs + 1} whole runs compared: {dict(hit.most_common())}")
+    return hit
+
+
+STAGES_OF_SOME_LENGTH = {"warmup", "2_proposals", "3_scoring", "6_training", "7_evaluation"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+def test_a_hundred_kills_at_random_moments_leave_no_trace(recipe, tmp_path, finished_run):
+    hit = kill_at_random(recipe, tmp_path / "run", finished_run, kills=100, workers=1)
+    assert hit.keys() >= STAGES_OF_SOME_LENGTH
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+def test_kills_among_workers_that_share_a_run_leave_no_trace(tiny_recipe, write_recipe, tmp_path):
+    tiny_recipe["proposals"]["prompts_per_part"] = 1
+    tiny_recipe["scoring"] = {"trajectories_per_part": 10}
+    tiny_recipe["evaluation"]["prompts_per_part"] = 1
+    alone = write_recipe(tiny_recipe | {"run_dir": str(tmp_path / "alone")}, "alone.yaml")
+    assert run_to_its_end(alone) == 0
+    recipe = write_recipe(tiny_recipe | {"run_dir": str(tmp_path / "run")})
+    hit = kill_at_random(recipe, tmp_path / "run", tmp_path / "alone", kills=60, workers=3)
+    assert hit.keys() >= STAGES_OF_SOME_LENGTH
