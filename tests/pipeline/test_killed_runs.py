@@ -5,6 +5,7 @@ import json
 import random
 import shutil
 import signal
+import time
 
 import pyarrow.parquet as pq
 import pytest
@@ -113,50 +114,75 @@ def under_way(run_dir):
     return [p.relative_to(run_dir).parts[0] for p in begun if not (p / "manifest.json").is_file()]
 
 
+def seconds_of_stages(run_dir):
+    """How long each stage took here, in the order in which they ran."""
+    manifests = [json.loads(p.read_text()) for p in run_dir.rglob("manifest.json")]
+    started = {m["stage"]: json.loads((run_dir / m["stage"] / "started.json").read_text()) for m in manifests}
+    manifests.sort(key=lambda m: started[m["stage"]]["started_at"])
+    return {m["stage"]: m["seconds"] for m in manifests}
+
+
 def kill_at_random(recipe, run_dir, undisturbed, *, kills, workers):
-    """Keep some processes at work on a recipe and kill one after the other; finished runs are compared and redone.
+    """Keep some processes at work on a recipe and kill one after the other, equally often in each stage.
+
+    A kill comes at a random moment of the time that its stage takes, measured on the same machine under about the same
+    load. A stage that is finished before all its kills have come is deleted, and made again. Whenever a run reaches
+    its end all the same, it is compared.
 
     Returns
     -------
     Counter
-        Kills by the stage that was under way; those between stages count as such.
+        Kills by the stage that was under way.
     """
-    rng, hit, runs = random.Random(workers), collections.Counter(), 0
+    rng, hit, compared = random.Random(workers), collections.Counter(), 0
+    seconds = seconds_of_stages(undisturbed)
+    arrival = dict.fromkeys(seconds, 0.0)
     at_work = []
-    while hit.total() < kills:
+    for stage in [stage for stage in seconds for _ in range(-(-kills // len(seconds)))]:
+        if (run_dir / stage / "manifest.json").is_file():
+            stop(at_work)
+            shutil.rmtree(run_dir / stage)
         at_work += [start(recipe) for _ in range(workers - len(at_work))]
-        # A whole run takes some 6 s on an idle core, its longest stage 2 s: kills fall into every stage.
         victim = at_work.pop(rng.randrange(workers))
-        victim.join(timeout=rng.uniform(0.0, 4.0))
+        began, marker = time.monotonic(), run_dir / stage / "started.json"
+        if marker.is_file():
+            # The stage goes on from an earlier kill: the process has to come there first.
+            time.sleep(arrival[stage])
+        while victim.is_alive() and not marker.is_file():
+            time.sleep(0.001)
+            arrival[stage] = time.monotonic() - began
+        victim.join(timeout=rng.uniform(0.0, seconds[stage]))
         victim.kill()
         victim.join()
         if victim.exitcode == -signal.SIGKILL:
-            hit.update(under_way(run_dir) or ["between stages"])
-            continue
-        assert victim.exitcode == 0
-        for process in at_work:
-            process.join()
-            assert process.exitcode == 0
-        at_work = []
-        assert_same_run(run_dir, undisturbed)
-        shutil.rmtree(run_dir)
-        runs += 1
-    for process in at_work:
-        process.kill()
-        process.join()
+            hit.update(set(under_way(run_dir)) or ["between stages"])
+        else:
+            assert victim.exitcode == 0
+            assert_same_run(run_dir, undisturbed)
+            compared += 1
+    stop(at_work)
     assert run_to_its_end(recipe) == 0
     assert_same_run(run_dir, undisturbed)
-    print(f"{hit.total()} kills, {workers} at work, {runs + 1} whole runs compared: {dict(hit.most_common())}")
+    print(f"\n{hit.total()} kills, {workers} at work, compared {compared + 1} times: {dict(hit.most_common())}")
     return hit
 
 
+def stop(at_work):
+    while at_work:
+        process = at_work.pop()
+        process.kill()
+        process.join()
+
+
+# The others take milliseconds; the kills at fixed points lie in them.
 STAGES_OF_SOME_LENGTH = {"warmup", "2_proposals", "3_scoring", "6_training", "7_evaluation"}
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
 def test_a_hundred_kills_at_random_moments_leave_no_trace(recipe, tmp_path, finished_run):
-    hit = kill_at_random(recipe, tmp_path / "run", finished_run, kills=100, workers=1)
+    hit = kill_at_random(recipe, tmp_path / "run", finished_run, kills=120, workers=1)
+    assert hit.total() >= 100
     assert hit.keys() >= STAGES_OF_SOME_LENGTH
 
 

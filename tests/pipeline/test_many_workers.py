@@ -1,8 +1,11 @@
 """Any number of processes run one recipe together: each part is made once, and the anchor is that of one process."""
 
 import contextlib
+import json
 import shutil
 import signal
+import subprocess
+import sys
 
 import pytest
 from killed_run import start
@@ -10,6 +13,7 @@ from test_killed_runs import contents, tables
 
 from disa import processes
 from disa.anchor import Anchor
+from disa.engine import read_step_log
 from disa.errors import DisaError
 from disa.pipeline import Pipeline
 from disa.recipe import load_recipe
@@ -165,3 +169,40 @@ def test_a_batch_that_the_processes_of_a_launch_cannot_share_is_refused(monkeypa
     with pytest.raises(DisaError, match="training.prompts_per_step is 3, which 5 processes cannot share.*Fix: "):
         processes.share(3, "training.prompts_per_step")
     assert processes.share(10, "any") == 2
+
+
+@pytest.mark.slow
+def test_a_whole_run_under_accelerate_launch(tiny_recipe, write_recipe, tmp_path, finished_run):
+    """From warm-up to report by two CPU processes on gloo."""
+    tiny_recipe["training"] |= {"prompts_per_step": 2, "methods": ["disa", "flowrl", "sft"]}
+    recipe = write_recipe(tiny_recipe | {"run_dir": str(tmp_path / "run")})
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--cpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+    ]
+    command += ["--mixed_precision", "no", "--dynamo_backend", "no", "-m", "disa", "run", str(recipe)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.stdout.count("8_report: done in") == 1
+    # The warm-up's sums over a batch are added up in another order: the same curve, up to rounding.
+    for name in ("proposal", "reference"):
+        alone, together = (read_step_log(d / f"warmup/{name}.jsonl") for d in (finished_run, tmp_path / "run"))
+        assert [line["step"] for line in together] == [line["step"] for line in alone]
+        assert together[0]["loss"] == pytest.approx(alone[0]["loss"], rel=1e-4)
+    assert_nothing_is_lost_or_doubled(tmp_path / "run")
+    for method in ("disa", "flowrl", "sft"):
+        manifest = json.loads((tmp_path / "run" / "6_training" / method / "manifest.json").read_text())
+        assert manifest["processes"] == 2
+        assert [line["step"] for line in read_step_log(tmp_path / "run" / "6_training" / method / "steps.jsonl")] == [
+            1,
+            2,
+            3,
+            4,
+        ]
+    assert list((tmp_path / "run" / "superseded").rglob("*")) == []
