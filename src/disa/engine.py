@@ -20,19 +20,25 @@ from transformers import (
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    Trainer,
     TrainerCallback,
     TrainingArguments,
 )
 
 from disa.errors import DisaError
+from disa.processes import local_rank, rank
+from disa.rundir import replace_folder
 
 # Fast tokenizers warn when a process forks after using threads; nothing here is tokenizer-bound.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
 def device() -> torch.device:
-    """The first CUDA device where there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """Return this process's CUDA device where there are any, else the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    # A launcher that shows each process its own device only leaves them one each.
+    return torch.device("cuda", local_rank() % torch.cuda.device_count())
 
 
 def autocast(compute: str) -> contextlib.AbstractContextManager[None]:
@@ -103,13 +109,16 @@ def trainer_arguments(compute: str, log_every: int) -> dict[str, Any]:
         "report_to": "none",
         "disable_tqdm": True,
         "dataloader_pin_memory": cuda,
+        # Every trainable weight takes part in every loss here; looking for others costs a walk over the graph.
+        "ddp_find_unused_parameters": False,
     }
 
 
 class StepLog(TrainerCallback):
     """Writes a trainer's log lines to a JSONL file and shows a progress bar.
 
-    On resuming, lines past the checkpoint's step are dropped first, so that no step stands twice.
+    On resuming, lines past the checkpoint's step are dropped first, so that no step stands twice. Of the processes of
+    one launch, the first one does so.
     """
 
     def __init__(self, path: Path, title: str) -> None:
@@ -120,6 +129,8 @@ class StepLog(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Drop lines of steps that will be done again and open the bar."""
+        if not state.is_world_process_zero:
+            return
         kept = [line for line in read_step_log(self.path) if line["step"] <= state.global_step]
         aside = self.path.with_name(f".{self.path.name}.tmp")
         aside.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
@@ -131,11 +142,12 @@ class StepLog(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Move the bar."""
-        self._progress.update(self._task, completed=state.global_step)
+        if self._task is not None:
+            self._progress.update(self._task, completed=state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any) -> None:
         """Append one line."""
-        if "train_runtime" in logs:
+        if "train_runtime" in logs or not state.is_world_process_zero:
             return
         seconds = self._earlier_seconds + time.monotonic() - self._started
         line = {"step": state.global_step, "wall_time": round(seconds, 3), **logs}
@@ -172,10 +184,45 @@ def read_step_log(path: Path) -> list[dict[str, Any]]:
 
 
 def progress_bar() -> Progress:
-    """The project's progress bar; on a log file instead of a terminal it prints its last state only."""
-    return Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
-    )
+    """The project's progress bar; on a log file instead of a terminal it prints its last state only.
+
+    Of the processes of one launch, one shows it.
+    """
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    return Progress(TextColumn("{task.description}"), *columns, disable=rank() > 0)
+
+
+def save_trained(trainer: Trainer, folder: Path) -> None:
+    """Save what a trainer trained as a plain model folder in float32, adapters merged into the weights.
+
+    The first process of a launch writes; the others help to gather parameters that are spread over processes.
+    """
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if trainer.is_fsdp_enabled:
+        state, model = trainer.accelerator.get_state_dict(trainer.model), _like(model)
+        if state:  # the other processes are given nothing
+            model.load_state_dict(state)
+    if rank() > 0:
+        return
+    if trainer.args.gradient_checkpointing:
+        model.gradient_checkpointing_disable()
+    merged = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
+    aside = folder.with_name(f"{folder.name}.tmp")
+    merged.to(torch.float32).save_pretrained(aside)
+    trainer.processing_class.save_pretrained(aside)
+    replace_folder(aside, folder)
+
+
+def _like(model: Any) -> Any:
+    """Make a model of the same architecture and adapters on the CPU, with weights of its own."""
+    adapters = getattr(model, "peft_config", {}).get("default")
+    base = model.get_base_model() if adapters else model
+    plain = AutoModelForCausalLM.from_config(base.config, dtype=torch.float32)
+    if not adapters:
+        return plain
+    from peft import get_peft_model
+
+    return get_peft_model(plain, adapters)
 
 
 def last_checkpoint(folder: Path) -> str | None:

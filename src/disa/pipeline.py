@@ -8,11 +8,13 @@ it where that is already done, and otherwise does the work.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from disa import processes
 from disa.anchor import Anchor
 from disa.anchor.anchor import freeze
 from disa.engine import load_model, load_tokenizer
@@ -22,11 +24,11 @@ from disa.partition import stage as partition
 from disa.partition.features import features_fingerprint, prompt_features
 from disa.partition.regression import PromptFeatures
 from disa.proposals import run as proposals
-from disa.provenance import Fingerprint, chat_template_digest, tokenizer_digest, weights_digest
+from disa.provenance import Fingerprint, chat_template_digest, digest, tokenizer_digest, weights_digest
 from disa.recipe import Recipe
 from disa.records import EvaluationRecord, PartitionEstimate, Prompt, ScoredTrajectory, Trajectory
 from disa.report import stage as report
-from disa.rundir import StageFolder, exclusive, write_json
+from disa.rundir import StageFolder, shared, write_json
 from disa.sampling import encode_prompt, stop_token_ids
 from disa.scoring import run as scoring
 from disa.stages import STAGES
@@ -39,6 +41,8 @@ from disa.warmup import run as warmup
 EVALUATED_SPLITS = ("heldout", "train")
 """What a run evaluates on."""
 TASKS_VERSION = ANCHOR_VERSION = 1
+
+Work = Callable[[StageFolder], None]
 
 
 class NotFinished(DisaError):
@@ -63,9 +67,14 @@ class Pipeline:
         self._done: dict[str, StageFolder] = {}
         self._digests: dict[str, str] = {}
 
+    @property
+    def work(self) -> str:
+        """What this pipeline does; processes whose pipelines do the same may share a run directory."""
+        return digest(self.recipe.model_dump(mode="json", exclude={"run_dir", "comparison"}))
+
     def run(self, until: str = STAGES[-1]) -> StageFolder:
         """Bring every stage up to ``until`` to its finished state; returns the last one's folder."""
-        with exclusive(self.run_dir):
+        with shared(self.run_dir, self.work):
             for name in STAGES[: STAGES.index(until) + 1]:
                 if name != "warmup" or self.recipe.warmup:
                     last = getattr(self, name)()
@@ -96,7 +105,7 @@ class Pipeline:
 
         config, law = self.recipe.warmup, self.recipe.sampling
         identity = {"warmup": config.identity(), "sampling": law.identity()}
-        return self._stage("warmup", "warmup", warmup.VERSION, identity, {"tasks": self.tasks()}, work)
+        return self._stage("warmup", "warmup", warmup.VERSION, identity, {"tasks": self.tasks()}, work, by="launch")
 
     def proposals(self) -> StageFolder:
         """Offline trajectories."""
@@ -107,7 +116,8 @@ class Pipeline:
 
         config, law = self.recipe.proposals, self.recipe.sampling
         identity = {"proposals": config.identity(), "sampling": law.identity()} | self._model_identity("proposal")
-        return self._stage("proposals", "2_proposals", proposals.VERSION, identity, self._model_inputs(), work)
+        inputs = self._model_inputs()
+        return self._stage("proposals", "2_proposals", proposals.VERSION, identity, inputs, work, by="parts")
 
     def scoring(self) -> StageFolder:
         """Log-probabilities under both models, and rewards."""
@@ -119,7 +129,8 @@ class Pipeline:
 
         config, law = self.recipe.scoring, self.recipe.sampling
         identity = {"scoring": config.identity(), "reward": self.task.reward_fingerprint}
-        return self._stage("scoring", "3_scoring", scoring.VERSION, identity, {"proposals": self.proposals()}, work)
+        inputs = {"proposals": self.proposals()}
+        return self._stage("scoring", "3_scoring", scoring.VERSION, identity, inputs, work, by="parts")
 
     def partition(self) -> StageFolder:
         """Estimates of log Z."""
@@ -187,7 +198,7 @@ class Pipeline:
         inputs = self._model_inputs()
         inputs |= {"anchor": self.anchor()} if METHODS[method].anchor else {}
         inputs |= {"scoring": self.scoring()} if config.reads_trajectories(method) else {}
-        return self._stage("training", folder, training.VERSION, identity, inputs, work)
+        return self._stage("training", folder, training.VERSION, identity, inputs, work, by="launch")
 
     def evaluation(self) -> list[StageFolder]:
         """One folder per model: the reference and every trained policy."""
@@ -211,7 +222,7 @@ class Pipeline:
         identity |= {} if splits == EVALUATED_SPLITS else {"splits": list(splits)}
         identity |= {"reward": self.task.reward_fingerprint} | self._model_identity("reference")
         inputs = self._model_inputs() | ({"training": trained} if trained else {})
-        return self._stage("evaluation", folder, evaluation.VERSION, identity, inputs, work)
+        return self._stage("evaluation", folder, evaluation.VERSION, identity, inputs, work, by="parts")
 
     def report(self) -> StageFolder:
         """Tables, figures and the page."""
@@ -239,9 +250,14 @@ class Pipeline:
         version: int,
         identity: dict[str, Any],
         inputs: dict[str, StageFolder],
-        work: Callable[[StageFolder], None],
+        work: Work,
+        by: Literal["one", "parts", "launch"] = "one",
     ) -> StageFolder:
-        """Open a stage once per pipeline; do its work unless it is done, or refuse where it may not."""
+        """Open a stage once per pipeline; do its work unless it is done, or refuse where it may not.
+
+        Where several processes run the pipeline, they share the work as ``by`` says: one does it while the others wait,
+        all make parts, or all processes of one launch train together.
+        """
         if folder in self._done:
             return self._done[folder]
         stage = StageFolder(self.run_dir, folder, version=version, identity=identity, inputs=inputs)
@@ -254,8 +270,7 @@ class Pipeline:
                 fix=f"run 'disa {name} RECIPE' first, or 'disa run RECIPE' for all stages",
             )
         else:
-            stage.begin()
-            work(stage)
+            _SHARING[by](stage, work, lambda: self._say(f"{folder}: another process works here, waiting for it"))
             self._say(f"{folder}: done in {stage.manifest['seconds']:.1f} s")
         self._done[folder] = stage
         return stage
@@ -314,6 +329,36 @@ class Pipeline:
             inverse_temperature=self.recipe.training.inverse_temperature,
             task=self.task.fingerprint,
         )
+
+
+def _by_one(stage: StageFolder, work: Work, waiting: Callable[[], None]) -> None:
+    with stage.alone(waiting):
+        if not stage.finished:
+            stage.begin()
+            work(stage)
+
+
+def _by_parts(stage: StageFolder, work: Work, waiting: Callable[[], None]) -> None:
+    with stage.alone(waiting):
+        if stage.finished:
+            return
+        stage.begin()
+    work(stage)
+
+
+def _by_launch(stage: StageFolder, work: Work, waiting: Callable[[], None]) -> None:
+    first = processes.rank() == 0
+    with stage.alone(waiting) if first else contextlib.nullcontext():
+        processes.meet()  # from here on nobody outside this launch changes whether the stage is finished
+        if not stage.finished:
+            if first:
+                stage.begin()
+            processes.meet()
+            work(stage)
+            processes.meet()
+
+
+_SHARING = {"one": _by_one, "parts": _by_parts, "launch": _by_launch}
 
 
 def _folder_digest(folder: Path) -> str:

@@ -67,14 +67,17 @@ def weights_digest(model: nn.Module) -> str:
     """Digest of a model's base weights, equal for the plain model and for it under PEFT adapters.
 
     Values are hashed in float32, so that a checkpoint stored in bfloat16 and its float32 copy,
-    which hold the same numbers, have the same digest. Tied parameters count once.
+    which hold the same numbers, have the same digest. Tied parameters count once. Parameters that are spread over
+    processes (FSDP2) are gathered one by one: all processes have to come here.
     """
     import torch
+    from torch.distributed.tensor import DTensor
 
     hasher = hashlib.sha256()
     for name, parameter in _base_parameters(model):
         hasher.update(f"{name}{tuple(parameter.shape)}".encode())
-        values = parameter.detach().to("cpu", torch.float32).contiguous()
+        values = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+        values = values.detach().to("cpu", torch.float32).contiguous()
         hasher.update(values.numpy().data)
     return hasher.hexdigest()[:16]
 

@@ -7,6 +7,9 @@ under way and ``manifest.json``, written last, that of the finished work::
     fingerprint = H(stage, version, configuration, inputs' contents)
 
 A folder whose fingerprint no longer matches is moved aside to ``superseded/``, not deleted.
+
+Several processes may do the same work together (:func:`shared`): each claims the parts it makes, and
+the claim goes with the process, so that the parts of one that was killed are made by the others.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pyarrow.parquet as pq
 
@@ -31,6 +34,10 @@ from disa.records import Row, read_rows, write_rows
 
 MANIFEST_VERSION = 1
 _RECORDED_PACKAGES = ("disa", "torch", "transformers", "trl", "numpy")
+_WAIT = 0.1
+"""Seconds between looks at what another process holds: short beside a part, long beside a look."""
+_PATIENCE = 2.0
+"""Seconds after which a lock is not one that is being changed but one that is held."""
 
 
 class StageFolder:
@@ -54,6 +61,8 @@ class StageFolder:
     ) -> None:
         self._run_dir = Path(run_dir)
         self.path = self._run_dir / name
+        # Beside the folder: it must outlive the folder's being moved aside.
+        self._lock = self._run_dir / f".lock-{name.replace('/', '-')}"
         self.name = name
         self._contract = {
             "stage": name,
@@ -117,14 +126,66 @@ class StageFolder:
         """Write one part whole."""
         write_rows(self.part(key), rows, row_type)
 
-    def keep_parts(self, rows: dict[str, int]) -> None:
-        """Remove the parts that another part size left: those with another key or another number of rows.
+    @contextlib.contextmanager
+    def alone(self, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """Hold this stage among all processes that work in the run directory.
 
-        A stage under way may be continued with another part size, which only moves the borders of its parts.
+        Parameters
+        ----------
+        waiting : callable
+            Called once where another process holds it and this one has to wait.
+        """
+        with self._lock.open("w") as file:
+            if not _lock(file):
+                waiting()
+                fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def parts_to_make(self, rows: dict[str, int]) -> Iterator[str]:
+        """Keys of the parts that this process is to make, until all are there.
+
+        A part belongs to the process that claimed it for as long as that process lives; other processes take the
+        other parts, then wait, and take over the part of one that died. Parts that another part size left, with
+        another key or another number of rows, go: a stage under way may be continued with another part size, which
+        only moves the borders of its parts.
+
+        Parameters
+        ----------
+        rows : dict
+            Number of rows of every part, by key, in the order in which parts are made.
         """
         for path in self.path.glob("*.parquet"):
-            if pq.read_metadata(path).num_rows != rows.get(path.stem):
-                path.unlink()
+            if path.stem not in rows:
+                path.unlink(missing_ok=True)
+        missing = rows
+        while missing := {key: count for key, count in missing.items() if not self._is_made(key, count)}:
+            claimed = False
+            for key, count in missing.items():
+                with self._claim(key, count) as mine:
+                    claimed |= mine
+                    if mine:
+                        yield key
+            if not claimed:
+                time.sleep(_WAIT)
+
+    @contextlib.contextmanager
+    def _claim(self, key: str, count: int) -> Iterator[bool]:
+        """Whether a part that was missing a while ago is this process's to make."""
+        path = self.path / f".{key}.claim.tmp"
+        with path.open("w") as file:
+            try:
+                yield _lock(file) and not self._is_made(key, count)
+            finally:
+                if self._is_made(key, count):
+                    path.unlink(missing_ok=True)
+
+    def _is_made(self, key: str, count: int) -> bool:
+        path = self.part(key)
+        return path.is_file() and pq.read_metadata(path).num_rows == count
+
+    def made(self, rows: dict[str, int]) -> int:
+        """Number of rows in the parts that are there, whoever made them."""
+        return sum(rows.get(path.stem, 0) for path in self.path.glob("*.parquet"))
 
     def rows(self, row_type: type[Row]) -> list[Row]:
         """All rows of the finished stage, in the order of their parts' keys."""
@@ -132,6 +193,8 @@ class StageFolder:
 
     def finish(self, **facts: Any) -> None:
         """Write the manifest: from here on the stage is skipped until something it depends on changes."""
+        if self.finished:  # by another process that made the same parts
+            return
         started = read_json(self.path / "started.json")["started_at"]
         write_json(
             self.path / "manifest.json",
@@ -227,11 +290,42 @@ def exclusive(run_dir: Path) -> Iterator[None]:
     """
     with claim(run_dir) as held:
         if not held:
-            raise DisaError(
-                "another disa process is working in this run directory",
-                where=str(run_dir),
-                fix="wait for it, stop it, or choose another run_dir",
-            )
+            raise _busy(run_dir, "working in this run directory")
+        yield
+
+
+@contextlib.contextmanager
+def shared(run_dir: Path, work: str) -> Iterator[None]:
+    """Hold a run directory together with any number of processes that do the same work.
+
+    Parameters
+    ----------
+    run_dir : Path
+    work : str
+        Digest of what is to be done: processes that do something else are kept out.
+
+    Raises
+    ------
+    DisaError
+        Where a process that does other work holds it, or it cannot be made.
+    """
+    with _lock_file(run_dir) as file:
+        path = run_dir / ".work"
+
+        def said() -> str | None:
+            return path.read_text(encoding="utf-8") if path.is_file() else None
+
+        for _ in range(round(_PATIENCE / _WAIT)):
+            if _lock(file) and said() != work:  # nobody else is here: say what is done
+                path.write_text(work, encoding="utf-8")
+            # Changing a lock lets go of it for an instant, so what is said is read under the new one.
+            if _lock(file, fcntl.LOCK_SH):
+                break
+            time.sleep(_WAIT)
+        else:
+            raise _busy(run_dir, "working in this run directory")
+        if said() != work:
+            raise _busy(run_dir, "working in this run directory with other settings")
         yield
 
 
@@ -265,7 +359,7 @@ def joint(
 
 
 @contextlib.contextmanager
-def _lock_file(folder: Path) -> Iterator[Any]:
+def _lock_file(folder: Path) -> Iterator[IO[str]]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -276,10 +370,16 @@ def _lock_file(folder: Path) -> Iterator[Any]:
         yield file
 
 
-def _lock(file: Any, kind: int) -> bool:
+def _lock(file: IO[str], kind: int = fcntl.LOCK_EX) -> bool:
     """Take or change the lock without waiting; where that fails, none is held."""
     try:
         fcntl.flock(file, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True
+
+
+def _busy(run_dir: Path, what: str) -> DisaError:
+    return DisaError(
+        f"another disa process is {what}", where=str(run_dir), fix="wait for it, stop it, or choose another run_dir"
+    )

@@ -11,9 +11,9 @@ PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["disa.cli.main", "disa.cli.run", "disa.pipeline"])
 
 
-def start(recipe, point=None):
+def start(recipe, point=None, *options):
     """``disa run RECIPE`` in a new process; it kills itself at the point, where there is one."""
-    process = PROCESSES.Process(target=_work, args=(str(recipe), point))
+    process = PROCESSES.Process(target=_work, args=(str(recipe), point, options))
     process.start()
     return process
 
@@ -27,7 +27,7 @@ def run_to_its_end(recipe, point=None):
     return code
 
 
-def _work(recipe, point):
+def _work(recipe, point, options):
     sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     if point is not None:
         moment, name = point
@@ -37,7 +37,7 @@ def _work(recipe, point):
             _kill_at_rename(moment, name)
     from disa.cli.main import main
 
-    sys.exit(main(["run", recipe]))
+    sys.exit(main(["run", recipe, *options]))
 
 
 def _kill():

@@ -1,9 +1,11 @@
 """kill -9 at any moment, then the same command again: the result is that of an undisturbed run."""
 
+import collections
 import json
 import random
 import shutil
 import signal
+import time
 
 import pyarrow.parquet as pq
 import pytest
@@ -106,22 +108,92 @@ def test_a_step_log_cut_short_by_a_kill_is_mended(run_copy, finished_run):
     assert_same_run(run_dir, finished_run)
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(3600)
-def test_a_hundred_kills_at_random_moments_leave_no_trace(recipe, tmp_path, finished_run):
-    rng, kills, runs = random.Random(0), 0, 0
-    while kills < 100 or runs == 0:
-        process = start(recipe)
-        # A whole run takes some 6 s on an idle core, its longest stage 2 s: kills fall into every stage.
-        process.join(timeout=rng.uniform(0.0, 4.0))
+def under_way(run_dir):
+    """Stages that have been begun and not finished: what a kill just now interrupted."""
+    begun = {p.parent for p in run_dir.rglob("started.json") if "superseded" not in p.parts}
+    return [p.relative_to(run_dir).parts[0] for p in begun if not (p / "manifest.json").is_file()]
+
+
+def seconds_of_stages(run_dir):
+    """How long each stage took here, in the order in which they ran."""
+    manifests = [json.loads(p.read_text()) for p in run_dir.rglob("manifest.json")]
+    started = {m["stage"]: json.loads((run_dir / m["stage"] / "started.json").read_text()) for m in manifests}
+    manifests.sort(key=lambda m: started[m["stage"]]["started_at"])
+    return {m["stage"]: m["seconds"] for m in manifests}
+
+
+def kill_at_random(recipe, run_dir, undisturbed, *, kills, workers):
+    """Keep some processes at work on a recipe and kill one after the other, equally often in each stage.
+
+    A kill comes at a random moment of the time that its stage takes, measured on the same machine under about the same
+    load. A stage that is finished before all its kills have come is deleted, and made again. Whenever a run reaches
+    its end all the same, it is compared.
+
+    Returns
+    -------
+    Counter
+        Kills by the stage that was under way.
+    """
+    rng, hit, compared = random.Random(workers), collections.Counter(), 0
+    seconds = seconds_of_stages(undisturbed)
+    arrival = dict.fromkeys(seconds, 0.0)
+    at_work = []
+    for stage in [stage for stage in seconds for _ in range(-(-kills // len(seconds)))]:
+        if (run_dir / stage / "manifest.json").is_file():
+            stop(at_work)
+            shutil.rmtree(run_dir / stage)
+        at_work += [start(recipe) for _ in range(workers - len(at_work))]
+        victim = at_work.pop(rng.randrange(workers))
+        began, marker = time.monotonic(), run_dir / stage / "started.json"
+        if marker.is_file():
+            # The stage goes on from an earlier kill: the process has to come there first.
+            time.sleep(arrival[stage])
+        while victim.is_alive() and not marker.is_file():
+            time.sleep(0.001)
+            arrival[stage] = time.monotonic() - began
+        victim.join(timeout=rng.uniform(0.0, seconds[stage]))
+        victim.kill()
+        victim.join()
+        if victim.exitcode == -signal.SIGKILL:
+            hit.update(set(under_way(run_dir)) or ["between stages"])
+        else:
+            assert victim.exitcode == 0
+            assert_same_run(run_dir, undisturbed)
+            compared += 1
+    stop(at_work)
+    assert run_to_its_end(recipe) == 0
+    assert_same_run(run_dir, undisturbed)
+    print(f"\n{hit.total()} kills, {workers} at work, compared {compared + 1} times: {dict(hit.most_common())}")
+    return hit
+
+
+def stop(at_work):
+    while at_work:
+        process = at_work.pop()
         process.kill()
         process.join()
-        if process.exitcode == 0:
-            assert_same_run(tmp_path / "run", finished_run)
-            shutil.rmtree(tmp_path / "run")
-            runs += 1
-        else:
-            assert process.exitcode == -signal.SIGKILL
-            kills += 1
-    assert run_to_its_end(recipe) == 0
-    assert_same_run(tmp_path / "run", finished_run)
+
+
+# The others take milliseconds; the kills at fixed points lie in them.
+STAGES_OF_SOME_LENGTH = {"warmup", "2_proposals", "3_scoring", "6_training", "7_evaluation"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+def test_a_hundred_kills_at_random_moments_leave_no_trace(recipe, tmp_path, finished_run):
+    hit = kill_at_random(recipe, tmp_path / "run", finished_run, kills=120, workers=1)
+    assert hit.total() >= 100
+    assert hit.keys() >= STAGES_OF_SOME_LENGTH
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+def test_kills_among_workers_that_share_a_run_leave_no_trace(tiny_recipe, write_recipe, tmp_path):
+    tiny_recipe["proposals"]["prompts_per_part"] = 1
+    tiny_recipe["scoring"] = {"trajectories_per_part": 10}
+    tiny_recipe["evaluation"]["prompts_per_part"] = 1
+    alone = write_recipe(tiny_recipe | {"run_dir": str(tmp_path / "alone")}, "alone.yaml")
+    assert run_to_its_end(alone) == 0
+    recipe = write_recipe(tiny_recipe | {"run_dir": str(tmp_path / "run")})
+    hit = kill_at_random(recipe, tmp_path / "run", tmp_path / "alone", kills=60, workers=3)
+    assert hit.keys() >= STAGES_OF_SOME_LENGTH

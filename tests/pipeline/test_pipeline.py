@@ -37,7 +37,7 @@ def run(recipe, until="report", **arguments):
 
 
 def state(run_dir):
-    files = [p for p in run_dir.rglob("*") if p.is_file() and p.name != ".lock"]
+    files = [p for p in run_dir.rglob("*") if p.is_file() and not p.name.startswith(".lock")]
     return {str(p.relative_to(run_dir)): (p.stat().st_mtime_ns, p.read_bytes()) for p in files}
 
 

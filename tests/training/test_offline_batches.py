@@ -106,9 +106,9 @@ class Numbers(StoredTrajectories):
 
     asked: list
 
-    def batch(self, number, size, device, pad_token_id):
+    def batch(self, number, size, device, pad_token_id, **part):
         self.asked.append((number, size))
-        return super().batch(number, size, device, pad_token_id)
+        return super().batch(number, size, device, pad_token_id, **part)
 
 
 def test_every_step_and_micro_batch_gets_a_batch_of_its_own(small_run, tmp_path):

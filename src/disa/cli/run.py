@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from disa.errors import DisaError
+from disa.processes import rank
 from disa.recipe import load_recipe
 from disa.stages import STAGES
 
@@ -17,7 +18,8 @@ def run_stages(recipe_path: str, overrides: list[str], *, until: str, only: str 
     recipe = load_recipe(recipe_path, overrides)
     if until == "warmup" and recipe.warmup is None:
         raise DisaError("the recipe has no warmup section", where=recipe_path, fix="models.reference is used as it is")
-    console = Console(highlight=False)
+    # Of the processes of one launch, one speaks.
+    console = Console(highlight=False, quiet=rank() > 0)
     console.print(f"[bold]{recipe_path}[/bold] in {recipe.run_dir}")
 
     # A second or two of imports, after everything that can fail fast has been checked.

@@ -40,7 +40,7 @@ def run_evaluation(
     reference: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
 ) -> None:
-    """Write the evaluation records of one model.
+    """Write the evaluation records of one model, beside any other processes that do the same.
 
     Parameters
     ----------
@@ -54,15 +54,16 @@ def run_evaluation(
         f"part-{start:06d}": prompts[start : start + config.prompts_per_part]
         for start in range(0, len(prompts), config.prompts_per_part)
     }
-    stage.keep_parts({key: len(block) * config.samples_per_prompt for key, block in blocks.items()})
+    sizes = {key: len(block) * config.samples_per_prompt for key, block in blocks.items()}
+    total = sum(sizes.values())
     with progress_bar() as bar:
-        bar_task = bar.add_task(f"evaluation: {name}", total=len(prompts) * config.samples_per_prompt)
-        for key, block in blocks.items():
-            if not stage.part(key).is_file():
-                rows = _evaluate_block(name, block, config, law, task, model, reference, tokenizer)
-                stage.write_part(key, rows, EvaluationRecord)
-            bar.advance(bar_task, len(block) * config.samples_per_prompt)
-    stage.finish(model=name, prompts=len(prompts), samples=len(prompts) * config.samples_per_prompt)
+        bar_task = bar.add_task(f"evaluation: {name}", total=total)
+        for key in stage.parts_to_make(sizes):
+            bar.update(bar_task, completed=stage.made(sizes))
+            rows = _evaluate_block(name, blocks[key], config, law, task, model, reference, tokenizer)
+            stage.write_part(key, rows, EvaluationRecord)
+        bar.update(bar_task, completed=total)
+    stage.finish(model=name, prompts=len(prompts), samples=total)
 
 
 def _evaluate_block(

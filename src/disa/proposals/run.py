@@ -26,7 +26,7 @@ def run_proposals(
     models: dict[str, PreTrainedModel],
     tokenizer: Tokenizer,
 ) -> None:
-    """Write one part per block of prompts.
+    """Write one part per block of prompts, beside any other processes that do the same.
 
     Parameters
     ----------
@@ -39,18 +39,16 @@ def run_proposals(
     }
     sizes = {key: sum(sum(config.counts(p.split).values()) for p in block) for key, block in blocks.items()}
     total = sum(sizes.values())
-    stage.keep_parts(sizes)
     with progress_bar() as bar:
         task = bar.add_task("proposals: trajectories", total=total)
-        for key, block in blocks.items():
-            if not stage.part(key).is_file():
-                rows = []
-                for batch in draw_block(block, config, law, models, tokenizer):
-                    rows += batch
-                    bar.advance(task, len(batch))
-                stage.write_part(key, rows, Trajectory)
-            else:
-                bar.advance(task, sizes[key])
+        for key in stage.parts_to_make(sizes):
+            bar.update(task, completed=stage.made(sizes))
+            rows = []
+            for batch in draw_block(blocks[key], config, law, models, tokenizer):
+                rows += batch
+                bar.advance(task, len(batch))
+            stage.write_part(key, rows, Trajectory)
+        bar.update(task, completed=total)
     stage.finish(trajectories=total, prompts=len(prompts))
 
 

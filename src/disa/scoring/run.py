@@ -32,7 +32,7 @@ def run_scoring(
     models: dict[str, PreTrainedModel],
     tokenizer: PreTrainedTokenizerBase,
 ) -> None:
-    """Write one part per block of trajectories, then the parity report.
+    """Write one part per block of trajectories, beside any other processes that do the same, then the parity report.
 
     Raises
     ------
@@ -48,17 +48,17 @@ def run_scoring(
         )
     encoded = {p.prompt_id: encode_prompt(tokenizer, p.prompt, law) for p in prompts}
     starts = range(0, len(trajectories), config.trajectories_per_part)
-    stage.keep_parts({f"part-{s:08d}": min(config.trajectories_per_part, len(trajectories) - s) for s in starts})
+    blocks = {f"part-{start:08d}": trajectories[start : start + config.trajectories_per_part] for start in starts}
+    sizes = {key: len(block) for key, block in blocks.items()}
     with progress_bar() as bar:
         bar_task = bar.add_task("scoring: trajectories", total=len(trajectories))
-        for start in starts:
-            block = trajectories[start : start + config.trajectories_per_part]
-            key = f"part-{start:08d}"
-            if not stage.part(key).is_file():
-                rewards = task_rewards(task, [by_id[t.prompt_id] for t in block], [t.completion for t in block])
-                rows = _score_block(block, rewards, encoded, models, config, law)
-                stage.write_part(key, rows, ScoredTrajectory)
-            bar.advance(bar_task, len(block))
+        for key in stage.parts_to_make(sizes):
+            bar.update(bar_task, completed=stage.made(sizes))
+            block = blocks[key]
+            rewards = task_rewards(task, [by_id[t.prompt_id] for t in block], [t.completion for t in block])
+            rows = _score_block(block, rewards, encoded, models, config, law)
+            stage.write_part(key, rows, ScoredTrajectory)
+        bar.update(bar_task, completed=len(trajectories))
     rows = stage.rows(ScoredTrajectory)
     if rows and not decided(rows):
         raise DisaError(

@@ -177,8 +177,9 @@ class BalanceTrainer(GRPOTrainer):
         if length == "sum":  # means over tokens are residuals of another target, which the audit knows nothing of
             self._audits[mode].add(gather(residual.detach()), gather((log_pi - log_ref).detach()))
         self._metrics[mode]["log_z"].append(gather(log_z.detach()).nanmean().item())
-        mean_entropy = (entropy.detach() * mask).sum() / mask.sum().clamp(min=1)
-        self._metrics[mode]["entropy"].append(gather(mean_entropy).mean().item())
+        over_tokens = torch.stack([(entropy.detach() * mask).sum(), mask.sum()])
+        total, tokens = gather(over_tokens).view(-1, 2).sum(dim=0)
+        self._metrics[mode]["entropy"].append((total / tokens.clamp(min=1)).item())
         return loss / (self.current_gradient_accumulation_steps if mode == "train" else 1)
 
     @property

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from disa.errors import DisaError
 from disa.objectives.log_z import masked_mean
 from disa.training.balance_config import BalanceConfig
 from disa.training.balance_trainer import BalanceTrainer
@@ -84,6 +85,12 @@ class FlowRLTrainer(BalanceTrainer):
 
     def __init__(self, *args: Any, **others: Any) -> None:
         super().__init__(*args, **others)
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise DisaError(
+                "its log Z head is trained beside the policy, which FSDP and DeepSpeed do not wrap together",
+                where="FlowRLTrainer",
+                fix="launch with recipes/accelerate/ddp.yaml",
+            )
         width = self.accelerator.unwrap_model(self.model).get_output_embeddings().weight.shape[1]
         self._head = self.accelerator.prepare_model(LogZHead(width))
 

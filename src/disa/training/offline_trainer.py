@@ -35,7 +35,10 @@ def supervised(length: str) -> OfflineLoss:
     """Cross-entropy of the drawn completions; what was kept, and how often, is the weights' affair."""
 
     def loss(log_pi: Tensor, batch: StoredBatch) -> Tensor:
-        return supervised_loss(log_pi, torch.ones_like(log_pi), length=length, lengths=batch.completion_mask.sum(dim=1))
+        lengths = batch.completion_mask.sum(dim=1)
+        own = supervised_loss(log_pi, torch.ones_like(log_pi), length=length, lengths=lengths)
+        # The engine averages over processes: the mean over all tokens gives each one the weight of its tokens.
+        return own * (lengths.sum() / batch.tokens[0]) if length == "mean" else own
 
     return loss
 
@@ -128,7 +131,12 @@ class OfflineTrainer(Trainer):
         self.model_accepts_loss_kwargs = False
 
     def _collate(self, numbers: list[int]) -> dict[str, Tensor]:
-        return vars(self._trajectories.batch(numbers[0] // len(numbers), len(numbers), "cpu", self._pad))
+        # The engine hands out batches of numbers in turn: one of each process make up one batch of trajectories.
+        number, parts = numbers[0] // len(numbers), self.args.world_size
+        batch = self._trajectories.batch(
+            number // parts, len(numbers), "cpu", self._pad, part=number % parts, parts=parts
+        )
+        return vars(batch)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
         return SequentialSampler(self.train_dataset)

@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
-from transformers import PrinterCallback, Trainer
+from transformers import PrinterCallback
 
+from disa import processes
 from disa.anchor import Anchor
-from disa.engine import StepLog, last_checkpoint, load_tokenizer, trainable_model, trainer_arguments
+from disa.engine import StepLog, last_checkpoint, load_tokenizer, save_trained, trainable_model, trainer_arguments
+from disa.errors import DisaError
 from disa.records import Prompt, ScoredTrajectory
-from disa.rundir import StageFolder, replace_folder
+from disa.rundir import StageFolder
 from disa.sampling import SamplingConfig, encode_prompt
 from disa.scoring.run import task_rewards
 from disa.tasks import Task
@@ -74,6 +76,8 @@ def run_training(
 ) -> None:
     """Train ``method`` and write ``model/`` and ``steps.jsonl``; continue from the newest checkpoint.
 
+    The processes of one launch train together: each makes its share of the prompts of a step, and the first one writes.
+
     Parameters
     ----------
     prompts : list of Prompt
@@ -113,18 +117,29 @@ def run_training(
     trainer = build_trainer(method, parts)
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
-    _save(trainer, stage.path)
+    save_trained(trainer, stage.path / "model")
     seen = config.method_steps(method) * config.completions_per_step
-    stage.finish(method=method, completions=seen if METHODS[method].generates else 0, sequences=seen)
+    if processes.rank() == 0:
+        facts = {"method": method, "completions": seen if METHODS[method].generates else 0, "sequences": seen}
+        stage.finish(**facts, processes=processes.count())
 
 
 def _arguments(method: str, config: TrainingConfig, output_dir: Path) -> dict[str, Any]:
-    micro_batch = config.micro_batch or config.completions_per_step
+    # Groups stay whole: a process gets all completions of its prompts.
+    own = processes.share(config.prompts_per_step, "training.prompts_per_step") * config.completions_per_prompt
+    micro_batch = min(config.micro_batch or own, own)
+    if own % micro_batch:
+        raise DisaError(
+            f"micro_batch {micro_batch} does not divide the {own} completions a step that each of "
+            f"{processes.count()} processes makes",
+            where="training.micro_batch",
+            fix="choose a divisor, or launch another number of processes",
+        )
     return {
         "output_dir": str(output_dir),
         "max_steps": config.method_steps(method),
         "per_device_train_batch_size": micro_batch,
-        "gradient_accumulation_steps": config.completions_per_step // micro_batch,
+        "gradient_accumulation_steps": own // micro_batch,
         "learning_rate": config.method_learning_rate(method),
         "lr_scheduler_type": config.schedule,
         "warmup_steps": config.warmup_steps,
@@ -147,15 +162,3 @@ def _peft_config(lora: LoRAConfig | None) -> PeftConfig | None:
         target_modules=lora.target_modules,
         task_type="CAUSAL_LM",
     )
-
-
-def _save(trainer: Trainer, folder: Path) -> None:
-    """Save the policy as a plain model folder, adapters merged into the weights."""
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    if trainer.args.gradient_checkpointing:
-        model.gradient_checkpointing_disable()
-    merged = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
-    aside = folder / "model.tmp"
-    merged.save_pretrained(aside)
-    trainer.processing_class.save_pretrained(aside)
-    replace_folder(aside, folder / "model")

@@ -31,6 +31,8 @@ class StoredBatch:
     reward: Tensor
     log_z: Tensor
     """NaN where no log Z was given."""
+    tokens: Tensor
+    """Completion tokens of the whole batch, in all its parts, divided by the number of parts."""
 
 
 class StoredTrajectories:
@@ -85,10 +87,25 @@ class StoredTrajectories:
     def __len__(self) -> int:
         return len(self._completion_ids)
 
-    def batch(self, number: int, size: int, device: torch.device | str, pad_token_id: int) -> StoredBatch:
-        """The ``number``-th batch: a pure function of the seed, so that a resumed run sees the same ones."""
+    def batch(
+        self,
+        number: int,
+        size: int,
+        device: torch.device | str,
+        pad_token_id: int,
+        *,
+        part: int = 0,
+        parts: int = 1,
+    ) -> StoredBatch:
+        """``size`` rows of the ``number``-th batch, whose other ``parts`` are other processes' rows.
+
+        A batch is a pure function of the seed, so that a resumed run sees the same ones, and one process sees the rows
+        that several see together.
+        """
         rng = np.random.default_rng([self._seed, number])
-        rows = rng.choice(len(self), size=size, p=self._probability)
+        whole = rng.choice(len(self), size=size * parts, p=self._probability)
+        tokens = sum(len(self._completion_ids[i]) for i in whole) / parts
+        rows = whole[part * size : (part + 1) * size]
         prompts = [self._prompt_ids[i] for i in rows]
         completions = [self._completion_ids[i] for i in rows]
 
@@ -104,4 +121,5 @@ class StoredTrajectories:
             log_ref=self._log_ref[rows].to(device),
             reward=self._reward[rows].to(device),
             log_z=self._log_z[rows].to(device),
+            tokens=torch.full((size,), tokens, dtype=torch.float64, device=device),
         )

@@ -169,11 +169,15 @@ class DISATrainer(BalanceTrainer):
         step, count = self._offline_batches
         count = count + 1 if step == self.state.global_step else 0
         self._offline_batches = (self.state.global_step, count)
-        # A batch's number depends on step, micro-batch and process only, so resuming repeats no batch.
-        number = (self.state.global_step * self.current_gradient_accumulation_steps + count) * (
-            self.accelerator.num_processes
-        ) + self.accelerator.process_index
-        batch = self._offline.batch(number, size, self.accelerator.device, self._tokenizer.pad_token_id)
+        # A batch's number depends on step and micro-batch only, so resuming repeats no batch.
+        batch = self._offline.batch(
+            self.state.global_step * self.current_gradient_accumulation_steps + count,
+            size,
+            self.accelerator.device,
+            self._tokenizer.pad_token_id,
+            part=self.accelerator.process_index,
+            parts=self.accelerator.num_processes,
+        )
         log_pi, _ = self._sequence_log_probs(model, vars(batch))
         loss = forward_projection_loss(log_pi, batch.weight)
         self._metrics["train"]["forward_projection"].append(self.accelerator.gather(loss.detach()).mean().item())

@@ -6,15 +6,15 @@ import random
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from datasets import Dataset
 from transformers import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
-from disa.engine import StepLog, last_checkpoint, load_tokenizer, trainable_model, trainer_arguments
+from disa import processes
+from disa.engine import StepLog, last_checkpoint, load_tokenizer, save_trained, trainable_model, trainer_arguments
 from disa.errors import DisaError
 from disa.records import Prompt
-from disa.rundir import StageFolder, replace_folder
+from disa.rundir import StageFolder
 from disa.sampling import SamplingConfig, check_context, encode_prompt
 from disa.tasks import Task
 from disa.warmup.base_model import base_model
@@ -29,12 +29,16 @@ VERSION = 2
 def run_warmup(
     stage: StageFolder, config: WarmupConfig, task: Task, prompts: list[Prompt], law: SamplingConfig
 ) -> None:
-    """Train and save ``reference`` and, where configured, ``proposal`` in the stage's folder."""
+    """Train and save ``reference`` and, where configured, ``proposal`` in the stage's folder.
+
+    The processes of one launch train together, each on its share of a batch, and the first one writes.
+    """
     runs = ({"proposal": config.proposal} if config.proposal else {}) | {"reference": config.reference}
     for name, run in runs.items():
         if not (stage.path / name / "config.json").is_file():
             _train(stage.path, name, run, config, task, prompts, law)
-    stage.finish(runs={name: run.model_dump() for name, run in runs.items()})
+    if processes.rank() == 0:
+        stage.finish(runs={name: run.model_dump() for name, run in runs.items()})
 
 
 def _train(
@@ -58,7 +62,7 @@ def _train(
         args=SFTConfig(
             output_dir=str(checkpoints),
             max_steps=run.steps,
-            per_device_train_batch_size=config.batch_size,
+            per_device_train_batch_size=processes.share(config.batch_size, "warmup.batch_size"),
             learning_rate=config.learning_rate,
             lr_scheduler_type="cosine",
             warmup_steps=max(1, run.steps // 20),
@@ -74,10 +78,8 @@ def _train(
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
-    aside = folder / f"{name}.tmp"
-    trainer.model.to(torch.float32).save_pretrained(aside)
-    tokenizer.save_pretrained(aside)
-    replace_folder(aside, folder / name)
+    save_trained(trainer, folder / name)
+    processes.meet()
 
 
 def demonstrations(

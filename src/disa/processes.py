@@ -1,0 +1,51 @@
+"""Processes of one launch: what ``accelerate launch`` and ``torchrun`` tell each of them by the environment.
+
+Without a launcher there is one process, of rank 0. Light: nothing of torch is loaded before processes have to meet.
+"""
+
+from __future__ import annotations
+
+import os
+
+from disa.errors import DisaError
+
+
+def rank() -> int:
+    """Number of this process in its launch: the one of rank 0 speaks and writes where one does it for all."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def count() -> int:
+    """Processes in this launch."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def local_rank() -> int:
+    """Number of this process on its machine: which accelerator is its own."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def share(total: int, setting: str) -> int:
+    """One process's part of a batch that all processes of the launch make together.
+
+    Raises
+    ------
+    DisaError
+        Where the batch does not divide evenly; ``setting`` is the recipe's name for it.
+    """
+    if total % count():
+        raise DisaError(
+            f"{setting} is {total}, which {count()} processes cannot share evenly",
+            where=setting,
+            fix=f"launch a number of processes that divides it, or make it a multiple of {count()}",
+        )
+    return total // count()
+
+
+def meet() -> None:
+    """Wait until every process of the launch has come here."""
+    if count() > 1:
+        import torch
+        from accelerate import PartialState
+
+        PartialState(cpu=not torch.cuda.is_available()).wait_for_everyone()

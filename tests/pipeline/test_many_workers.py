@@ -1,0 +1,208 @@
+"""Any number of processes run one recipe together: each part is made once, and the anchor is that of one process."""
+
+import contextlib
+import json
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+from killed_run import start
+from test_killed_runs import contents, tables
+
+from disa import processes
+from disa.anchor import Anchor
+from disa.engine import read_step_log
+from disa.errors import DisaError
+from disa.pipeline import Pipeline
+from disa.recipe import load_recipe
+from disa.records import Prompt, ScoredTrajectory, Trajectory, read_rows
+from disa.rundir import StageFolder, shared
+from launched import launch
+
+SHARED = ("2_proposals", "3_scoring", "4_partition", "5_anchor")
+
+
+@pytest.fixture(scope="session")
+def started_run(finished_run, tmp_path_factory):
+    """The tiny run's models with nothing drawn yet."""
+    folder = tmp_path_factory.mktemp("started")
+    for name in ("1_tasks", "warmup"):
+        shutil.copytree(finished_run / name, folder / name, copy_function=shutil.copy2)
+    return folder
+
+
+@pytest.fixture
+def recipe(started_run, tiny_recipe, write_recipe, tmp_path):
+    """A recipe with more parts than processes, in a run directory of its own."""
+
+    def make(name):
+        shutil.copytree(started_run, tmp_path / name, copy_function=shutil.copy2)
+        tiny_recipe["proposals"]["prompts_per_part"] = 1
+        tiny_recipe["scoring"] = {"trajectories_per_part": 10}
+        return write_recipe(tiny_recipe | {"run_dir": str(tmp_path / name)}, f"{name}.yaml"), tmp_path / name
+
+    return make
+
+
+def work_together(recipe, count, points=()):
+    """Exit codes of ``count`` processes that run the same recipe up to the anchor, some of which die at a point."""
+    points = [*points, *[None] * (count - len(points))]
+    workers = [start(recipe, point, "--until", "anchor") for point in points]
+    for worker in workers:
+        worker.join()
+    return [worker.exitcode for worker in workers]
+
+
+def assert_nothing_is_lost_or_doubled(run_dir):
+    drawn, scored = read_rows(run_dir / "2_proposals", Trajectory), read_rows(run_dir / "3_scoring", ScoredTrajectory)
+    keys = [(t.prompt_id, t.source, t.draw) for t in drawn]
+    assert len(set(keys)) == len(keys) == 6 * 16 + 3 * 8
+    assert [(t.prompt_id, t.source, t.draw) for t in scored] == keys
+
+
+def test_the_anchor_is_the_same_from_one_two_and_five_workers(recipe):
+    runs = {}
+    for count in (1, 2, 5):
+        path, run_dir = recipe(f"by-{count}")
+        assert work_together(path, count) == [0] * count
+        assert_nothing_is_lost_or_doubled(run_dir)
+        Anchor.load(run_dir / "5_anchor")
+        runs[count] = contents(run_dir), tables(run_dir)
+        # No claim is left, and nothing was moved aside.
+        assert list(run_dir.rglob("*.tmp")) == []
+        assert not (run_dir / "superseded").exists()
+    assert runs[1][0].keys() >= set(SHARED)
+    assert runs[1] == runs[2] == runs[5]
+
+
+def test_others_take_over_the_parts_of_a_worker_that_was_killed(recipe):
+    path, run_dir = recipe("undisturbed")
+    assert work_together(path, 1) == [0]
+    expected = contents(run_dir)
+    path, run_dir = recipe("disturbed")
+    # Two workers die with a part drawn or scored but not written, the third one makes these as well.
+    points = [("before", "2_proposals/part-000000.parquet"), ("before", "3_scoring/part-00000000.parquet")]
+    codes = work_together(path, 3, points)
+    assert codes[2] == 0
+    assert set(codes[:2]) <= {0, -signal.SIGKILL} and -signal.SIGKILL in codes[:2]
+    assert_nothing_is_lost_or_doubled(run_dir)
+    assert contents(run_dir) == expected
+
+
+def run_command(arguments):
+    from disa.cli.main import main
+
+    return main(arguments)
+
+
+def run_aloud(recipe, log):
+    """Run up to the anchor; what the process says goes to a file of its own."""
+    with open(f"{log}.{processes.rank()}", "w") as file, contextlib.redirect_stdout(file):
+        return run_command(["run", str(recipe), "--until", "anchor"])
+
+
+def test_processes_of_a_launch_share_the_parts_and_one_speaks(recipe, tmp_path):
+    path, run_dir = recipe("alone")
+    assert work_together(path, 1) == [0]
+    expected = contents(run_dir)
+    path, run_dir = recipe("launched")
+    assert launch(run_aloud, path, tmp_path / "said", count=2) == [0, 0]
+    assert contents(run_dir) == expected
+    assert "5_anchor: done in" in (tmp_path / "said.0").read_text()
+    assert (tmp_path / "said.1").read_text() == ""
+
+
+def open_stage(folder):
+    stage = StageFolder(folder, "2_proposals", version=1, identity={}, inputs={})
+    stage.begin()
+    return stage
+
+
+def write(stage, key, count=1):
+    stage.write_part(key, [Prompt(str(i), "task", "train", str(i), "{}", None) for i in range(count)], Prompt)
+
+
+def test_each_part_is_handed_to_one_worker_and_a_dead_one_s_part_to_another(tmp_path):
+    sizes = {f"part-{i}": 1 for i in range(3)}
+    first, second = open_stage(tmp_path), open_stage(tmp_path)
+    hers, his = first.parts_to_make(sizes), second.parts_to_make(sizes)
+    assert next(hers) == "part-0"
+    assert next(his) == "part-1"
+    write(second, "part-1")
+    assert next(his) == "part-2"
+    write(second, "part-2")
+    hers.close()  # she dies with part-0 unwritten: her claim goes with her
+    assert next(his) == "part-0"
+    write(second, "part-0")
+    assert list(his) == []
+    assert list(first.parts_to_make(sizes)) == []
+    assert list(first.path.glob("*.tmp")) + list(first.path.glob(".*.tmp")) == []
+
+
+def test_parts_of_another_size_are_made_again_and_those_that_fit_stay(tmp_path):
+    stage = open_stage(tmp_path)
+    write(stage, "part-0", 2)
+    write(stage, "part-1", 1)
+    write(stage, "part-9", 1)
+    made = []
+    for key in stage.parts_to_make({"part-0": 1, "part-1": 1}):
+        made.append(key)
+        write(stage, key)
+    assert made == ["part-0"]
+    assert sorted(p.stem for p in stage.path.glob("*.parquet")) == ["part-0", "part-1"]
+
+
+def test_other_settings_are_kept_out_while_a_recipe_is_at_work(recipe, tiny_recipe, write_recipe, capfd):
+    path, run_dir = recipe("busy")
+    pipeline = Pipeline(load_recipe(path), say=print)
+    with shared(run_dir, pipeline.work):
+        other = write_recipe(tiny_recipe | {"run_dir": str(run_dir), "partition": {"level": 0.8}}, "other.yaml")
+        assert run_command(["run", str(other), "--until", "tasks"]) == 2
+        assert "another disa process is working in this run directory with other settings" in capfd.readouterr().err
+        assert run_command(["run", str(path), "--until", "tasks"]) == 0
+
+
+def test_a_batch_that_the_processes_of_a_launch_cannot_share_is_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "5")
+    with pytest.raises(DisaError, match="training.prompts_per_step is 3, which 5 processes cannot share.*Fix: "):
+        processes.share(3, "training.prompts_per_step")
+    assert processes.share(10, "any") == 2
+
+
+@pytest.mark.slow
+def test_a_whole_run_under_accelerate_launch(tiny_recipe, write_recipe, tmp_path, finished_run):
+    """From warm-up to report by two CPU processes on gloo."""
+    tiny_recipe["training"] |= {"prompts_per_step": 2, "methods": ["disa", "flowrl", "sft"]}
+    recipe = write_recipe(tiny_recipe | {"run_dir": str(tmp_path / "run")})
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--cpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+    ]
+    command += ["--mixed_precision", "no", "--dynamo_backend", "no", "-m", "disa", "run", str(recipe)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.stdout.count("8_report: done in") == 1
+    # The warm-up's sums over a batch are added up in another order: the same curve, up to rounding.
+    for name in ("proposal", "reference"):
+        alone, together = (read_step_log(d / f"warmup/{name}.jsonl") for d in (finished_run, tmp_path / "run"))
+        assert [line["step"] for line in together] == [line["step"] for line in alone]
+        assert together[0]["loss"] == pytest.approx(alone[0]["loss"], rel=1e-4)
+    assert_nothing_is_lost_or_doubled(tmp_path / "run")
+    for method in ("disa", "flowrl", "sft"):
+        manifest = json.loads((tmp_path / "run" / "6_training" / method / "manifest.json").read_text())
+        assert manifest["processes"] == 2
+        assert [line["step"] for line in read_step_log(tmp_path / "run" / "6_training" / method / "steps.jsonl")] == [
+            1,
+            2,
+            3,
+            4,
+        ]
+    assert list((tmp_path / "run" / "superseded").rglob("*")) == []
