@@ -99,8 +99,8 @@ def _effective_sample_sizes(estimates: Sequence[PartitionEstimate]) -> Plate:
     axes.legend(loc="lower right")
     (draws,) = _columns(estimates, "n")
     reading = (
-        f"Of {np.median(draws):.0f} draws a prompt (median; from {draws.min():.0f} to {draws.max():.0f}), weighting leaves "
-        f"{np.median(ess):.0f} effective draws and {np.median(hits):.1f} effective rewarded draws at the median prompt. "
+        f"Of {np.median(draws):.0f} draws a prompt (median; {draws.min():.0f} to {draws.max():.0f}), weighting leaves "
+        f"{np.median(ess):.0f} effective and {np.median(hits):.1f} effective rewarded draws at the median prompt. "
         f"{np.sum(hits < FEW_HITS)} of {n} prompts rest on fewer than {FEW_HITS:g} effective rewarded draws."
     )
     return Plate("ess", figure, reading)
