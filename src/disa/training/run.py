@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,7 +90,7 @@ def run_training(
     trajectories : list of ScoredTrajectory
         Those of the training prompts, likewise.
     """
-    checkpoints = stage.path / "checkpoints"
+    checkpoints, log = stage.path / "checkpoints", StepLog(stage.path / "steps.jsonl", f"training: {method}")
     tokenizer = load_tokenizer(reference)
     parts = Ingredients(
         config=config,
@@ -109,14 +110,15 @@ def run_training(
             "model": trainable_model(reference),
             "processing_class": tokenizer,
             "peft_config": _peft_config(config.method_lora(method)),
-            "callbacks": [StepLog(stage.path / "steps.jsonl", f"training: {method}")],
+            "callbacks": [log],
         },
         dataset=dataset(prompts, task, law),
         reward=TaskReward(task),
     )
     trainer = build_trainer(method, parts)
     trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
+    with closing(log):
+        trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
     save_trained(trainer, stage.path / "model")
     seen = config.method_steps(method) * config.completions_per_step
     if processes.rank() == 0:
