@@ -14,10 +14,12 @@ from disa.warmup.config import WarmupConfig
 from disa.warmup.embedded_models import EMBEDDED_MODELS, embedded_model_folder
 
 WORDS = ["<pad>", "<eos>", "<bos>", "<unk>", *"0123456789+-*/()▁"]
-SHAPE = {"hidden_size": 32, "intermediate_size": 48, "head_dim": 16, "num_attention_heads": 2, "num_key_value_heads": 1}
-# Seven layers: with a pattern of six, one of them attends to everything and the others through a window. A GGUF does not
+HEADS = {"head_dim": 16, "num_attention_heads": 2, "num_key_value_heads": 1}
+# Seven layers: with a pattern of six, one of them attends to everything, the others through a window. A GGUF does not
 # hold query_pre_attn_scalar: the default of 256, which the 270M model has, is taken.
-TINY = Gemma3TextConfig(vocab_size=len(WORDS), num_hidden_layers=7, sliding_window=4, **SHAPE)
+TINY = Gemma3TextConfig(
+    vocab_size=len(WORDS), hidden_size=32, intermediate_size=48, num_hidden_layers=7, sliding_window=4, **HEADS
+)
 
 
 @pytest.fixture(autouse=True)
