@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     TrainerCallback,
@@ -86,6 +88,23 @@ def _refuse_unloadable(path: str | Path) -> Any:
         ) from error
 
 
+@contextlib.contextmanager
+def without_own_defaults(model: Any) -> Iterator[None]:
+    """Lay a checkpoint's generation defaults aside: ``generate`` fills everything left open from them.
+
+    Parameters
+    ----------
+    model : PreTrainedModel or PeftModel
+        With adapters, the base model's defaults are the ones that count.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    own, base.generation_config = base.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        base.generation_config = own
+
+
 def trainer_arguments(compute: str, log_every: int) -> dict[str, Any]:
     """Keyword arguments every Hugging Face trainer of the project shares.
 
@@ -142,9 +161,10 @@ class StepLog(TrainerCallback):
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Close the bar."""
-        self._progress.stop()
+    def close(self) -> None:
+        """Close the bar; transformers calls no callback where training raises, so whoever trains does."""
+        if self._progress.live.is_started:
+            self._progress.stop()
 
 
 class SeededEpochs(TrainerCallback):

@@ -18,6 +18,7 @@ from disa.anchor.anchor import freeze
 from disa.engine import load_model, load_tokenizer
 from disa.errors import DisaError
 from disa.evaluation import run as evaluation
+from disa.partition import plan as budget
 from disa.partition import stage as partition
 from disa.partition.features import features_fingerprint, prompt_features
 from disa.partition.regression import PromptFeatures
@@ -26,7 +27,7 @@ from disa.provenance import Fingerprint, chat_template_digest, tokenizer_digest,
 from disa.recipe import Recipe
 from disa.records import EvaluationRecord, PartitionEstimate, Prompt, ScoredTrajectory, Trajectory
 from disa.report import stage as report
-from disa.rundir import StageFolder, exclusive, write_json
+from disa.rundir import StageFolder, exclusive, read_json, write_json
 from disa.sampling import encode_prompt, stop_token_ids
 from disa.scoring import run as scoring
 from disa.stages import STAGES
@@ -101,7 +102,14 @@ class Pipeline:
         identity = {"proposals": config.identity(), "sampling": law.identity()} | self._model_identity("proposal")
         return self._stage("proposals", "2_proposals", proposals.VERSION, identity, self._model_inputs(), work)
 
-    def scoring(self) -> StageFolder:
+    def scoring(self) -> dict[str, StageFolder]:
+        """Folders of scored trajectories: the first draws, and the rounds of an adaptive budget."""
+        folders, adaptive = {"scoring": self._score_first()}, self.recipe.proposals.adaptive
+        for number in range(1, adaptive.rounds + 1 if adaptive else 1):
+            folders[f"round-{number}"] = self._round(number, dict(folders))
+        return folders
+
+    def _score_first(self) -> StageFolder:
         """Log-probabilities under both models, and rewards."""
 
         def work(stage: StageFolder) -> None:
@@ -113,14 +121,74 @@ class Pipeline:
         identity = {"scoring": config.identity(), "reward": self.task.reward_fingerprint}
         return self._stage("scoring", "3_scoring", scoring.VERSION, identity, {"proposals": self.proposals()}, work)
 
+    def _round(self, number: int, earlier: dict[str, StageFolder]) -> StageFolder:
+        """Draw and score further trajectories where everything drawn so far leaves log Z least certain.
+
+        The folders lie within ``2_proposals`` and ``3_scoring``. Both belong to the scoring stage, as a round's draws
+        depend on the rewards of those before it.
+        """
+
+        def draw(stage: StageFolder) -> None:
+            plan = self._plan(stage, number, earlier)
+            prompts = [p for p in self._prompts("train") if any(plan.get(p.prompt_id, {}).values())]
+            proposals.run_proposals(stage, config, law, prompts, self._models(), self._tokenizer(), plan)
+
+        def score(stage: StageFolder) -> None:
+            prompts, rows = self._prompts("train"), drawn.rows(Trajectory)
+            own, models, tokenizer = self.recipe.scoring, self._models(), self._tokenizer()
+            scoring.run_scoring(stage, own, law, self.task, prompts, rows, models, tokenizer, verdict_needed=False)
+
+        config, law, training = self.recipe.proposals, self.recipe.sampling, self.recipe.training
+        target = {"inverse_temperature": training.inverse_temperature, "reward_range": list(self.task.reward_range)}
+        identity = {"proposals": config.identity(), "sampling": law.identity(), "round": number} | target
+        inputs = self._model_inputs() | earlier
+        folder = f"2_proposals/round-{number}"
+        drawn = self._stage("scoring", folder, proposals.VERSION, identity, inputs, draw)
+        identity = {"scoring": self.recipe.scoring.identity(), "reward": self.task.reward_fingerprint}
+        inputs, folder = {"proposals": drawn}, f"3_scoring/round-{number}"
+        return self._stage("scoring", folder, scoring.VERSION, identity, inputs, score)
+
+    def _plan(self, stage: StageFolder, number: int, earlier: dict[str, StageFolder]) -> proposals.Plan:
+        """The draws of a round: what all earlier ones call for, written down before the first is made."""
+        path = stage.path / "allocation.json"
+        if not path.is_file():
+            config, prompts = self.recipe.proposals, self._prompts("train")
+            rows = self._rows(earlier, prompts)
+            plan = budget.plan_round(
+                rows,
+                budget=(config.per_prompt * len(prompts) - len(rows)) // (config.adaptive.rounds - number + 1),
+                cap=config.adaptive.cap,
+                reference_share=config.reference_share,
+                precision=config.adaptive.precision,
+                outlook=(1.0 - config.reference_share) * config.per_prompt,
+                beta=self.recipe.training.inverse_temperature,
+                reward_range=self.task.reward_range,
+            )
+            write_json(path, {i: {s: [r.start, r.stop] for s, r in draws.items()} for i, draws in plan.items()})
+        return {i: {s: range(*ends) for s, ends in draws.items()} for i, draws in read_json(path).items()}
+
+    @staticmethod
+    def _rows(folders: dict[str, StageFolder], prompts: list[Prompt]) -> list[ScoredTrajectory]:
+        wanted = {prompt.prompt_id for prompt in prompts}
+        return [r for folder in folders.values() for r in folder.rows(ScoredTrajectory) if r.prompt_id in wanted]
+
     def partition(self) -> StageFolder:
         """Estimates of log Z."""
 
         def work(stage: StageFolder) -> None:
             prompts = self._prompts("train", "validation", "heldout")
-            rows = scoring.decided(self.scoring().rows(ScoredTrajectory))
+            rows = [row for folder in self.scoring().values() for row in folder.rows(ScoredTrajectory)]
             features = self._features(prompts) if config.regressor else None
-            partition.run_partition(stage, config, beta, self.task.reward_range, prompts, rows, features)
+            partition.run_partition(
+                stage,
+                config,
+                beta,
+                self.task.reward_range,
+                prompts,
+                scoring.decided(rows),
+                features,
+                self.recipe.proposals.adaptive,
+            )
 
         config, beta = self.recipe.partition, self.recipe.training.inverse_temperature
         identity = {
@@ -128,7 +196,7 @@ class Pipeline:
             "inverse_temperature": beta,
             "reward_range": list(self.task.reward_range),
         }
-        return self._stage("partition", "4_partition", partition.VERSION, identity, {"scoring": self.scoring()}, work)
+        return self._stage("partition", "4_partition", partition.VERSION, identity, self.scoring(), work)
 
     def anchor(self) -> StageFolder:
         """The frozen estimates with their fingerprint."""
@@ -141,7 +209,7 @@ class Pipeline:
                 self._fingerprint(),
                 reward_range=self.task.reward_range,
                 binary=found["binary"],
-                evidence={name: found[name] for name in ("null_test", "coverage", "regressor")},
+                evidence={name: found.get(name) for name in ("null_test", "coverage", "regressor", "budget")},
                 regressor=self.partition().path / "regressor.npz" if found["regressor"] else None,
             )
             stage.finish(anchor=facts)
@@ -164,9 +232,7 @@ class Pipeline:
         def work(stage: StageFolder) -> None:
             anchor = Anchor.load(self.anchor().path) if METHODS[method].anchor else None
             prompts = self._prompts("train")
-            wanted = {p.prompt_id for p in prompts}
-            rows = self.scoring().rows(ScoredTrajectory) if config.reads_trajectories(method) else []
-            offline = [row for row in scoring.decided(rows) if row.prompt_id in wanted]
+            offline = scoring.decided(self._rows(self.scoring(), prompts)) if config.reads_trajectories(method) else []
             reference = self._path("reference")
             training.run_training(stage, method, config, law, self.task, prompts, reference, anchor, offline)
 
@@ -175,7 +241,7 @@ class Pipeline:
         identity |= {"reward": self.task.reward_fingerprint} | self._model_identity("reference")
         inputs = self._model_inputs()
         inputs |= {"anchor": self.anchor()} if METHODS[method].anchor else {}
-        inputs |= {"scoring": self.scoring()} if config.reads_trajectories(method) else {}
+        inputs |= self.scoring() if config.reads_trajectories(method) else {}
         return self._stage("training", f"6_training/{method}", training.VERSION, identity, inputs, work)
 
     def evaluation(self) -> list[StageFolder]:
@@ -207,11 +273,14 @@ class Pipeline:
                 anchor=Anchor.load(self.anchor().path),
                 training=dict(zip(self.recipe.training.methods, self.training(), strict=True)),
                 records=[row for folder in self.evaluation() for row in folder.rows(EvaluationRecord)],
-                parity=self.scoring().manifest["parity"],
+                parity=_parity(self.scoring()),
                 finished=list(self._done.values()),
             )
 
-        inputs = {stage.name: stage for stage in (self.scoring(), self.anchor(), *self.training(), *self.evaluation())}
+        inputs = {
+            stage.name: stage
+            for stage in (*self.scoring().values(), self.anchor(), *self.training(), *self.evaluation())
+        }
         identity = {"ks": list(self.recipe.evaluation.ks)}
         return self._stage("report", "8_report", report.VERSION, identity, inputs, work)
 
@@ -291,6 +360,14 @@ class Pipeline:
             inverse_temperature=self.recipe.training.inverse_temperature,
             task=self.task.fingerprint,
         )
+
+
+def _parity(folders: dict[str, StageFolder]) -> dict[str, Any]:
+    """The parity report of the first draws, with those of the rounds beside it."""
+    found = {label: folder.manifest["parity"] for label, folder in folders.items()}
+    first = found.pop("scoring")
+    sources = {f"{label} {s}": r[s] for label, r in found.items() for s in budget.SOURCES if s in r}
+    return first | sources
 
 
 def _folder_digest(folder: Path) -> str:

@@ -9,11 +9,11 @@ from six_outcomes import PASSES, PROPOSAL, REFERENCE, exact_log_z, sample
 
 from disa.errors import DisaError
 from disa.partition import estimate_log_partition_batch
-from disa.partition.allocation import allocate, next_round, relative_spread
+from disa.partition.allocation import allocate, least_variance_share, next_round, relative_spread
 from disa.partition.budget import adaptive_budget, trajectory_arrays
 from disa.partition.draws import collect_draws
-from disa.partition.plan import plan_round
-from disa.records import ScoredTrajectory
+from disa.partition.plan import plan_round, spent
+from disa.records import PartitionEstimate, ScoredTrajectory
 
 NO_CAP = 10**9
 
@@ -109,6 +109,84 @@ def test_the_prior_of_half_a_hit_keeps_certainty_away(hits):
     assert relative_spread(draws, 15.0) == pytest.approx([expected], rel=1e-12)
     # At beta 800 exp(beta) overflows, and the limit is the coefficient of variation.
     assert relative_spread(draws, 800.0) == pytest.approx([math.sqrt((1 - q) / q)], rel=1e-12)
+
+
+def successes(log_ratios, prompt=None, soft=None):
+    """Draws of the reference, all successes, with the given log(pi_ref / mu)."""
+    n = len(log_ratios)
+    return collect_draws(
+        np.ones(n) if soft is None else soft,
+        prompt_index=np.zeros(n, int) if prompt is None else prompt,
+        log_ref=np.zeros(n),
+        log_proposal=-np.array(log_ratios),
+        from_reference=np.ones(n, bool),
+        beta=15.0,
+        reward_range=(0, 1),
+    )
+
+
+def test_the_share_of_least_variance_has_its_limits():
+    # The proposal writes every success more often than the reference, as often, or never.
+    assert least_variance_share(successes([-2.0, -5.0]), 0.25) == 0.25
+    assert least_variance_share(successes([0.0, 0.0]), 0.25) == 0.25
+    assert least_variance_share(successes([np.inf, np.inf]), 0.25) == 1.0
+    assert least_variance_share(successes([2.0, 3.0], soft=np.zeros(2)), 0.25) == 0.25
+
+
+@pytest.mark.parametrize("k", [5.0, 10.0, 17.0])
+def test_the_share_of_least_variance_is_that_of_a_closed_form(k):
+    # One success that mu never writes, one that it writes k times as often as the reference. The sum of weights,
+    # 1 / alpha + 1 / (alpha + (1 - alpha) k), is smallest where alpha sqrt(k - 1) = k - (k - 1) alpha.
+    found = least_variance_share(successes([np.inf, -math.log(k)]), 0.0)
+    # Shares are tried in steps of 1/30, and the nearest to the minimum of a convex function is at most one step off.
+    assert found == pytest.approx([k / (k - 1 + math.sqrt(k - 1))], abs=1 / 30)
+
+
+def test_the_share_of_least_variance_minimises_the_second_moment_of_the_mixture():
+    # Of the two successes the proposal writes one ten times as often as the reference, the other hardly ever.
+    proposal = np.array([0.3, 0.3, 0.2, 0.0995, 0.0005, 0.1])
+    arrays = sample(np.random.default_rng(0), 1, 40_000, 10, proposal=proposal)
+    draws = collect_draws(**arrays, beta=15.0, reward_range=(0, 1))
+
+    def moment(alpha):
+        mixture = alpha * REFERENCE + (1 - alpha) * proposal
+        return mixture @ (REFERENCE / mixture * PASSES) ** 2
+
+    best = min(moment(alpha) for alpha in np.linspace(0.05, 1, 400))
+    assert min(moment(0.05), moment(1.0)) > 1.05 * best
+    # 40,000 draws and shares in steps of 1/30, around a flat minimum.
+    assert moment(least_variance_share(draws, 0.05)[0]) <= 1.01 * best
+
+
+def test_a_prompt_without_successes_takes_its_share_from_those_of_the_others():
+    draws = successes([np.inf, np.inf, np.inf, 0.0], prompt=np.array([0, 0, 0, 1]), soft=np.array([1.0, 1, 1, 0]))
+    assert least_variance_share(draws, 0.25).tolist() == [1.0, 1.0]
+
+
+def test_at_a_moderate_divergence_further_draws_come_from_both_and_mostly_from_the_reference():
+    rng, q, d = np.random.default_rng(0), 0.2, 2.0
+
+    def draw(prompt, n, source):
+        sign = 1.0 if source == "reference" else -1.0
+        passed = rng.random(n) < (q if sign > 0 else 0.5)
+        odds = np.where(passed, math.log(q / 0.5), math.log((1 - q) / 0.5))
+        ratio = (odds + rng.normal(sign * d, math.sqrt(2 * d), n)).tolist()
+        return [
+            ScoredTrajectory("x", 0, source, "", [1], False, 0.0, 0.0, -at, float(r))
+            for at, r in zip(ratio, passed, strict=True)
+        ]
+
+    settings = {"prompts": 40, "budget": 40 * 64, "pilot": 16, "cap": 256, "beta": 15.0, "precision": 0.01}
+    result = adaptive_budget(draw, **settings)
+    further = result.estimates.n - 16
+    from_reference = (result.estimates.n_reference - 4) / np.maximum(further, 1)
+    # E_ref[w | success] with log ratios of mean 2 + log(0.4) and variance 4 is smallest at a share of 0.8, which the
+    # whole of the draws is brought to, the pilot's 16 with a quarter included.
+    assert 0.7 < np.average(from_reference, weights=further) < 1.0
+    exact = math.log1p(math.expm1(15.0) * q)
+    error = np.sqrt(np.mean((result.estimates.log_z - exact) ** 2))
+    # The pass rate of 64 draws has a relative error of sqrt(0.8 / 0.2 / 64) = 0.25; 40 prompts know theirs to 11%.
+    assert error < 0.25 * 1.15 * 1.2
 
 
 @pytest.fixture(scope="module")
@@ -283,3 +361,48 @@ def test_a_planned_round_is_the_budgets_round_and_numbers_its_draws_onwards():
     assert sum(len(draws) for of in plan.values() for draws in of.values()) == 300
     # The order in which trajectories are listed is nobody's business.
     assert plan_round(flat[::-1], budget=300, outlook=36.0, **limits, **law) == plan
+
+
+def test_undecided_draws_are_counted_numbered_and_otherwise_left_alone():
+    rng = np.random.default_rng(6)
+    rows = [
+        dataclasses.replace(row, prompt_id=f"p{i}", draw=draw)
+        for i in range(3)
+        for source, n in (("reference", 4), ("proposal", 12))
+        for draw, row in enumerate(trajectories(rng, n, source, 0.3, 0.5))
+    ]
+    # Of p0 two reference draws stay undecided, of p1 all draws.
+    rows = [
+        dataclasses.replace(row, reward=None)
+        if row.prompt_id == "p1" or (row.prompt_id, row.source) == ("p0", "reference") and row.draw < 2
+        else row
+        for row in rows
+    ]
+    limits = {"cap": 30, "reference_share": 0.25, "precision": 0.01, "outlook": 36.0}
+    plan = plan_round(rows, budget=300, **limits, beta=15.0, reward_range=(0.0, 1.0))
+    assert plan.keys() == {"p0", "p2"}
+    assert all((plan[p]["reference"].start, plan[p]["proposal"].start) == (4, 12) for p in plan)
+    # Both go to the cap, of which the undecided draws are a part.
+    assert [sum(len(r) for r in plan[p].values()) for p in ("p0", "p2")] == [14, 14]
+    none = [dataclasses.replace(row, reward=None) for row in rows]
+    assert plan_round(none, budget=300, **limits, beta=15.0, reward_range=(0.0, 1.0)) == {}
+
+
+def test_what_a_budget_came_to_counts_prompts_that_reached_the_precision_and_the_cap():
+    row = PartitionEstimate("x", "train", 1.0, 0.5, 0.5, 1.5, 16, 4, 0.5, 9.0, 0.0, 1.0, None, "mixture", [])
+    rows = [
+        dataclasses.replace(row, n=n, hits_ess=hits) for n, hits in ((16, 100.0), (64, 30.0), (64, 99.9), (40, 3.0))
+    ]
+    found = spent(rows, cap=64, precision=0.1)
+    assert found == {
+        "trajectories": 184,
+        "from_reference": 16,
+        "prompts": 4,
+        "fewest": 16,
+        "median": 52.0,
+        "most": 64,
+        "cap": 64,
+        "precision": 0.1,
+        "reached": 1,
+        "capped": 2,
+    }

@@ -1,7 +1,9 @@
 """The regressor as the partition stage, the anchor and ``disa inspect`` use it."""
 
+import dataclasses
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -143,6 +145,34 @@ def test_an_anchor_without_a_regressor_says_how_to_get_one(anchor_folder, tmp_pa
     freeze(tmp_path, rows, FINGERPRINT, reward_range=RANGE, binary=True)
     with pytest.raises(DisaError, match="no regressor.*partition.regressor: true"):
         Anchor.load(tmp_path).predict([], np.zeros((0, 3)))
+
+
+def test_an_anchor_whose_regressor_was_exchanged_added_or_removed_is_refused(anchor_folder, tmp_path):
+    folder = tmp_path / "anchor"
+    shutil.copytree(anchor_folder, folder)
+    path = folder / "regressor.npz"
+    content, digest = path.read_bytes(), json.loads((folder / "manifest.json").read_text())["anchor"]["regressor"]
+    for damaged in (content[:-1] + bytes([content[-1] ^ 1]), content[:-9]):
+        path.write_bytes(damaged)
+        with pytest.raises(DisaError, match=f"regressor.npz is not the one .* manifest says {digest}.*Fix: rerun"):
+            Anchor.load(folder)
+    path.unlink()
+    with pytest.raises(DisaError, match=f"digest None, manifest says {digest}"):
+        Anchor.load(folder)
+    freeze(folder, list(Anchor.load(anchor_folder).estimates.values()), FINGERPRINT, reward_range=RANGE, binary=True)
+    path.write_bytes(content)
+    with pytest.raises(DisaError, match=f"digest {digest}, manifest says None"):
+        Anchor.load(folder)
+
+
+def test_a_regressor_of_other_features_is_refused_with_the_anchor(anchor_folder, tmp_path):
+    rows = list(Anchor.load(anchor_folder).estimates.values())
+    other = dataclasses.replace(FINGERPRINT, tokenizer="another")
+    # Frozen whole, but for a tokenizer whose features the regressor never saw.
+    freeze(tmp_path, rows, other, reward_range=RANGE, binary=True, regressor=anchor_folder / "regressor.npz")
+    theirs, ours = features_fingerprint(FINGERPRINT), features_fingerprint(other)
+    with pytest.raises(DisaError, match=f"features_fingerprint is {theirs}, .* {ours}.*Fix: compute the features"):
+        Anchor.load(tmp_path)
 
 
 def test_inspect_prints_the_evidence_for_people_and_as_json(anchor_folder, tmp_path, capsys):

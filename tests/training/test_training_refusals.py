@@ -10,7 +10,10 @@ from trl import GRPOConfig
 from disa import DISAConfig
 from disa.engine import load_tokenizer, trainer_arguments
 from disa.errors import DisaError
-from disa.training.balance_config import _REFUSED
+from disa.training.a_star_po_trainer import AStarPOConfig
+from disa.training.balance_config import _REFUSED, _UNREAD
+from disa.training.flowrl_trainer import FlowRLConfig
+from disa.training.group_trainer import VarGradConfig
 from disa.training.trainer import reward_fingerprint
 
 OTHER_VALUE = {
@@ -25,9 +28,9 @@ OTHER_VALUE = {
 }
 
 
-def config(tmp_path, **changes):
+def config(tmp_path, kind=DISAConfig, **changes):
     arguments = {"inverse_temperature": 4.0, **trainer_arguments("float32", log_every=1)}
-    return DISAConfig(output_dir=str(tmp_path), **arguments | changes)
+    return kind(output_dir=str(tmp_path), **arguments | changes)
 
 
 def test_every_refused_setting_is_tried():
@@ -41,6 +44,51 @@ def test_a_setting_that_breaks_log_z_s_meaning_is_refused(name, value, tmp_path)
     with pytest.raises(DisaError, match=f"^{message}$"):
         config(tmp_path, **{name: value})
     assert getattr(config(tmp_path, **{name: neutral}), name) == neutral
+
+
+UNREAD_VALUES = {
+    "loss_type": "grpo",
+    "epsilon": 0.1,
+    "epsilon_high": 0.28,
+    "delta": 4.0,
+    "importance_sampling_level": "sequence",
+    "scale_rewards": "batch",
+    "multi_objective_aggregation": "normalize_then_sum",
+    "entropy_coef": 0.01,
+    "use_adaptive_entropy": True,
+    "entropy_coef_min": 0.001,
+    "entropy_coef_max": 0.5,
+    "entropy_coef_delta": 0.01,
+    "entropy_target": 0.3,
+    "top_entropy_quantile": 0.2,
+    "off_policy_mask_threshold": 0.5,
+    "use_bias_correction_kl": False,
+    "router_aux_loss_coef": 0.01,
+    "sapo_temperature_neg": 1.5,
+    "sapo_temperature_pos": 1.5,
+    "vespo_k_pos": 3.5,
+    "vespo_lambda_pos": 3.5,
+    "vespo_k_neg": 3.5,
+    "vespo_lambda_neg": 3.5,
+}
+
+
+def test_every_setting_that_no_balance_loss_reads_is_tried():
+    assert UNREAD_VALUES.keys() == set(_UNREAD)
+
+
+@pytest.mark.parametrize(("name", "value"), UNREAD_VALUES.items(), ids=UNREAD_VALUES.keys())
+@pytest.mark.parametrize("kind", [DISAConfig, VarGradConfig, FlowRLConfig, AStarPOConfig])
+def test_a_setting_of_grpo_s_loss_is_refused_instead_of_ignored(kind, name, value, tmp_path):
+    default = GRPOConfig.__dataclass_fields__[name].default
+    message = (
+        re.escape(f"{kind.__name__}: {name}={value} would change nothing")
+        + ".*"
+        + re.escape(f"expected its default {default}. Fix: leave {name} out")
+    )
+    with pytest.raises(DisaError, match=message):
+        config(tmp_path, kind=kind, **{name: value})
+    assert getattr(config(tmp_path, kind=kind, **{name: default}), name) == default
 
 
 def test_trl_s_beta_is_the_reciprocal(tmp_path):

@@ -11,7 +11,7 @@ from small_trainer import RecordingTrainer
 from trl import GRPOConfig, GRPOTrainer
 
 import disa.training
-from disa.training.balance_config import _REFUSED
+from disa.training.balance_config import _REFUSED, _UNREAD
 from disa.training.trainer import DISATrainer
 
 # Parameters by which the overridden methods are called, and those by which the project calls the engine.
@@ -65,6 +65,7 @@ def test_the_loss_is_still_computed_in_compute_loss():
 def test_refused_settings_exist_and_their_neutral_values_are_the_engine_s_defaults():
     fields = GRPOConfig.__dataclass_fields__
     assert set(_REFUSED) <= set(fields), f"GRPOConfig lost {set(_REFUSED) - set(fields)}; see _REFUSED"
+    assert set(_UNREAD) <= set(fields), f"GRPOConfig lost {set(_UNREAD) - set(fields)}; see _UNREAD"
     assert {name: fields[name].default for name in _REFUSED} == {
         name: neutral for name, (neutral, _) in _REFUSED.items()
     }

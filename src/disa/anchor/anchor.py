@@ -65,12 +65,13 @@ class Anchor:
 
     @classmethod
     def load(cls, path: str | Path) -> Anchor:
-        """Read an anchor folder and check that it is whole and unaltered.
+        """Read an anchor folder and check that it is whole and unaltered, the regressor's file included.
 
         Raises
         ------
         DisaError
-            Where the folder is missing, not an anchor, or was changed after it was frozen.
+            Where the folder is missing, not an anchor, or was changed after it was frozen, or where its regressor
+            belongs to other features than its fingerprint says.
         """
         path = Path(path)
         manifest = read_json(path / "manifest.json", missing="no anchor here").get("anchor")
@@ -91,9 +92,11 @@ class Anchor:
                 where=str(path),
                 fix="rerun the anchor stage; a frozen log Z is never edited",
             )
+        fingerprint = Fingerprint.from_dict(manifest["fingerprint"])
+        _check_regressor(path / _REGRESSOR, manifest.get("regressor"), fingerprint)
         return cls(
             estimates=MappingProxyType({row.prompt_id: row for row in rows}),
-            fingerprint=Fingerprint.from_dict(manifest["fingerprint"]),
+            fingerprint=fingerprint,
             reward_range=tuple(manifest["reward_range"]),
             binary=manifest["binary"],
             path=path,
@@ -271,6 +274,23 @@ def freeze(
         manifest["regressor"] = _file_digest(path / _REGRESSOR)
     write_json(path / "manifest.json", {"anchor": manifest})
     return manifest
+
+
+def _check_regressor(path: Path, expected: str | None, fingerprint: Fingerprint) -> None:
+    """Refuse a regressor's file that is not the frozen one, or whose features are not the anchor's."""
+    found = _file_digest(path) if path.is_file() else None
+    if found != expected:
+        raise DisaError(
+            f"{path.name} is not the one that was frozen (digest {found}, manifest says {expected})",
+            where=str(path.parent),
+            fix="rerun the anchor stage; what was frozen is never edited, added or removed",
+        )
+    if found is not None:
+        # scipy loads with the regressor, and most anchors have none.
+        from disa.partition.features import features_fingerprint
+        from disa.partition.regressor import Regressor
+
+        Regressor.load(path, features_fingerprint=features_fingerprint(fingerprint))
 
 
 def _file_digest(path: Path) -> str:

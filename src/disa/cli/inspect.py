@@ -78,7 +78,7 @@ def _log_z_at(anchor: Anchor) -> Any:
     if scoring is not None and scoring.is_dir():
         # The rounds of an adaptive budget lie in folders of their own.
         found = read_rows(sorted(scoring.rglob("*.parquet")), ScoredTrajectory)
-        rows = [row for row in found if row.prompt_id in anchor.estimates]
+        rows = [row for row in found if row.prompt_id in anchor.estimates and row.reward is not None]
         drawn = sorted({row.prompt_id for row in rows})
         kept = np.isin(drawn, train)
         # All prompts, as in the partition stage: the gate pools its evidence over them.
@@ -116,8 +116,14 @@ def _print(result: dict[str, Any]) -> None:
 
 
 def _evidence_lines(result: dict[str, Any]) -> list[str]:
-    """One sentence each on the null test, the coverage and the regressor, where the anchor holds them."""
+    """One sentence each on the budget, the null test, the coverage and the regressor, where the anchor holds them."""
     lines = []
+    if budget := result.get("budget"):
+        lines.append(
+            "budget: {trajectories} trajectories over {prompts} training prompts, {fewest} to {most} a prompt "
+            "(median {median:g}), {from_reference} of them from the reference; {reached} prompts reached the precision "
+            "of {precision:g}, {capped} stopped at the cap of {cap} without it".format(**budget)
+        )
     test = result.get("null_test", {})
     if test.get("log_ratio") is not None:
         errors = abs(test["log_ratio"]) / test["standard_error"] if test["standard_error"] else 0.0

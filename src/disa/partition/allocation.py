@@ -5,6 +5,10 @@ x, the error of log Z has variance ``c_x^2 / N_x`` (delta method), and the sum o
 for (Neyman 1934)::
 
     N_x proportional to c_x
+
+Where they come from matters as much. On a mixture with a share alpha from the reference, v has the second moment
+``E_mixture[v^2] = E_ref[w s^2]``, so that the best alpha is the one at which the reference's successes have the
+smallest mean weight (:func:`least_variance_share`).
 """
 
 from __future__ import annotations
@@ -21,29 +25,43 @@ from disa.partition.log_weights import Array, linear_weights
 
 Counts = NDArray[np.intp]
 
+_SHARES = 31
+"""Values of alpha that are tried: the second moment is convex in it and flat around its minimum."""
+
+_POOLED_SUCCESSES = 1.0
+"""Successes' worth of trust in the successes of all prompts, beside a prompt's own."""
+
 _HALVINGS = 100
 """Of a bracket for the common factor of N_x: down to one ulp."""
 
 
 def next_round(
-    draws: Draws, budget: int, *, cap: int, b: float, reference_share: float, precision: float, outlook: float
+    draws: Draws,
+    budget: int,
+    *,
+    cap: int | Counts,
+    b: float,
+    reference_share: float,
+    precision: float,
+    outlook: float,
 ) -> tuple[Counts, Counts]:
     """Further draws of every prompt from the reference and from the proposal, given all draws so far.
 
     A prompt whose hits_ess reaches 1 / precision^2, a relative error of about ``precision``, gets no more. Where the
-    gate is closed, further draws come from the reference alone; elsewhere they restore ``reference_share``.
+    gate is closed, further draws come from the reference alone; elsewhere they bring the prompt's share of reference
+    draws to that of least variance, ``reference_share`` or more.
 
     Parameters
     ----------
     draws : Draws
     budget : int
         Further draws in total.
-    cap : int
+    cap : int or array of int, shape (prompts,)
         Most draws of a prompt in all; dropped proposal draws count.
     b : float
         beta times the width of the reward range.
     reference_share : float
-        alpha, rounded up to whole draws.
+        Smallest alpha, rounded up to whole draws.
     precision : float
     outlook : float
         Proposal draws that a prompt may expect in the end: what the gate holds against D where there are fewer yet.
@@ -59,9 +77,39 @@ def next_round(
     unused = draws.counts - used.counts
     further = allocate(relative_spread(used, b), used.counts, budget, np.where(reached, 0, cap - unused))
     total = draws.counts + further
-    wanted = np.where(closed, total, np.ceil(reference_share * total).astype(np.intp))
+    share = np.where(closed, 1.0, least_variance_share(draws, reference_share))
+    wanted = np.ceil(share * total).astype(np.intp)
     reference = np.clip(wanted - reference_made, 0, further)
     return reference, further - reference
+
+
+def least_variance_share(draws: Draws, smallest: float) -> Array:
+    """Share of reference draws at which the mixture estimates q best, shape (prompts,).
+
+    With ``w_alpha = 1 / (alpha + (1 - alpha) mu / pi_ref)``, one draw's ``w_alpha s`` has on the mixture itself the
+    second moment ``E_ref[w_alpha s^2]``, which is convex in alpha. Where the proposal finds the reference's successes
+    it is smallest with few reference draws; where it writes other solutions, with reference draws alone, whose w is
+    1; at a moderate divergence both kinds together beat either.
+
+    The expectation is a mean over the reference's own successes: the proposal's would not show what it never writes.
+    As a prompt has few, those of all prompts count as one more.
+
+    Parameters
+    ----------
+    draws : Draws
+    smallest : float
+        Smallest share; the result where the reference had no success at all.
+    """
+    squared = np.where(draws.from_reference, draws.soft**2, 0.0)
+    own = draws.sum(squared)
+    if own.sum() == 0.0:
+        return np.full(len(own), smallest)
+    shares = np.linspace(smallest, 1.0, _SHARES)
+    # Beyond 300 nats a weight is 0 or at its bound, and its sum over draws is still finite.
+    odds = np.exp(-np.clip(draws.log_ratio, -300.0, 300.0))
+    moments = np.stack([draws.sum(squared / (share + (1.0 - share) * odds)) for share in shares])
+    pooled = moments.sum(axis=1, keepdims=True) / own.sum()
+    return shares[np.argmin((moments + _POOLED_SUCCESSES * pooled) / (own + _POOLED_SUCCESSES), axis=0)]
 
 
 def allocate(pilot_sd_over_z: ArrayLike, counts: ArrayLike, budget: int, cap: ArrayLike) -> Counts:

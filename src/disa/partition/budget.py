@@ -68,7 +68,7 @@ def adaptive_budget(
     reward_range : tuple of float
         Smallest and largest possible reward.
     reference_share : float
-        Share of each prompt's trajectories that comes from the reference, in (0, 1].
+        Smallest share of each prompt's trajectories that comes from the reference, in (0, 1]: the pilot's.
     precision : float
         eps: a prompt with hits_ess >= 1 / eps^2 gets no more.
     rounds : int
@@ -89,7 +89,8 @@ def adaptive_budget(
     Notes
     -----
     All draws of a prompt, the pilot's too, enter one estimate as one deterministic mixture: the weights use
-    the prompt's final shares, which the rounds keep at ``reference_share`` (rounded up to whole draws).
+    the prompt's final shares, which the rounds move from ``reference_share`` to those of least variance
+    (:func:`disa.partition.allocation.least_variance_share`).
     Where the gate is closed, further draws come from the reference alone, and the estimate is the pass
     rate of these and the pilot's reference draws. A gate that closes only after the last round leaves a prompt
     with few reference draws, flagged ``gated``: more rounds, and a pilot of 16 or more, make that rare.

@@ -6,12 +6,18 @@ A plan is therefore a range of numbers, and drawing it again gives the same rows
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
 
 from disa.partition.allocation import next_round
 from disa.partition.budget import trajectory_arrays
 from disa.partition.draws import collect_draws
-from disa.records import ScoredTrajectory
+from disa.records import PartitionEstimate, ScoredTrajectory
+
+SOURCES = ("reference", "proposal")
 
 Plan = dict[str, dict[str, range]]
 """Prompt id and source to the numbers of the draws to make."""
@@ -30,6 +36,9 @@ def plan_round(
 ) -> Plan:
     """Spend ``budget`` further draws on the prompts of these rows.
 
+    Undecided rows (reward None) say nothing about log Z, but they were drawn: they count towards the cap, and the next
+    draw has a number beyond theirs. A prompt without any decided row gets no more draws.
+
     Parameters
     ----------
     rows : sequence of ScoredTrajectory
@@ -41,24 +50,50 @@ def plan_round(
     reward_range : tuple of float
         Smallest and largest possible reward.
     """
+    made = Counter((row.prompt_id, row.source) for row in rows)
     by_prompt: dict[str, list[ScoredTrajectory]] = {}
     for row in sorted(rows, key=lambda row: (row.prompt_id, row.source, row.draw)):
-        by_prompt.setdefault(row.prompt_id, []).append(row)
+        if row.reward is not None:
+            by_prompt.setdefault(row.prompt_id, []).append(row)
+    if not by_prompt:
+        return {}
+    undecided = [sum(made[prompt_id, s] for s in SOURCES) - len(decided) for prompt_id, decided in by_prompt.items()]
     draws = collect_draws(**trajectory_arrays(list(by_prompt.values())), beta=beta, reward_range=reward_range)
-    reference, proposal = next_round(
+    further = next_round(
         draws,
         budget,
-        cap=cap,
+        cap=cap - np.array(undecided),
         b=beta * (reward_range[1] - reward_range[0]),
         reference_share=reference_share,
         precision=precision,
         outlook=outlook,
     )
-    made = draws.reference_counts.astype(int), draws.counts - draws.reference_counts.astype(int)
     return {
         prompt_id: {
-            source: range(int(first[i]), int(first[i] + further[i]))
-            for source, first, further in (("reference", made[0], reference), ("proposal", made[1], proposal))
+            source: range(made[prompt_id, source], made[prompt_id, source] + int(sizes[i]))
+            for source, sizes in zip(SOURCES, further, strict=True)
         }
         for i, prompt_id in enumerate(by_prompt)
+    }
+
+
+def spent(estimates: Sequence[PartitionEstimate], *, cap: int, precision: float) -> dict[str, Any]:
+    """What an adaptive budget came to, as plain JSON values: counts a prompt, and how many stopped at the cap.
+
+    ``reached`` prompts have the precision, hits_ess >= 1 / precision^2; ``capped`` ones were stopped at the cap without
+    it; where there are others, the budget was spent.
+    """
+    counts = np.array([row.n for row in estimates])
+    reached = np.array([row.hits_ess for row in estimates]) >= precision**-2
+    return {
+        "trajectories": int(counts.sum()),
+        "from_reference": int(sum(row.n_reference for row in estimates)),
+        "prompts": len(estimates),
+        "fewest": int(counts.min()),
+        "median": float(np.median(counts)),
+        "most": int(counts.max()),
+        "cap": cap,
+        "precision": precision,
+        "reached": int(reached.sum()),
+        "capped": int(((counts >= cap) & ~reached).sum()),
     }

@@ -12,8 +12,10 @@ from disa.partition.config import PartitionConfig
 from disa.partition.diagnostics import bennett_null_test, coverage_profile
 from disa.partition.draws import collect_draws
 from disa.partition.estimate import LogPartition, estimate_log_partition_batch
+from disa.partition.plan import spent
 from disa.partition.regression import PromptFeatures, regress
 from disa.partition.verdict import verdict
+from disa.proposals.config import AdaptiveConfig
 from disa.records import PartitionEstimate, Prompt, ScoredTrajectory
 from disa.rundir import StageFolder
 
@@ -31,6 +33,7 @@ def run_partition(
     prompts: list[Prompt],
     rows: list[ScoredTrajectory],
     features: PromptFeatures | None = None,
+    adaptive: AdaptiveConfig | None = None,
 ) -> None:
     """Estimate log Z of every prompt and write ``estimates.parquet``, with a regressor also ``regressor.npz``.
 
@@ -41,7 +44,7 @@ def run_partition(
     The manifest says whether all rewards were one of the range's two ends (``binary``: q is then the
     same at any beta), the verdict, Bennett's null test of the two models' log-probabilities (its log ratio
     should be 0 within a few standard errors), how much of the reference's successes the proposal covers, and how well
-    the regressor predicts prompts outside its fit.
+    the regressor predicts prompts outside its fit. With an adaptive budget it also says how that was spent.
 
     Raises
     ------
@@ -58,6 +61,9 @@ def run_partition(
         level=config.level,
     )
     estimates = [_record(prompt, batch.row(i), reward_range) for i, prompt in enumerate(prompts)]
+    drawn = [row for row in estimates if row.split == "train"]
+    limits = {"cap": adaptive.cap, "precision": adaptive.precision} if adaptive else None
+    budget = spent(drawn, **limits) if limits else None
     report = None
     if features is not None:
         law = {"beta": beta, "reward_range": reward_range, "level": config.level}
@@ -78,6 +84,7 @@ def run_partition(
             "share": None if np.isnan(profile).any() else profile.tolist(),
         },
         regressor=report,
+        budget=budget,
     )
 
 

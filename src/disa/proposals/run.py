@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 from transformers import PreTrainedModel
@@ -17,6 +17,9 @@ from disa.sampling import SamplingConfig, check_context, decode_completion, enco
 
 VERSION = 1
 
+Plan = Mapping[str, Mapping[str, range]]
+"""Prompt id and source to the numbers of the draws to make."""
+
 
 def run_proposals(
     stage: StageFolder,
@@ -25,6 +28,7 @@ def run_proposals(
     prompts: list[Prompt],
     models: dict[str, PreTrainedModel],
     tokenizer: Tokenizer,
+    plan: Plan | None = None,
 ) -> None:
     """Write one part per block of prompts.
 
@@ -32,12 +36,16 @@ def run_proposals(
     ----------
     models : dict
         ``reference`` and ``proposal``; the same object twice where there is no separate proposal.
+    plan : mapping, optional
+        The draws to make of every prompt; by default the configuration's counts, from 0 on.
     """
+    if plan is None:
+        plan = {p.prompt_id: {s: range(n) for s, n in config.counts(p.split).items()} for p in prompts}
     blocks = {
         f"part-{start:06d}": prompts[start : start + config.prompts_per_part]
         for start in range(0, len(prompts), config.prompts_per_part)
     }
-    sizes = {key: sum(sum(config.counts(p.split).values()) for p in block) for key, block in blocks.items()}
+    sizes = {key: sum(len(r) for p in block for r in plan[p.prompt_id].values()) for key, block in blocks.items()}
     total = sum(sizes.values())
     stage.keep_parts(sizes)
     with progress_bar() as bar:
@@ -45,7 +53,7 @@ def run_proposals(
         for key, block in blocks.items():
             if not stage.part(key).is_file():
                 rows = []
-                for batch in draw_block(block, config, law, models, tokenizer):
+                for batch in draw_block(block, plan, config, law, models, tokenizer):
                     rows += batch
                     bar.advance(task, len(batch))
                 stage.write_part(key, rows, Trajectory)
@@ -56,6 +64,7 @@ def run_proposals(
 
 def draw_block(
     prompts: list[Prompt],
+    plan: Plan,
     config: ProposalsConfig,
     law: SamplingConfig,
     models: dict[str, PreTrainedModel],
@@ -67,7 +76,7 @@ def draw_block(
         for model in models.values():
             check_context(model, encoded[prompt.prompt_id], law, where=f"prompt {prompt.prompt_id}")
     for source in ("reference", "proposal"):
-        jobs = [(p.prompt_id, draw) for p in prompts for draw in range(config.counts(p.split)[source])]
+        jobs = [(p.prompt_id, draw) for p in prompts for draw in plan[p.prompt_id][source]]
         for start in range(0, len(jobs), config.batch_size):
             batch = jobs[start : start + config.batch_size]
             numbers = np.stack(

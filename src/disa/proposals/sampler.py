@@ -8,9 +8,8 @@ trajectory is the same in any batch (up to float rounding exactly at a boundary 
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +17,7 @@ import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from disa.engine import autocast
+from disa.engine import autocast, without_own_defaults
 from disa.sampling import SamplingConfig, stop_token_ids
 
 
@@ -52,16 +51,6 @@ class _Inversion(LogitsProcessor):
         self.log_probs.append(log_p.gather(1, token).squeeze(1))
         # Greedy decoding over scores that leave one token is how generate is told what was picked.
         return torch.full_like(scores, -torch.inf).scatter(1, token, 0.0)
-
-
-@contextlib.contextmanager
-def _without_own_defaults(model: PreTrainedModel) -> Iterator[None]:
-    """Lay the checkpoint's generation defaults aside: ``generate`` fills everything left open from them."""
-    own, model.generation_config = model.generation_config, GenerationConfig()
-    try:
-        yield
-    finally:
-        model.generation_config = own
 
 
 @torch.inference_mode()
@@ -102,7 +91,7 @@ def sample(
         pad_token_id=tokenizer.pad_token_id,
         repetition_penalty=1.0,
     )
-    with autocast(compute), _without_own_defaults(model):
+    with autocast(compute), without_own_defaults(model):
         output = model.generate(
             **padded, generation_config=generation, logits_processor=LogitsProcessorList([inversion])
         )

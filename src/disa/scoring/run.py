@@ -31,8 +31,15 @@ def run_scoring(
     trajectories: list[Trajectory],
     models: dict[str, PreTrainedModel],
     tokenizer: PreTrainedTokenizerBase,
+    *,
+    verdict_needed: bool = True,
 ) -> None:
     """Write one part per block of trajectories, then the parity report.
+
+    Parameters
+    ----------
+    verdict_needed : bool
+        Refuse trajectories none of which has a reward; a small round of further draws may be left without.
 
     Raises
     ------
@@ -60,7 +67,7 @@ def run_scoring(
                 stage.write_part(key, rows, ScoredTrajectory)
             bar.advance(bar_task, len(block))
     rows = stage.rows(ScoredTrajectory)
-    if rows and not decided(rows):
+    if verdict_needed and rows and not decided(rows):
         raise DisaError(
             f"the reward is None, undecided, for all {len(rows)} completions",
             where=f"task {task.name}, field reward",

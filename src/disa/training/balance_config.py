@@ -21,13 +21,40 @@ _REFUSED: dict[str, tuple[Any, str]] = {
     "use_liger_kernel": (False, "its fused loss does not know trajectory balance"),
 }
 
+# Settings of GRPO's loss and advantages. Trajectory balance has neither, so another value would change nothing.
+_UNREAD = (
+    "loss_type",
+    "epsilon",
+    "epsilon_high",
+    "delta",
+    "importance_sampling_level",
+    "scale_rewards",
+    "multi_objective_aggregation",
+    "entropy_coef",
+    "use_adaptive_entropy",
+    "entropy_coef_min",
+    "entropy_coef_max",
+    "entropy_coef_delta",
+    "entropy_target",
+    "top_entropy_quantile",
+    "off_policy_mask_threshold",
+    "use_bias_correction_kl",
+    "router_aux_loss_coef",
+    "sapo_temperature_neg",
+    "sapo_temperature_pos",
+    "vespo_k_pos",
+    "vespo_lambda_pos",
+    "vespo_k_neg",
+    "vespo_lambda_neg",
+)
+
 
 @dataclass
 class BalanceConfig(GRPOConfig):
     """Configuration of a trajectory-balance trainer.
 
-    Everything of :class:`trl.GRPOConfig` applies, except what would change the meaning of the residual, which is
-    refused. ``num_generations`` may be 1 where the method allows groups of one.
+    Everything of :class:`trl.GRPOConfig` applies, except what would change the meaning of the residual and what only
+    GRPO's own loss reads, which is refused. ``num_generations`` may be 1 where the method allows groups of one.
     """
 
     groups_of_one: ClassVar[bool] = True
@@ -78,6 +105,15 @@ class BalanceConfig(GRPOConfig):
             if getattr(self, name) != neutral:
                 raise DisaError(
                     f"{name}={getattr(self, name)} is refused: {reason}", where=where, fix=f"use {name}={neutral}"
+                )
+        for name in _UNREAD:
+            default = GRPOConfig.__dataclass_fields__[name].default
+            if getattr(self, name) != default:
+                raise DisaError(
+                    f"{name}={getattr(self, name)} would change nothing: trajectory balance does not read this setting "
+                    f"of GRPO's loss, expected its default {default}",
+                    where=where,
+                    fix=f"leave {name} out",
                 )
         if not self.reuses_completions and self.gradient_accumulation_steps % self.steps_per_generation:
             raise DisaError(

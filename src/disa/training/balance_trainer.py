@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
-from trl import GRPOTrainer
 
 from disa.engine import SeededEpochs
 from disa.objectives.log_z import group_log_z
@@ -27,9 +26,10 @@ from disa.objectives.trajectory_balance import (
 )
 from disa.training.audit import ResidualRecord
 from disa.training.balance_config import BalanceConfig
+from disa.training.sampling_trainer import SamplingTrainer
 
 
-class BalanceTrainer(GRPOTrainer):
+class BalanceTrainer(SamplingTrainer):
     """Squared trajectory-balance residual of the policy's own completions; abstract in where log Z comes from.
 
     Parameters

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from datasets import Dataset, concatenate_datasets
 from transformers import Trainer
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOConfig
 
 from disa.anchor import Anchor
 from disa.engine import SeededEpochs
@@ -34,6 +34,7 @@ from disa.training.offline_trainer import (
     forward_loss,
     supervised,
 )
+from disa.training.sampling_trainer import SamplingTrainer
 from disa.training.stored import StoredTrajectories
 from disa.training.trainer import DISATrainer
 from disa.training.trajectory_weights import supervised_weights, target_weights
@@ -186,7 +187,7 @@ def _flowrl_published(parts: Ingredients) -> Trainer:
 
 
 def _grpo(parts: Ingredients, **own: Any) -> Trainer:
-    trainer = GRPOTrainer(args=GRPOConfig(**parts.arguments, **parts.sampling, **own), **_online(parts))
+    trainer = SamplingTrainer(args=GRPOConfig(**parts.arguments, **parts.sampling, **own), **_online(parts))
     trainer.add_callback(SeededEpochs())
     return trainer
 

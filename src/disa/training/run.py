@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,7 +86,7 @@ def run_training(
     trajectories : list of ScoredTrajectory
         Those of the training prompts, likewise.
     """
-    checkpoints = stage.path / "checkpoints"
+    checkpoints, log = stage.path / "checkpoints", StepLog(stage.path / "steps.jsonl", f"training: {method}")
     tokenizer = load_tokenizer(reference)
     parts = Ingredients(
         config=config,
@@ -105,14 +106,15 @@ def run_training(
             "model": trainable_model(reference),
             "processing_class": tokenizer,
             "peft_config": _peft_config(config),
-            "callbacks": [StepLog(stage.path / "steps.jsonl", f"training: {method}")],
+            "callbacks": [log],
         },
         dataset=dataset(prompts, task, law),
         reward=TaskReward(task),
     )
     trainer = build_trainer(method, parts)
     trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
+    with closing(log):
+        trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
     _save(trainer, stage.path)
     seen = config.method_steps(method) * config.completions_per_step
     stage.finish(method=method, completions=seen if METHODS[method].generates else 0, sequences=seen)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,7 +53,7 @@ def _train(
         model, tokenizer = base_model(config, task.alphabet)
     longest = max((encode_prompt(tokenizer, p.prompt, law) for p in prompts), key=len, default=[])
     check_context(model, longest, law, where="tasks")
-    checkpoints = folder / f"checkpoints-{name}"
+    checkpoints, log = folder / f"checkpoints-{name}", StepLog(folder / f"{name}.jsonl", f"warm-up: {name}")
     trainer = SFTTrainer(
         model=model,
         args=SFTConfig(
@@ -70,10 +71,11 @@ def _train(
         ),
         train_dataset=demonstrations(task, prompts, tokenizer, law, config, run.noise),
         processing_class=tokenizer,
-        callbacks=[StepLog(folder / f"{name}.jsonl", f"warm-up: {name}")],
+        callbacks=[log],
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
+    with closing(log):
+        trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
     aside = folder / f"{name}.tmp"
     trainer.model.to(torch.float32).save_pretrained(aside)
     tokenizer.save_pretrained(aside)
