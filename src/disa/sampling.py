@@ -15,7 +15,7 @@ from disa.config import StageConfig
 from disa.errors import DisaError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 class SamplingConfig(StageConfig):
@@ -89,7 +89,12 @@ def decode_completion(tokenizer: PreTrainedTokenizerBase, completion_ids: list[i
 
 def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """Every token that ends a completion: the tokenizer's EOS and those the model declares, sorted."""
-    declared: Any = model.generation_config.eos_token_id
+    return declared_stop_token_ids(model.generation_config, tokenizer)
+
+
+def declared_stop_token_ids(generation: GenerationConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """:func:`stop_token_ids` of a model of which only the generation configuration is loaded."""
+    declared: Any = generation.eos_token_id
     declared = [] if declared is None else [declared] if isinstance(declared, int) else list(declared)
     return tuple(sorted({tokenizer.eos_token_id, *declared}))
 

@@ -9,9 +9,9 @@ from openai_server import OpenAIServer
 from disa.cli.main import main
 from disa.evaluation.judge import ANSWER_TRIES, Judge
 from disa.evaluation.judge_protocol import label_messages, pair_messages, read_labels, read_pair
-from disa.evaluation.openai_client import Endpoint, OpenAIClient
 from disa.evaluation.samples import JudgedSample
 from disa.evaluation.strategies import PairVerdict
+from disa.openai_client import Endpoint, OpenAIClient
 from disa.records import Prompt, read_rows, write_rows
 from disa.rundir import write_json
 

@@ -80,7 +80,7 @@ def test_a_later_override_wins(tiny_recipe, write_recipe):
     assert recipe.training.steps == 6
 
 
-@pytest.mark.parametrize("name", ["quickstart", "smollm2-countdown"])
+@pytest.mark.parametrize("name", ["quickstart", "smollm2-countdown", "gemma3-countdown"])
 def test_the_recipes_that_come_with_the_project_load(name, pytestconfig):
     assert load_recipe(pytestconfig.rootpath / "recipes" / f"{name}.yaml").run_dir == f"runs/{name}"
 

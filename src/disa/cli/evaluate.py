@@ -19,8 +19,8 @@ from disa.evaluation.compare import compare, problem_values, summarise_tasks
 from disa.evaluation.generation import GenerationSettings
 from disa.evaluation.leaderboard import Results, summary_table
 from disa.evaluation.models import ModelSpec
-from disa.evaluation.openai_client import check_request
 from disa.evaluation.samples import JudgedSample, ProblemScore, problem_scores
+from disa.openai_client import check_request
 from disa.recipe import load_recipe
 from disa.records import write_rows
 from disa.rundir import exclusive

@@ -16,6 +16,7 @@ from disa.errors import DisaError
 from disa.partition.stage import trajectory_columns
 from disa.partition.sweep import sweep_log_partition
 from disa.partition.verdict import verdict
+from disa.partition.weighable import weighable
 from disa.records import ScoredTrajectory, read_rows
 
 ALARMING_ERRORS = 4.0
@@ -78,7 +79,8 @@ def _log_z_at(anchor: Anchor) -> Any:
     if scoring is not None and scoring.is_dir():
         # The rounds of an adaptive budget lie in folders of their own.
         found = read_rows(sorted(scoring.rglob("*.parquet")), ScoredTrajectory)
-        rows = [row for row in found if row.prompt_id in anchor.estimates and row.reward is not None]
+        judged = [row for row in found if row.prompt_id in anchor.estimates and row.reward is not None]
+        rows = weighable(judged, "pass_rate")
         drawn = sorted({row.prompt_id for row in rows})
         kept = np.isin(drawn, train)
         # All prompts, as in the partition stage: the gate pools its evidence over them.

@@ -16,9 +16,9 @@ from disa.evaluation.compare import compare, summarise_tasks
 from disa.evaluation.judge import Cost, Judge, Verdict
 from disa.evaluation.leaderboard import comparison_json, summary_table
 from disa.evaluation.metrics import summary_to_json
-from disa.evaluation.openai_client import Endpoint, OpenAIClient, check_request
 from disa.evaluation.solutions import Group, correct_solutions, diversity_values, labelled_pairs, verdict_rows
 from disa.evaluation.strategies import PairVerdict, agreement
+from disa.openai_client import Endpoint, OpenAIClient, check_request
 from disa.records import write_rows
 from disa.rundir import exclusive, write_json
 

@@ -92,7 +92,8 @@ class Grid:
 
     def _budgets(self) -> dict[str, Budget]:
         wanted = {p.prompt_id for p in self.prompts if p.split == "train"}
-        rows = [r for r in decided(self._reader.scoring().rows(ScoredTrajectory)) if r.prompt_id in wanted]
+        folders = self._reader.scores().values()
+        rows = [r for f in folders for r in decided(f.rows(ScoredTrajectory)) if r.prompt_id in wanted]
         configs = {m: point_training(self.recipe.training, m, {}) for m in self.comparison.methods}
         read = {method: trajectories_read(method, config, rows) for method, config in configs.items()}
         return equal_budgets(configs, read, equal=self.comparison.budget)

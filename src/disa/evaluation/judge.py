@@ -20,7 +20,7 @@ from disa.evaluation.judge_protocol import (
     read_pair,
     reminded,
 )
-from disa.evaluation.openai_client import OpenAIClient
+from disa.openai_client import OpenAIClient
 from disa.rundir import read_json, write_json
 
 ANSWER_TRIES = 3

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from disa.errors import DisaError
 from disa.evaluation.generation import GenerationSettings
-from disa.evaluation.openai_client import PREFIX, Endpoint, OpenAIClient
+from disa.openai_client import PREFIX, Endpoint, OpenAIClient
 from disa.records import Prompt
 
 if TYPE_CHECKING:

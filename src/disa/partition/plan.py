@@ -15,6 +15,7 @@ import numpy as np
 from disa.partition.allocation import next_round
 from disa.partition.budget import trajectory_arrays
 from disa.partition.draws import collect_draws
+from disa.partition.weighable import weighable
 from disa.records import PartitionEstimate, ScoredTrajectory
 
 SOURCES = ("reference", "proposal")
@@ -49,7 +50,13 @@ def plan_round(
         Inverse temperature.
     reward_range : tuple of float
         Smallest and largest possible reward.
+
+    Raises
+    ------
+    DisaError
+        Where a draw has no log-probability under the proposal.
     """
+    weighable(list(rows), "mixture")  # an adaptive budget weighs the proposal's draws, whatever the estimator
     made = Counter((row.prompt_id, row.source) for row in rows)
     by_prompt: dict[str, list[ScoredTrajectory]] = {}
     for row in sorted(rows, key=lambda row: (row.prompt_id, row.source, row.draw)):

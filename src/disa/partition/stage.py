@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from disa.partition.estimate import LogPartition, estimate_log_partition_batch
 from disa.partition.plan import spent
 from disa.partition.regression import PromptFeatures, regress
 from disa.partition.verdict import verdict
+from disa.partition.weighable import weighable
 from disa.proposals.config import AdaptiveConfig
 from disa.records import PartitionEstimate, Prompt, ScoredTrajectory
 from disa.rundir import StageFolder
@@ -51,6 +53,7 @@ def run_partition(
     DisaError
         Without prompts or trajectories, where a prompt has none, or where one belongs to no prompt.
     """
+    rows = weighable(rows, config.method)
     prompts, undrawn, arrays = _arrays(prompts, rows, predict=features is not None)
     batch = estimate_log_partition_batch(
         **arrays,
@@ -66,6 +69,10 @@ def run_partition(
         law = {"beta": beta, "reward_range": reward_range, "level": config.level}
         regressor, estimates, report = regress(estimates, batch, prompts, undrawn, features, **law)
         regressor.save(stage.path / "regressor.npz")
+    text_level = {row.prompt_id for row in rows if row.retokenised}
+    estimates = [
+        dataclasses.replace(e, flags=[*e.flags, "text_level"]) if e.prompt_id in text_level else e for e in estimates
+    ]
     stage.write_part("estimates", estimates, PartitionEstimate)
 
     draws = collect_draws(**arrays, beta=beta, reward_range=reward_range)

@@ -38,6 +38,8 @@ FLAGS: dict[str, str] = {
     "end of its own: set proposals.reference_share above 0",
     "predicted": "no trajectory was drawn, so log Z is the regressor's prediction from the prompt alone: draw "
     "trajectories for the prompt, or train it with the group baseline",
+    "text_level": "some completions are known as text only and weighted in the reference's tokens, which need not be "
+    "those the proposal drew: use a proposal with the reference's tokenizer, or one that reports token ids",
 }
 """What each flag means and what to do next, by name."""
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from disa.config import StageConfig, speed_only
+from disa.errors import DisaError
+from disa.openai_client import Endpoint
 
 
 class AdaptiveConfig(StageConfig):
@@ -22,6 +24,31 @@ class AdaptiveConfig(StageConfig):
     """Allocations after the pilot, each from everything drawn so far; each spends an equal part of what is left."""
 
 
+class OpenAIConfig(StageConfig):
+    """Servers of the OpenAI protocol that draw; a source without one is drawn on this machine."""
+
+    proposal: str | None = None
+    """Server of the proposal, ``openai:http://HOST:PORT/v1#MODEL``."""
+    reference: str | None = None
+    """Server of the reference."""
+    prompts: Literal["tokens", "text"] = "tokens"
+    """Send a prompt as token ids, or as text where a server takes nothing else."""
+    concurrency: int = speed_only(8, ge=1)
+    """Requests under way at once."""
+    timeout: float = speed_only(600.0, gt=0)
+    """Seconds one request may take; failed ones are tried again."""
+
+    @field_validator("proposal", "reference")
+    @classmethod
+    def _an_endpoint(cls, value: str | None) -> str | None:
+        try:
+            if value is not None:
+                Endpoint.parse(value)
+        except DisaError as error:
+            raise ValueError(error.problem) from error
+        return value
+
+
 class ProposalsConfig(StageConfig):
     """How many trajectories are drawn, and from where."""
 
@@ -33,6 +60,16 @@ class ProposalsConfig(StageConfig):
     """alpha, the share drawn from the reference: it bounds every importance weight by 1/alpha."""
     adaptive: AdaptiveConfig | None = None
     """Spend per_prompt trajectories a training prompt on average, unevenly; null gives every prompt the same."""
+    engine: Literal["transformers", "vllm", "openai", "import"] = "transformers"
+    """What draws: the models on this machine, by transformers or by vLLM; servers of the OpenAI protocol; or nothing
+    at all, where the proposal's trajectories are in files already."""
+    vllm: dict[str, Any] = {}
+    """``engine: vllm``: further arguments of ``vllm.LLM``, such as ``tensor_parallel_size``."""
+    openai: OpenAIConfig | None = None
+    """``engine: openai``: the servers."""
+    files: tuple[str, ...] = ()
+    """``engine: import``: JSONL or Parquet files with the proposal's trajectories. All of them are taken; the
+    reference's share of ``per_prompt`` is drawn in addition."""
     compute: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of sampling."""
     seed: int = 0
@@ -51,10 +88,31 @@ class ProposalsConfig(StageConfig):
             )
         return self
 
+    @model_validator(mode="after")
+    def _settings_of_the_engine(self) -> ProposalsConfig:
+        given = {"vllm": self.vllm, "openai": self.openai, "import": self.files}
+        for engine, settings in given.items():
+            if settings and engine != self.engine:
+                name = "files" if engine == "import" else engine
+                raise ValueError(f"{name} is for engine: {engine}, the engine is {self.engine}")
+        if self.engine == "openai" and not (self.openai and (self.openai.proposal or self.openai.reference)):
+            raise ValueError("engine: openai needs openai.proposal or openai.reference")
+        if self.engine == "import" and not self.files:
+            raise ValueError("engine: import needs files")
+        if self.engine == "import" and self.adaptive:
+            raise ValueError("an adaptive budget needs an engine that draws, files hold what they hold")
+        return self
+
+    @property
+    def drawn_elsewhere(self) -> bool:
+        """Whether the proposal need not be on this machine: a server or a file speaks for it."""
+        return self.engine == "import" or bool(self.openai and self.openai.proposal)
+
     def identity(self) -> dict[str, Any]:
-        """Without ``adaptive`` where it is null: even budgets keep the identity they had before there were others."""
-        values = super().identity()
-        return values if self.adaptive else {name: value for name, value in values.items() if name != "adaptive"}
+        """Without what is not in use: plain budgets and engines keep the identity they had before there were others."""
+        unused = {"vllm": self.engine != "vllm", "openai": not self.openai, "files": not self.files}
+        unused |= {"adaptive": not self.adaptive, "engine": self.engine == "transformers"}
+        return {name: value for name, value in super().identity().items() if not unused.get(name)}
 
     def counts(self, split: str) -> dict[str, int]:
         """Draws per source for a prompt of this split; the pilot's where the budget is adaptive."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 from transformers import PreTrainedModel
@@ -10,7 +11,9 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from disa.engine import progress_bar
 from disa.proposals.config import ProposalsConfig
-from disa.proposals.sampler import sample, uniforms
+from disa.proposals.imported import ImportedTrajectories
+from disa.proposals.protocol import Engine, Job, job_seed
+from disa.proposals.sampler import Draw, sample, uniforms
 from disa.records import Prompt, Trajectory
 from disa.rundir import StageFolder
 from disa.sampling import SamplingConfig, check_context, decode_completion, encode_prompt
@@ -29,18 +32,23 @@ def run_proposals(
     models: dict[str, PreTrainedModel],
     tokenizer: Tokenizer,
     plan: Plan | None = None,
+    engines: Mapping[str, Engine] | None = None,
 ) -> None:
     """Write one part per block of prompts, beside any other processes that do the same.
 
     Parameters
     ----------
     models : dict
-        ``reference`` and ``proposal``; the same object twice where there is no separate proposal.
+        ``reference`` and ``proposal``; the same object twice where there is no separate proposal. A source that an
+        engine draws needs none.
     plan : mapping, optional
-        The draws to make of every prompt; by default the configuration's counts, from 0 on.
+        The draws to make of every prompt; by default the configuration's counts, from 0 on, and all that an import has.
+    engines : mapping, optional
+        What draws in the place of transformers, by source.
     """
+    engines = engines or {}
     if plan is None:
-        plan = {p.prompt_id: {s: range(n) for s, n in config.counts(p.split).items()} for p in prompts}
+        plan = {p.prompt_id: {s: range(n) for s, n in _counts(p, config, engines).items()} for p in prompts}
     blocks = {
         f"part-{start:06d}": prompts[start : start + config.prompts_per_part]
         for start in range(0, len(prompts), config.prompts_per_part)
@@ -52,12 +60,31 @@ def run_proposals(
         for key in stage.parts_to_make(sizes):
             bar.update(task, completed=stage.made(sizes))
             rows = []
-            for batch in draw_block(blocks[key], plan, config, law, models, tokenizer):
+            for batch in draw_block(blocks[key], plan, config, law, models, tokenizer, engines):
                 rows += batch
                 bar.advance(task, len(batch))
             stage.write_part(key, rows, Trajectory)
         bar.update(task, completed=total)
-    stage.finish(trajectories=total, prompts=len(prompts))
+    stage.finish(trajectories=total, prompts=len(prompts), **_engine_facts(stage, config, engines))
+
+
+def _counts(prompt: Prompt, config: ProposalsConfig, engines: Mapping[str, Engine]) -> dict[str, int]:
+    counts = config.counts(prompt.split)
+    held = {s: e.count(prompt.prompt_id) for s, e in engines.items() if isinstance(e, ImportedTrajectories)}
+    return counts | held
+
+
+def _engine_facts(stage: StageFolder, config: ProposalsConfig, engines: Mapping[str, Engine]) -> dict[str, Any]:
+    """What the manifest says of engines: which one, and what it left unsaid."""
+    if not engines:
+        return {}
+    rows = stage.rows(Trajectory)
+    return {
+        "engine": config.engine,
+        "retokenised": sum(row.retokenised for row in rows),
+        "without_log_prob": sum(row.log_sampler is None for row in rows),
+        "left_out": sum(e.left_out for e in engines.values() if isinstance(e, ImportedTrajectories)),
+    }
 
 
 def draw_block(
@@ -67,6 +94,7 @@ def draw_block(
     law: SamplingConfig,
     models: dict[str, PreTrainedModel],
     tokenizer: Tokenizer,
+    engines: Mapping[str, Engine],
 ) -> Iterator[list[Trajectory]]:
     """Trajectories of some prompts, in batches; each is determined by its own seed alone."""
     encoded = {p.prompt_id: encode_prompt(tokenizer, p.prompt, law) for p in prompts}
@@ -77,11 +105,10 @@ def draw_block(
         jobs = [(p.prompt_id, draw) for p in prompts for draw in plan[p.prompt_id][source]]
         for start in range(0, len(jobs), config.batch_size):
             batch = jobs[start : start + config.batch_size]
-            numbers = np.stack(
-                [uniforms(config.seed, prompt_id, source, draw, law.max_completion_length) for prompt_id, draw in batch]
-            )
-            draws = sample(
-                models[source], tokenizer, [encoded[prompt_id] for prompt_id, _ in batch], numbers, law, config.compute
+            draws = (
+                engines[source].draw([Job(i, encoded[i], n, job_seed(config.seed, i, source, n)) for i, n in batch])
+                if source in engines
+                else _sampled(batch, source, encoded, config, law, models[source], tokenizer)
             )
             yield [
                 Trajectory(
@@ -92,6 +119,22 @@ def draw_block(
                     completion_ids=d.completion_ids,
                     truncated=d.truncated,
                     log_sampler=d.log_prob,
+                    retokenised=d.retokenised,
                 )
                 for (prompt_id, draw), d in zip(batch, draws, strict=True)
             ]
+
+
+def _sampled(
+    batch: list[tuple[str, int]],
+    source: str,
+    encoded: dict[str, list[int]],
+    config: ProposalsConfig,
+    law: SamplingConfig,
+    model: PreTrainedModel,
+    tokenizer: Tokenizer,
+) -> list[Draw]:
+    numbers = np.stack(
+        [uniforms(config.seed, prompt_id, source, draw, law.max_completion_length) for prompt_id, draw in batch]
+    )
+    return sample(model, tokenizer, [encoded[prompt_id] for prompt_id, _ in batch], numbers, law, config.compute)

@@ -26,8 +26,10 @@ class Draw(NamedTuple):
 
     completion_ids: list[int]
     truncated: bool
-    log_prob: float
-    """Sum over the completion's tokens, stop token included, in nats."""
+    log_prob: float | None
+    """Sum over the completion's tokens, stop token included, in nats; None where an engine does not say."""
+    retokenised: bool = False
+    """Only the text was known, and the ids are what the reference's tokenizer makes of it."""
 
 
 def uniforms(seed: int, prompt_id: str, source: str, draw: int, length: int) -> np.ndarray:

@@ -8,6 +8,7 @@ bounded, per source.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,18 +17,29 @@ from disa.errors import DisaError
 from disa.records import ScoredTrajectory
 
 
-def parity_report(rows: list[ScoredTrajectory], bound: float) -> dict[str, Any]:
+def parity_report(
+    rows: list[ScoredTrajectory], bound: float, models: Sequence[str] = ("reference", "proposal")
+) -> dict[str, Any]:
     """Absolute differences per token between the sampler's and the scorer's log-probability.
+
+    Parameters
+    ----------
+    models : sequence of str
+        Sources whose model the scorer has.
 
     Returns
     -------
     dict
-        Per source: ``mean`` and ``max`` over its trajectories in nats per token, and the count;
-        with the ``bound`` that the means must respect.
+        Per source: ``mean`` and ``max`` over its trajectories in nats per token, and the count; with the ``bound``
+        that the means must respect. Trajectories that only one of the two has a number for are counted as
+        ``unchecked``, where there are any.
     """
     report: dict[str, Any] = {"bound": bound, "unit": "nats per token"}
-    for source in sorted({row.source for row in rows}):
-        mine = [row for row in rows if row.source == source]
+    both = [row for row in rows if row.source in models and row.log_sampler is not None]
+    if len(both) < len(rows):
+        report["unchecked"] = len(rows) - len(both)
+    for source in sorted({row.source for row in both}):
+        mine = [row for row in both if row.source == source]
         scored = np.array([row.log_ref if source == "reference" else row.log_proposal for row in mine])
         tokens = np.array([max(1, len(row.completion_ids)) for row in mine])
         difference = np.abs(scored - np.array([row.log_sampler for row in mine])) / tokens

@@ -73,7 +73,7 @@ def run_scoring(
             where=f"task {task.name}, field reward",
             fix=f"return a number in {list(task.reward_range)} wherever a completion can be judged",
         )
-    report = parity_report(rows, config.parity_bound)
+    report = parity_report(rows, config.parity_bound, tuple(models))
     write_json(stage.path / "parity.json", report)
     check_parity(report)
     stage.finish(trajectories=len(rows), undecided=len(rows) - len(decided(rows)), parity=report)
@@ -106,7 +106,10 @@ def _score_block(
         )
         for key, model in distinct.items()
     }
-    log_ref, log_proposal = scores[id(models["reference"])], scores[id(models["proposal"])]
+    log_ref = scores[id(models["reference"])]
+    # Without the proposal's weights there is only its own word, and that on its own draws.
+    said = [t.log_sampler if t.source == "proposal" else None for t in block]
+    log_proposal = scores[id(models["proposal"])].tolist() if "proposal" in models else said
     return [
         ScoredTrajectory(
             prompt_id=t.prompt_id,
@@ -117,8 +120,9 @@ def _score_block(
             truncated=t.truncated,
             log_sampler=t.log_sampler,
             log_ref=float(log_ref[i]),
-            log_proposal=float(log_proposal[i]),
+            log_proposal=log_proposal[i],
             reward=rewards[i],
+            retokenised=t.retokenised,
         )
         for i, t in enumerate(block)
     ]

@@ -96,6 +96,9 @@ class BalanceConfig(GRPOConfig):
                 fix="leave beta out; set inverse_temperature only",
             )
         self.beta = reciprocal
+        if self.use_vllm:
+            # On by default, it costs a forward pass for weights that these losses do not read.
+            self.vllm_importance_sampling_correction = False
         if self.length not in self.lengths:
             expected = " or ".join(repr(length) for length in self.lengths)
             raise DisaError(f"length={self.length!r}, expected {expected}", where=where)

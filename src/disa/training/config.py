@@ -21,6 +21,15 @@ class LoRAConfig(StageConfig):
     """Which modules get adapters, as PEFT names them."""
 
 
+class RolloutConfig(StageConfig):
+    """Completions in training drawn by vLLM, as TRL's trainers drive it."""
+
+    mode: Literal["colocate", "server"] = "colocate"
+    """In the training processes on the same devices, or a server that ``vllm serve`` started."""
+    options: dict[str, Any] = {}
+    """Further ``vllm_...`` arguments of ``trl.GRPOConfig``, without that prefix, such as ``gpu_memory_utilization``."""
+
+
 class TrainingConfig(StageConfig):
     """How the policies are trained."""
 
@@ -71,6 +80,8 @@ class TrainingConfig(StageConfig):
     """Reference trajectories that A*-PO takes a prompt's value from."""
     lora: LoRAConfig | None = None
     """Adapters of every method; null for full fine-tuning, except of lora_sft, which takes the defaults."""
+    vllm: RolloutConfig | None = None
+    """Draw the completions with vLLM; null draws them with transformers."""
     compute: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the passes; weights stay float32."""
     seed: int = 0
@@ -95,6 +106,10 @@ class TrainingConfig(StageConfig):
         if self.completions_per_prompt == 1 and needing:
             raise ValueError(f"completions_per_prompt 1 leaves {', '.join(needing)} without groups to learn from")
         return self
+
+    def identity(self) -> dict[str, Any]:
+        """Without ``vllm`` where it is null: runs with transformers keep the identity from before there was a choice."""
+        return {name: value for name, value in super().identity().items() if name != "vllm" or self.vllm}
 
     @property
     def completions_per_step(self) -> int:
@@ -121,6 +136,7 @@ class TrainingConfig(StageConfig):
         """What one method's result depends on: the list of methods and the others' settings do not."""
         resolved = ("methods", "steps", "steps_of", "learning_rate", "learning_rates")
         foreign = {*resolved} | FOREIGN - set(METHODS[method].settings)
+        foreign |= set() if METHODS[method].generates else {"vllm"}
         own = {name: value for name, value in self.identity().items() if name not in foreign}
         steps, rate = self.method_steps(method), self.method_learning_rate(method)
         lora = self.method_lora(method)

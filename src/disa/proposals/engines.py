@@ -1,0 +1,63 @@
+"""Choose the engines of a recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from transformers import AutoConfig, GenerationConfig
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from disa.proposals.config import ProposalsConfig
+from disa.proposals.imported import ImportedTrajectories
+from disa.proposals.openai_engine import OpenAIEngine
+from disa.proposals.protocol import Engine
+from disa.proposals.vllm_engine import VLLMEngine
+from disa.records import Prompt
+from disa.sampling import SamplingConfig, declared_stop_token_ids
+
+
+def make_engines(
+    config: ProposalsConfig,
+    law: SamplingConfig,
+    prompts: list[Prompt],
+    paths: Mapping[str, Path | str],
+    tokenizer: Tokenizer,
+) -> dict[str, Engine]:
+    """Engine of each source that transformers does not draw.
+
+    Parameters
+    ----------
+    paths : mapping
+        Folder or hub id of ``reference`` and ``proposal``.
+
+    Raises
+    ------
+    DisaError
+        Where an engine is not installed or a file cannot be imported.
+    """
+    if config.engine == "transformers":
+        return {}
+    stops = declared_stop_token_ids(_generation_config(str(paths["reference"])), tokenizer)
+    if config.engine == "import":
+        return {"proposal": ImportedTrajectories(config.files, prompts, tokenizer, law, stops)}
+    if config.engine == "openai":
+        servers = {"reference": config.openai.reference, "proposal": config.openai.proposal}
+        return {
+            source: OpenAIEngine(endpoint, law, stops, tokenizer, config.openai)
+            for source, endpoint in servers.items()
+            if endpoint
+        }
+    models = {path: None for path in map(str, paths.values())}
+    # Of the device's memory vLLM takes 0.9 by default, and two models may have to share it.
+    options = {"gpu_memory_utilization": 0.9 / len(models)} | config.vllm
+    models = {path: VLLMEngine(path, law, stops, config.compute, options) for path in models}
+    return {source: models[str(path)] for source, path in paths.items()}
+
+
+def _generation_config(path: str) -> GenerationConfig:
+    """What the model declares about generation, without its weights."""
+    try:
+        return GenerationConfig.from_pretrained(path)
+    except OSError:  # a folder without such a file: transformers then derives it from the model's configuration
+        return GenerationConfig.from_model_config(AutoConfig.from_pretrained(path))

@@ -1,0 +1,215 @@
+"""Trajectories that are in files already: JSONL or Parquet, with or without token ids and log-probabilities.
+
+A row has ``prompt_id`` or ``prompt``, and ``completion``; it may have ``completion_ids`` (token ids, the stop token
+included unless truncated), ``log_prob`` (of the whole completion under the model that wrote it, nats) and
+``truncated``. Ids that the reference's tokenizer does not turn back into the text belong to another tokenizer: the
+text is then tokenised by the reference's, its trajectory marked, and its weight one between texts instead of token
+sequences.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from disa.errors import DisaError
+from disa.proposals.protocol import Job
+from disa.proposals.sampler import Draw
+from disa.records import Prompt
+from disa.sampling import SamplingConfig, decode_completion
+
+_FIELDS: dict[str, tuple[type, ...]] = {
+    "prompt_id": (str,),
+    "prompt": (str,),
+    "completion": (str,),
+    "completion_ids": (list,),
+    "log_prob": (float, int),
+    "truncated": (bool,),
+}
+
+
+class ImportedTrajectories:
+    """The proposal's trajectories, in the order of their files.
+
+    Parameters
+    ----------
+    files : sequence of path
+    prompts : list of Prompt
+        Those of the run. Rows of other prompts are left out and counted.
+    tokenizer : PreTrainedTokenizerBase
+        The reference's.
+    law : SamplingConfig
+    stops : sequence of int
+        Stop tokens.
+
+    Raises
+    ------
+    DisaError
+        Where a file cannot be read, a row is no completion that the sampling law can write, or no row belongs to a
+        prompt of the run.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[str],
+        prompts: list[Prompt],
+        tokenizer: Tokenizer,
+        law: SamplingConfig,
+        stops: Sequence[int],
+    ) -> None:
+        known = {p.prompt_id: p.prompt_id for p in prompts} | {p.prompt: p.prompt_id for p in prompts}
+        self._draws: dict[str, list[Draw]] = {p.prompt_id: [] for p in prompts}
+        self.left_out = 0
+        """Rows of prompts that the run does not have."""
+        for where, row in _rows(files):
+            prompt_id = known.get(row["prompt_id"] or row["prompt"])
+            if prompt_id is None:
+                self.left_out += 1
+            else:
+                self._draws[prompt_id].append(_draw(row, tokenizer, law, stops, where))
+        if not any(self._draws.values()):
+            raise DisaError(
+                f"none of {self.left_out} rows belongs to a prompt of this run",
+                where=", ".join(files),
+                fix="give each row the prompt_id or the prompt of a row in 1_tasks",
+            )
+
+    def count(self, prompt_id: str) -> int:
+        """Number of trajectories of a prompt."""
+        return len(self._draws[prompt_id])
+
+    def draw(self, jobs: Sequence[Job]) -> list[Draw]:
+        """Look the trajectories up by prompt and number."""
+        return [self._draws[job.prompt_id][job.draw] for job in jobs]
+
+
+def files_digest(files: Sequence[str]) -> list[str]:
+    """Digest of every file's content: what is imported is part of what a run depends on.
+
+    Raises
+    ------
+    DisaError
+        Where a file is missing.
+    """
+    return [hashlib.sha256(_existing(file).read_bytes()).hexdigest()[:16] for file in files]
+
+
+def text_draw(
+    tokenizer: Tokenizer, text: str, law: SamplingConfig, *, truncated: bool, log_prob: float | None, where: str
+) -> Draw:
+    """A completion of which only the text is known, in the reference's tokens.
+
+    Raises
+    ------
+    DisaError
+        Where the law could not have written it: longer than the limit, or cut and in these tokens not at the limit.
+    """
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"] + ([] if truncated else [tokenizer.eos_token_id])
+    _check_length(ids, law, where)
+    if truncated and len(ids) < law.max_completion_length:
+        raise DisaError(
+            f"the text was cut, and it has {len(ids)} tokens where the limit is {law.max_completion_length}",
+            where=where,
+            fix="draw with a limit that no text reaches; leaving cut ones out would bias what is estimated",
+        )
+    return Draw(ids, truncated, log_prob, retokenised=True)
+
+
+def _draw(row: dict[str, Any], tokenizer: Tokenizer, law: SamplingConfig, stops: Sequence[int], where: str) -> Draw:
+    text, ids, log_prob = row["completion"], row["completion_ids"], row["log_prob"]
+    truncated = bool(row["truncated"])
+    if log_prob is not None and not (math.isfinite(log_prob) and log_prob <= 0):
+        fix = "give the natural logarithm of the completion's probability, or leave the field out"
+        raise DisaError(f"log_prob is {log_prob}, expected a number up to 0", where=where, fix=fix)
+    if ids is None or not _writes(tokenizer, ids, text):
+        return text_draw(tokenizer, text, law, truncated=truncated, log_prob=log_prob, where=where)
+    _check_length(ids, law, where)
+    ends = [i for i, token in enumerate(ids) if token in stops]
+    expected = [] if truncated else [len(ids) - 1]
+    if ends != expected or (truncated and len(ids) != law.max_completion_length):
+        raise DisaError(
+            f"truncated is {str(truncated).lower()}, and of {len(ids)} completion_ids those at {ends} are stop tokens",
+            where=where,
+            fix="end completion_ids with their only stop token, or, where truncated, at "
+            f"sampling.max_completion_length {law.max_completion_length} without one",
+        )
+    return Draw(list(ids), truncated, log_prob)
+
+
+def _writes(tokenizer: Tokenizer, ids: Sequence[int], text: str) -> bool:
+    return all(0 <= token < len(tokenizer) for token in ids) and decode_completion(tokenizer, list(ids)) == text
+
+
+def _check_length(ids: Sequence[int], law: SamplingConfig, where: str) -> None:
+    if len(ids) > law.max_completion_length:
+        raise DisaError(
+            f"{len(ids)} tokens, the stop token included, and the limit is {law.max_completion_length}",
+            where=where,
+            fix="raise sampling.max_completion_length to what the trajectories were drawn with",
+        )
+
+
+def _rows(files: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Rows of all files, each with where it stands."""
+    for file in files:
+        path = _existing(file)
+        read = _parquet if path.suffix == ".parquet" else _jsonl
+        for where, row in read(path):
+            yield where, _checked(row, where)
+
+
+def _jsonl(path: Path) -> Iterator[tuple[str, Any]]:
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            where = f"{path}, line {number}"
+            try:
+                if line.strip():
+                    yield where, json.loads(line)
+            except ValueError as error:
+                raise DisaError("not valid JSON", where=where, fix="write one JSON object a line") from error
+
+
+def _parquet(path: Path) -> Iterator[tuple[str, Any]]:
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DisaError("not a readable Parquet file", where=str(path), fix="write it again") from error
+    for number, row in enumerate(table.to_pylist()):
+        yield f"{path}, row {number}", row
+
+
+def _checked(row: Any, where: str) -> dict[str, Any]:
+    """Known fields of a row, None where they are missing."""
+    if not isinstance(row, dict):
+        raise DisaError(f"expected an object, found {type(row).__name__}", where=where, fix="write one object a line")
+    values = {name: row.get(name) for name in _FIELDS}
+    for name, value in values.items():
+        if value is not None and not _fits(name, value):
+            expected = "list of token ids" if name == "completion_ids" else _FIELDS[name][0].__name__
+            problem = f"expected {expected}, found {value!r}"[:200]
+            raise DisaError(problem, where=f"{where}, field {name}", fix="correct it")
+    if values["completion"] is None or (values["prompt_id"] or values["prompt"]) is None:
+        fix = "give every row prompt_id or prompt, and completion"
+        raise DisaError(f"fields are missing, found {', '.join(row)}", where=where, fix=fix)
+    return values
+
+
+def _fits(name: str, value: Any) -> bool:
+    if name == "completion_ids":
+        return isinstance(value, list) and all(type(token) is int for token in value)
+    return type(value) in _FIELDS[name]
+
+
+def _existing(file: str) -> Path:
+    path = Path(file)
+    if not path.is_file():
+        raise DisaError("file not found", where=file, fix="correct proposals.files")
+    return path

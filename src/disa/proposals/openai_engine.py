@@ -1,0 +1,176 @@
+"""Draw from a server of the OpenAI protocol that reports log-probabilities: vLLM, SGLang, llama.cpp and their like.
+
+They differ in what they draw from by default and in how they report tokens. Every setting that changes the
+distribution is sent, and where the server repeats what it used, as llama.cpp does, its word is checked. Tokens are
+taken as ids in whichever form they come; where only text comes it is tokenised again, and the trajectory marked.
+"""
+
+from __future__ import annotations
+
+import collections
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from disa.errors import DisaError
+from disa.openai_client import Endpoint, OpenAIClient
+from disa.openai_replies import Reply
+from disa.proposals.config import OpenAIConfig
+from disa.proposals.imported import text_draw
+from disa.proposals.protocol import NEUTRAL, Job, finished_draw
+from disa.proposals.sampler import Draw
+from disa.sampling import SamplingConfig
+
+_LLAMA_CPP = {
+    "repeat_penalty": 1.0,
+    "typical_p": 1.0,
+    "top_n_sigma": -1.0,
+    "dry_multiplier": 0.0,
+    "xtc_probability": 0.0,
+    "dynatemp_range": 0.0,
+    "mirostat": 0,
+    "ignore_eos": False,
+}
+"""llama.cpp's further ways to change a distribution, switched off."""
+
+_EVERY_TOKEN = 2**30
+"""top_k that keeps every token. 0 means the same to vLLM and llama.cpp and is an error to SGLang, -1 the same to vLLM
+and SGLang and an error to llama-cpp-python."""
+
+
+class OpenAIEngine:
+    """One model behind ``/completions``.
+
+    Parameters
+    ----------
+    endpoint : str
+        ``openai:URL#MODEL``.
+    law : SamplingConfig
+    stops : sequence of int
+        Stop tokens.
+    tokenizer : PreTrainedTokenizerBase
+        The reference's.
+    config : OpenAIConfig
+    """
+
+    def __init__(
+        self, endpoint: str, law: SamplingConfig, stops: Sequence[int], tokenizer: Tokenizer, config: OpenAIConfig
+    ) -> None:
+        self._client = OpenAIClient(Endpoint.parse(endpoint), timeout=config.timeout, concurrency=config.concurrency)
+        self._law, self._stops, self._tokenizer, self._config = law, tuple(stops), tokenizer, config
+
+    def draw(self, jobs: Sequence[Job]) -> list[Draw]:
+        """One request a job, several at once.
+
+        Raises
+        ------
+        DisaError
+            Where the server cannot be reached, refuses a request, drew from another distribution than it was asked to,
+            or reports no log-probabilities.
+        """
+        return list(self._client.map(self._draw, jobs))
+
+    def _draw(self, job: Job) -> Draw:
+        reply = self._client.complete(self._prompt(job.prompt_ids), **self._request(job.seed))
+        where = f"{self._client.endpoint.url}, prompt {job.prompt_id}, draw {job.draw}"
+        check_settings(reply, self._law, where=where)
+        limit = self._law.max_completion_length
+        if (tokens := reported_tokens(reply)) is not None:
+            return finished_draw(*tokens, self._stops, limit, where=where)
+        truncated = reply.finish_reason == "length"
+        if (tokens := self._pieces(reply)) is None:
+            return text_draw(self._tokenizer, reply.text, self._law, truncated=truncated, log_prob=None, where=where)
+        ids, log_probs = tokens
+        if truncated:
+            return finished_draw(ids, log_probs, self._stops, limit, where=where)
+        # The stop token has no text, and such a server leaves it and its log-probability out.
+        return Draw([*ids, self._tokenizer.eos_token_id], False, None, retokenised=len(self._stops) > 1)
+
+    def _pieces(self, reply: Reply) -> tuple[list[int], list[float]] | None:
+        """Tokens that are reported as text, where each is the text of exactly one token."""
+        found = reply.logprobs if isinstance(reply.logprobs, dict) else {}
+        ids = [self._ids.get(text) for text in found.get("tokens") or []]
+        return None if None in ids or not ids else (ids, found["token_logprobs"])
+
+    @functools.cached_property
+    def _ids(self) -> dict[str, int]:
+        """Ids of the tokens, by their text, without texts that several tokens have, such as parts of a character."""
+        texts = [self._tokenizer.decode([token]) for token in range(len(self._tokenizer))]
+        counts = collections.Counter(texts)
+        return {text: token for token, text in enumerate(texts) if counts[text] == 1}
+
+    def _prompt(self, ids: Sequence[int]) -> Sequence[int] | str:
+        if self._config.prompts == "tokens":
+            return list(ids)
+        # A server that takes text puts the first token in front by itself.
+        ids = ids[1:] if ids[0] == self._tokenizer.bos_token_id else ids
+        return self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    def _request(self, seed: int) -> dict[str, Any]:
+        law = self._law
+        return {
+            **NEUTRAL,
+            **_LLAMA_CPP,
+            "temperature": law.temperature,
+            "top_k": _EVERY_TOKEN,
+            "samplers": ["temperature"],
+            "max_tokens": law.max_completion_length,
+            "seed": seed,
+            "stop_token_ids": list(self._stops),
+            "logprobs": 1,
+            "return_token_ids": True,  # vLLM and SGLang
+            "return_tokens_as_token_ids": True,  # older vLLM
+            "post_sampling_probs": law.temperature != 1.0,  # llama.cpp: probabilities after the temperature
+            "verbose": True,  # llama.cpp then says which settings it used
+        }
+
+
+_RESTART = "start the server without options that overrule a request's sampling settings"
+
+
+def reported_tokens(reply: Reply) -> tuple[list[int], list[float]] | None:
+    """Token ids and log-probabilities of a reply, None where it holds no ids.
+
+    - vLLM, SGLang: ``token_ids`` beside ``logprobs.token_logprobs``;
+    - vLLM: ``logprobs.tokens`` of the form ``token_id:17``;
+    - llama.cpp: ``logprobs.content``, each with ``id`` and ``logprob``, or ``prob`` after sampling.
+    """
+    choice, found = (reply.whole or {})["choices"][0], reply.logprobs
+    if not isinstance(found, dict):
+        return None
+    if content := found.get("content"):
+        log_probs = [token["logprob"] if "logprob" in token else _log(token["prob"]) for token in content]
+        return ([token["id"] for token in content], log_probs) if "id" in content[0] else None
+    ids, tokens = choice.get("token_ids"), found.get("tokens") or []
+    if ids is None and tokens and all(str(token).startswith("token_id:") for token in tokens):
+        ids = [int(token.removeprefix("token_id:")) for token in tokens]
+    return None if ids is None else (ids, found["token_logprobs"])
+
+
+def check_settings(reply: Reply, law: SamplingConfig, *, where: str) -> None:
+    """Refuse a completion whose server says that it used other settings than it was sent.
+
+    Raises
+    ------
+    DisaError
+        Naming the setting.
+    """
+    used = ((reply.whole or {}).get("__verbose") or {}).get("generation_settings") or {}
+    for name, sent in ({"temperature": law.temperature} | NEUTRAL | _LLAMA_CPP).items():
+        # The server keeps them in float32.
+        if name in used and not math.isclose(used[name], sent, rel_tol=1e-6):
+            raise DisaError(
+                f"the server used {name} {used[name]:g}, it was sent {sent:g}",
+                where=where,
+                fix=_RESTART,
+            )
+    if 0 < used.get("top_k", 0) < _EVERY_TOKEN:
+        raise DisaError(f"the server used top_k {used['top_k']}, it was sent {_EVERY_TOKEN}", where=where, fix=_RESTART)
+
+
+def _log(probability: float) -> float:
+    # A token that was drawn has a probability, however small; llama.cpp's float32 may not hold it.
+    return math.log(probability) if probability > 0 else math.log(2.0**-149)
