@@ -11,8 +11,9 @@ from disa.scoring.log_probs import PackedCompletions, PaddedCompletions, sequenc
 from disa.shared_prefix import ARCHITECTURES, shared_attention, unsupported
 
 CPU = torch.device("cpu")
-# float64 keeps 53 bits; log-probabilities of some nats, after sums of a few dozen terms in another order.
-FLOAT64 = 1e-12
+# The layers' norms compute in float32 even in a float64 model: 24 bits in each of a few layers, on values of some nats
+# and, relatively, on gradients. A token attending to one too many or too few changes the first digit.
+FLOAT32 = 1e-5
 
 
 def one_by_one(model, prompts, completions, temperature=1.0):
@@ -49,14 +50,21 @@ def assert_equal_gradients(found, expected, tolerance):
         assert (found[name] - gradient).abs().max().item() < tolerance * scale, name
 
 
+def checkpoint(model):
+    """Switch recomputation of layers on, by whichever of its names the library knows."""
+    renamed = getattr(model, "activation_checkpointing_enable", None)
+    (renamed or model.gradient_checkpointing_enable)({"use_reentrant": False})
+    model.train()
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_log_probs_and_gradients_are_those_of_each_row_alone(name, temperature):
     model, (prompts, completions) = small_architecture(name), ragged_rows()
     expected = one_by_one(model, prompts, completions, temperature)
     found = shared(model, prompts, completions, temperature)
-    torch.testing.assert_close(found, expected, rtol=0, atol=100 * FLOAT64)
-    assert_equal_gradients(gradients(model, found), gradients(model, expected), 1e-10)
+    torch.testing.assert_close(found, expected, rtol=0, atol=FLOAT32)
+    assert_equal_gradients(gradients(model, found), gradients(model, expected), FLOAT32)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -78,7 +86,7 @@ def test_equal_lengths_take_the_way_without_gathering_and_agree_as_well(name):
     batch = PackedCompletions(prompts, completions, CPU)
     assert batch.groups.trunks.even and batch.groups.branches.even
     torch.testing.assert_close(
-        shared(model, prompts, completions), one_by_one(model, prompts, completions), rtol=0, atol=100 * FLOAT64
+        shared(model, prompts, completions), one_by_one(model, prompts, completions), rtol=0, atol=FLOAT32
     )
 
 
@@ -97,24 +105,24 @@ def test_batches_under_any_budget_give_the_same_sums_in_the_order_of_the_rows(to
     model, (prompts, completions) = small_architecture("gemma3"), ragged_rows()
     expected = one_by_one(model, prompts, completions).detach().numpy()
     found = sequence_log_probs(model, prompts, completions, tokens_per_batch=tokens_per_batch)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=100 * FLOAT64)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=FLOAT32)
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3"])
 def test_checkpointed_layers_give_the_same_gradients_inside_the_context(name):
     model, (prompts, completions) = small_architecture(name), ragged_rows()
     expected = gradients(model, shared(model, prompts, completions))
-    model.train().gradient_checkpointing_enable({"use_reentrant": False})
+    checkpoint(model)
     with shared_attention(model):
         found = gradients(model, shared(model, prompts, completions))
-    assert_equal_gradients(found, expected, 1e-10)
+    assert_equal_gradients(found, expected, FLOAT32)
 
 
 def test_a_layer_recomputed_outside_the_context_fails_instead_of_being_wrong():
     model, (prompts, completions) = small_architecture("llama"), ragged_rows()
-    model.train().gradient_checkpointing_enable({"use_reentrant": False})
+    checkpoint(model)
     log_p = shared(model, prompts, completions)
-    with pytest.raises(RuntimeError, match="expand"):
+    with pytest.raises(RuntimeError, match="size of tensor"):
         log_p.sum().backward()
 
 
@@ -142,7 +150,7 @@ def test_adapters_take_part_and_get_the_same_gradients():
 
     expected = trained(one_by_one(model, prompts, completions))
     assert all("lora" in name for name in expected)
-    assert_equal_gradients(trained(shared(base, prompts, completions)), expected, 1e-10)
+    assert_equal_gradients(trained(shared(base, prompts, completions)), expected, FLOAT32)
 
 
 def test_other_architectures_say_why_they_go_the_plain_way():

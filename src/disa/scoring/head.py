@@ -112,9 +112,7 @@ class _HeadLogProbs(torch.autograd.Function):
         return grad_hidden, grad_weight, grad_bias, None, None, None, None
 
 
-def _logits(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float, reduction: torch.dtype
-) -> Tensor:
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float, reduction: torch.dtype) -> Tensor:
     """Logits of one block, in the precision of the reduction."""
     logits = linear(hidden, weight, None if bias is None else bias.to(weight.dtype)).to(reduction)
     return logits if temperature == 1.0 else logits.div_(temperature)

@@ -1,4 +1,4 @@
-"""Log-probabilities of given completions under a given model: summed for scoring, by token and differentiable for training.
+"""Log-probabilities of given completions under a given model: sums for scoring, tokens with gradient for training.
 
 A prompt is computed once for all its completions (:mod:`disa.shared_prefix`), only positions that predict a completion
 token pass the LM head (:mod:`disa.scoring.head`), and nothing but attention sees padding. Architectures that cannot
@@ -124,7 +124,7 @@ class PackedCompletions(_Completions):
         trunks: list[list[int]] = []
         branches: list[Sequence[int]] = []
         parents: list[int] = []
-        # Of each row: the position of its prompt's last token and that of its own first one, each in its trunk or branch.
+        # Which trunk a row's prompt is in, and which branch the row itself is, where it is one.
         branch_of: dict[int, int] = {}
         trunk_of: dict[int, int] = {}
         for prompt, rows in _by_prompt(prompt_ids).items():
