@@ -23,7 +23,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 ARCHITECTURES = frozenset({"llama", "qwen2", "qwen3", "gemma3_text"})
 """Model types whose attention layers call the registered function with nothing but causal, possibly windowed,
@@ -47,15 +49,15 @@ def causal_lm(model: nn.Module) -> PreTrainedModel:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def unsupported(model: nn.Module) -> str | None:
-    """Why the model cannot share prompts, or None where it can."""
+def unsupported(model: nn.Module, *, training: bool = False) -> str | None:
+    """Why the model, in training where it is to be trained, cannot share prompts, or None where it can."""
     model = causal_lm(model)
     config = model.config
     if config.model_type not in ARCHITECTURES:
         return f"architecture {config.model_type} is not one of {', '.join(sorted(ARCHITECTURES))}"
     if getattr(config, "use_bidirectional_attention", False):
         return "its attention is bidirectional"
-    if getattr(config, "attention_dropout", 0.0) and model.training:
+    if getattr(config, "attention_dropout", 0.0) and training:
         return "it drops attention weights"
     if not isinstance(model.get_output_embeddings(), nn.Linear):
         return "its LM head is not a plain linear layer"
@@ -69,22 +71,27 @@ def _attention(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    shared_prefix: Layout,
-    scaling: float,
-    sliding_window: int | None = None,
-    **_: Any,
+    shared_prefix: Layout | None = None,
+    **kwargs: Any,
 ) -> tuple[Tensor, None]:
+    if shared_prefix is None:
+        return ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, attention_mask, **kwargs)
     query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))
-    out = shared_prefix.attend(module.layer_idx, query, key, value, scale=scaling, window=sliding_window)
-    return out[None], None
+    scale, window = kwargs["scaling"], kwargs.get("sliding_window")
+    return shared_prefix.attend(module.layer_idx, query, key, value, scale=scale, window=window)[None], None
 
 
 AttentionInterface.register(_NAME, _attention)
+# Of a call without a layout.
+AttentionMaskInterface.register(_NAME, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
 
 
 @contextlib.contextmanager
 def shared_attention(model: nn.Module) -> Iterator[None]:
-    """Let the model's layers attend as a layout says; checkpointed layers need it around the backward pass too."""
+    """Let the model's layers attend as a layout says, and as SDPA does where a call comes without one.
+
+    Checkpointed layers need it around the backward pass too.
+    """
     config = causal_lm(model).base_model.config  # the one its layers hold
     own, config._attn_implementation = config._attn_implementation, _NAME
     try:

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from small_architectures import NAMES, VOCABULARY, small_architecture
 
 from disa.proposals import sampler
 from disa.proposals.sampler import _generate, draw_tokens, sample, uniforms
 from disa.sampling import SamplingConfig
 from disa.scoring.log_probs import sequence_log_probs
 from disa.warmup.small_model import character_tokenizer
+from small_architectures import NAMES, VOCABULARY, small_architecture
 
 LENGTH, STOPS = 20, (1, 5)
 TOKENIZER = character_tokenizer("".join(chr(ord("a") + i) for i in range(VOCABULARY - 2)))

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from small_architectures import NAMES, VOCABULARY, ragged_rows, small_architecture
 
 from disa.oracle import Space, random_model
 from disa.oracle.hf import to_causal_lm
 from disa.scoring.log_probs import PackedCompletions, PaddedCompletions, sequence_log_probs, token_log_probs
 from disa.shared_prefix import ARCHITECTURES, shared_attention, unsupported
+from small_architectures import NAMES, VOCABULARY, ragged_rows, small_architecture
 
 CPU = torch.device("cpu")
 # The layers' norms compute in float32 even in a float64 model: 24 bits in each of a few layers, on values of some nats
@@ -164,7 +164,7 @@ def test_attention_that_drops_weights_or_looks_ahead_is_not_shared():
     model = small_architecture("llama")
     model.config.attention_dropout = 0.1
     assert unsupported(model) is None
-    assert unsupported(model.train()) == "it drops attention weights"
+    assert unsupported(model, training=True) == "it drops attention weights"
     gemma = small_architecture("gemma3")
     gemma.config.use_bidirectional_attention = True
     assert unsupported(gemma) == "its attention is bidirectional"
