@@ -18,7 +18,7 @@ RIGHT_OF_THE_WALL = {"objectives", "training"}
 THROUGH_THE_WALL = {
     # The policy is sampled and scored by the very functions the offline models were: what any model and token ids
     # give, and nothing of the offline trajectories.
-    ("training/balance_trainer.py", "disa.proposals.sampler.draw_tokens"),
+    ("training/shared_prompt_trainer.py", "disa.proposals.sampler.draw_tokens"),
     ("training/policy_log_probs.py", "disa.scoring.log_probs.PackedCompletions"),
     ("training/policy_log_probs.py", "disa.scoring.log_probs.token_log_probs"),
     # The policy is judged by exactly the checked reward the offline trajectories were.

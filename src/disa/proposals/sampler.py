@@ -147,7 +147,7 @@ def draw_tokens(
     parents = [distinct.setdefault(tuple(ids), len(distinct)) for ids in prompt_ids]
     order = sorted(range(len(parents)), key=parents.__getitem__)
     rows = torch.tensor(order, device=numbers.device)
-    stop = torch.tensor(stops, device=numbers.device)
+    stop = torch.tensor(stops, dtype=torch.long, device=numbers.device)
     tokens = torch.zeros(numbers.shape, dtype=torch.long, device=numbers.device)
     log_probs = torch.zeros(numbers.shape, dtype=torch.float64, device=numbers.device)
     running = torch.ones(len(rows), dtype=torch.bool, device=numbers.device)

@@ -51,9 +51,7 @@ class BalanceConfig(GRPOConfig):
     )
     vllm_importance_sampling_correction: bool = field(
         default=False,
-        metadata={
-            "help": "TRL's correction of vLLM's rounding. It costs a forward pass that the residual never reads."
-        },
+        metadata={"help": "TRL's correction of vLLM's rounding; it costs a pass that the residual never reads."},
     )
 
     def __post_init__(self) -> None:

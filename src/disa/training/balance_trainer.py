@@ -1,24 +1,20 @@
 """Trajectory balance on TRL's GRPOTrainer: the engine's sampling, data path and scaling, another loss.
 
-Few methods of the engine are overridden, and each calls super(): rewards are noted as they pass, log Z joins the batch,
-the loss is trajectory balance, and the audit joins the log. Where the architecture allows, sampling and log-probabilities
-compute a prompt once for all its completions; else they are the engine's. Nothing of the engine is copied. A method says where its log Z comes from by
+Only four methods of the engine are overridden here, and each calls super() or the engine's own log-prob
+method: rewards are noted as they pass, log Z joins the batch, the loss is trajectory balance, and the
+audit joins the log. Nothing of the engine is copied. A method says where its log Z comes from by
 ``_known_log_z`` (before the update: frozen, group) or ``_log_z`` (with it: learned).
 """
 
 from __future__ import annotations
 
-import contextlib
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import DistributedType
 from torch import Tensor
 from transformers import AutoModelForCausalLM
-from trl import GRPOTrainer
 
 from disa.engine import SeededEpochs
 from disa.objectives.log_z import group_log_z
@@ -28,20 +24,12 @@ from disa.objectives.trajectory_balance import (
     trajectory_balance_loss,
     trajectory_balance_residual,
 )
-from disa.proposals.sampler import draw_tokens
-from disa.shared_prefix import causal_lm, shared_attention, unsupported
 from disa.training.audit import ResidualRecord
 from disa.training.balance_config import BalanceConfig
-from disa.training.merged_adapters import merged_adapters
-from disa.training.policy_log_probs import answer_log_probs, completion_log_probs
-
-# Where a process holds whole models: pieces of one can only be entered through their wrapper's own forward.
-_WHOLE_MODELS = {DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU}
-
-_log = logging.getLogger(__name__)
+from disa.training.shared_prompt_trainer import SharedPromptTrainer
 
 
-class BalanceTrainer(GRPOTrainer):
+class BalanceTrainer(SharedPromptTrainer):
     """Squared trajectory-balance residual of the policy's own completions; abstract in where log Z comes from.
 
     Parameters
@@ -84,19 +72,6 @@ class BalanceTrainer(GRPOTrainer):
         self._audits = {"train": ResidualRecord(), "eval": ResidualRecord()}
         super().__init__(model=model, reward_funcs=reward_funcs, args=args, train_dataset=train_dataset, **others)
         self.add_callback(SeededEpochs())
-        self._share_prompts()
-
-    def _share_prompts(self) -> None:
-        """Let policy and reference compute prompts once, or say why not."""
-        models = [self.accelerator.unwrap_model(m) for m in (self.model, self.ref_model) if m is not None]
-        kind = self.accelerator.distributed_type
-        whole = None if kind in _WHOLE_MODELS else f"weights are spread over processes ({kind.value})"
-        self._not_shared = whole or next((r for m in models if (r := unsupported(m, training=True))), None)
-        if self._not_shared is None:
-            for model in models:
-                answer_log_probs(model)
-        else:
-            _log.warning("training: prompts are computed once a completion, not once a prompt: %s", self._not_shared)
 
     def _known_log_z(self, batch: dict[str, Any], rows: list[dict[str, Any]]) -> Tensor | None:
         """Log Z of this process's fresh completions where it is known before the update, shape (rows,)."""
@@ -117,61 +92,6 @@ class BalanceTrainer(GRPOTrainer):
     def _baseline(self, residual: Tensor, group: Tensor) -> Tensor | None:
         """What is subtracted from the residuals of the decided rows."""
         return None
-
-    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        """One micro-batch, the backward pass included, in which checkpointed layers are computed again."""
-        with contextlib.nullcontext() if self._not_shared else shared_attention(self.model):
-            return super().training_step(*args, **kwargs)
-
-    def _generate_single_turn(
-        self,
-        prompt_ids: Any,
-        images: Any,
-        multimodal_fields: Any,
-        num_generations: int,
-        has_tool_images: bool = False,
-    ) -> tuple[list[list[int]], list[list[float]] | None]:
-        elsewhere = self.use_vllm or self.use_transformers_continuous_batching
-        if self._not_shared or elsewhere or images is not None or multimodal_fields or self.args.generation_kwargs:
-            return super()._generate_single_turn(
-                prompt_ids, images, multimodal_fields, num_generations, has_tool_images
-            )
-        device, policy = self.accelerator.device, self.accelerator.unwrap_model(self.model)
-        numbers = torch.rand(len(prompt_ids), self.max_completion_length, dtype=torch.float64, device=device)
-        with merged_adapters(policy), self.accelerator.autocast():
-            return draw_tokens(causal_lm(policy), prompt_ids, numbers, self.eos_token_ids, temperature=self.temperature)
-
-    def _get_per_token_logps_and_entropies(
-        self,
-        model: Any,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        logits_to_keep: int,
-        batch_size: int | None = None,
-        compute_entropy: bool = False,
-        **others: Any,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        if self._not_shared or any(value is not None and value is not False for value in others.values()):
-            return super()._get_per_token_logps_and_entropies(
-                model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, **others
-            )
-        first, size = input_ids.size(1) - logits_to_keep, batch_size or len(input_ids)
-        parts = []
-        for ids, mask in zip(input_ids.split(size), attention_mask.split(size), strict=True):
-            with self.accelerator.autocast():
-                parts.append(
-                    completion_log_probs(
-                        model,
-                        ids[:, :first],
-                        mask[:, :first],
-                        ids[:, first:],
-                        mask[:, first:],
-                        temperature=self.temperature,
-                        entropy=compute_entropy,
-                    )
-                )
-        log_p, entropy = zip(*parts, strict=True)
-        return torch.cat(log_p), torch.cat(entropy) if compute_entropy else None, None
 
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
         self._rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)

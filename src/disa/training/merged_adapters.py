@@ -1,4 +1,4 @@
-"""Adapters merged into the weights for as long as the policy samples: a decoding step then costs what it costs without."""
+"""Adapters merged into the weights while the policy samples: a decoding step then costs what it costs without them."""
 
 from __future__ import annotations
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from accelerate.utils import DistributedType
 from torch import Tensor
 from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainingArguments
@@ -22,7 +21,7 @@ from disa.anchor import Anchor
 from disa.objectives.forward_projection import forward_projection_loss
 from disa.objectives.supervised import supervised_loss
 from disa.objectives.trajectory_balance import trajectory_balance_loss, trajectory_balance_residual
-from disa.shared_prefix import shared_attention, unsupported
+from disa.shared_prefix import shared_attention
 from disa.training.policy_log_probs import answer_log_probs, completion_log_probs
 from disa.training.stored import StoredBatch, StoredTrajectories
 
@@ -128,11 +127,7 @@ class OfflineTrainer(Trainer):
             processing_class=processing_class,
             **others,
         )
-        kind = self.accelerator.distributed_type
-        whole = kind in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
-        self._shares_prompts = whole and unsupported(self.model, training=True) is None
-        if self._shares_prompts:
-            answer_log_probs(self.model)
+        self.prompts_not_shared = answer_log_probs([self.model], self.accelerator)
         # The loss is a mean over one batch, whatever keyword arguments the model's own forward takes.
         self.model_accepts_loss_kwargs = False
 
@@ -151,12 +146,12 @@ class OfflineTrainer(Trainer):
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """One micro-batch, the backward pass included, in which checkpointed layers are computed again."""
-        with shared_attention(self.model) if self._shares_prompts else contextlib.nullcontext():
+        with contextlib.nullcontext() if self.prompts_not_shared else shared_attention(self.model):
             return super().training_step(*args, **kwargs)
 
     def _sequence_log_probs(self, model: Any, batch: StoredBatch) -> Tensor:
         """``log pi(y | x)``, nats, float64; only positions that predict a completion token pass the LM head."""
-        if self._shares_prompts:
+        if self.prompts_not_shared is None:
             token_log_pi, _ = completion_log_probs(
                 model,
                 batch.prompt_ids,

@@ -7,22 +7,49 @@ is taught to answer ``model(completions=...)``, and is called, not entered.
 from __future__ import annotations
 
 import functools
+import logging
 import types
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from disa.scoring.log_probs import PackedCompletions, token_log_probs
-from disa.shared_prefix import causal_lm
+from disa.shared_prefix import causal_lm, unsupported
+
+# Where a process holds whole models: pieces of one are only put together in their wrapper's own forward.
+_WHOLE = {DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU}
+
+_log = logging.getLogger(__name__)
 
 
-def answer_log_probs(model: nn.Module) -> None:
+def answer_log_probs(models: Sequence[nn.Module], accelerator: Accelerator) -> str | None:
     """Let ``model(completions=batch, temperature=..., entropy=...)`` return :func:`token_log_probs`.
 
     Without ``completions`` the forward is the one it was. Adapters pass the call on.
+
+    Returns
+    -------
+    str or None
+        Why one of the models, in training, cannot compute a prompt once for all its completions: then none is
+        changed, and the log says it.
     """
-    model = causal_lm(model)
+    kind = accelerator.distributed_type
+    reasons = [f"weights are in pieces ({kind.value})"] if kind not in _WHOLE else []
+    reasons += [reason for model in models if (reason := unsupported(model, training=True))]
+    if reasons:
+        _log.warning("training: prompts are computed once a completion, not once a prompt: %s", reasons[0])
+        return reasons[0]
+    for model in models:
+        _answer(causal_lm(model))
+    return None
+
+
+def _answer(model: PreTrainedModel) -> None:
     plain = model.forward
 
     # The model's own signature: generate checks its arguments against it.

@@ -115,7 +115,12 @@ def run_training(
     trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
     _save(trainer, stage.path)
     seen = config.method_steps(method) * config.completions_per_step
-    stage.finish(method=method, completions=seen if METHODS[method].generates else 0, sequences=seen)
+    stage.finish(
+        method=method,
+        completions=seen if METHODS[method].generates else 0,
+        sequences=seen,
+        prompts_not_shared=getattr(trainer, "prompts_not_shared", "the trainer is TRL's own"),
+    )
 
 
 def _arguments(method: str, config: TrainingConfig, output_dir: Path) -> dict[str, Any]:
