@@ -42,7 +42,8 @@ def test_a_step_computes_each_prompt_once_in_sampling_reference_and_loss_and_not
     policy, reference = tokens_of(trainer.model), tokens_of(trainer.ref_model)
     trainer.train()
     ((inputs, _),) = trainer.losses
-    prompts = {tuple(ids): int(mask.sum()) for ids, mask in zip(inputs["prompt_ids"].tolist(), inputs["prompt_mask"])}
+    lengths = inputs["prompt_mask"].sum(dim=1).tolist()
+    prompts = dict(zip(map(tuple, inputs["prompt_ids"].tolist()), lengths, strict=True))
     assert len(prompts) == PROMPTS
     once = sum(prompts.values()) + int(inputs["completion_mask"].sum()) - ROWS
     assert reference == [once]
