@@ -1,6 +1,6 @@
 """Time one policy step against TRL's GRPOTrainer and its experimental A2POTrainer.
 
-Same weights, prompts, number and length of completions, reward and optimiser; all three compare with a frozen reference.
+Same weights, prompts, number and length of completions, reward and optimiser; all compare with a frozen reference.
 Fills its block of docs/performance.md; wants a quiet machine::
 
     python benchmarks/policy_step.py
@@ -148,8 +148,8 @@ def main() -> None:
         print(lines[-1], flush=True)
     header = ["prompts", "completions of each", "prompt", "completion", "GRPOTrainer / ours", "by CPU time"]
     text = [
-        f"{torch.get_num_threads()} threads, median of {options.repeats} turns with its range; a step is sampling, reward, "
-        "reference, loss, backward and AdamW. Ours is `AStarPOTrainer`, which has DISA's step.",
+        f"{torch.get_num_threads()} threads, median of {options.repeats} turns with its range; a step is sampling, "
+        "reward, reference, loss, backward and AdamW. Ours is `AStarPOTrainer`, which has DISA's step.",
         "",
         *table([*header, "A2POTrainer / ours", "by CPU time"], lines),
     ]

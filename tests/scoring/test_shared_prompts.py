@@ -168,3 +168,13 @@ def test_attention_that_drops_weights_or_looks_ahead_is_not_shared():
     gemma = small_architecture("gemma3")
     gemma.config.use_bidirectional_attention = True
     assert unsupported(gemma) == "its attention is bidirectional"
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_bfloat16_passes_agree_with_float32_to_their_rounding(name):
+    model, (prompts, completions) = small_architecture(name, torch.float32), ragged_rows()
+    exact = sequence_log_probs(model, prompts, completions)
+    rounded = sequence_log_probs(model, prompts, completions, compute="bfloat16")
+    tokens = np.maximum(1, [len(c) for c in completions])
+    # 8 bits in each of two layers and the head, on logits of some ten nats.
+    assert 0 < (np.abs(rounded - exact) / tokens).max() < 10 * 3 * 2.0**-8
