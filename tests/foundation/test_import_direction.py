@@ -16,6 +16,11 @@ LEFT_OF_THE_WALL = {"tasks", "rewards", "warmup", "proposals", "scoring", "parti
 RIGHT_OF_THE_WALL = {"objectives", "training"}
 # What training may know of the offline side, each with its reason.
 THROUGH_THE_WALL = {
+    # The policy is sampled and scored by the very functions the offline models were: what any model and token ids
+    # give, and nothing of the offline trajectories.
+    ("training/shared_prompt_trainer.py", "disa.proposals.sampler.draw_tokens"),
+    ("training/policy_log_probs.py", "disa.scoring.log_probs.PackedCompletions"),
+    ("training/policy_log_probs.py", "disa.scoring.log_probs.token_log_probs"),
     # The policy is judged by exactly the checked reward the offline trajectories were.
     ("training/run.py", "disa.scoring.run.task_rewards"),
     # The offline rows enter the forward projection with the weights that log Z was estimated with, their tail

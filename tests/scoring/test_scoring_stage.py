@@ -276,3 +276,17 @@ def test_a_task_that_forgets_a_completion_is_refused():
 
     with pytest.raises(DisaError, match="1 rewards for 2 completions"):
         task_rewards(Forgetful(), ROWS[:2], ["a", "b"])
+
+
+def test_a_model_that_cannot_share_prompts_is_named_in_the_log_and_in_the_manifest(tmp_path, trajectories, caplog):
+    score(tmp_path, trajectories)
+    reasons = open_stage(tmp_path).manifest["prompts_not_shared"]
+    assert set(reasons) == {"reference", "proposal"}
+    assert all(reason.startswith("architecture disa_oracle is not one of") for reason in reasons.values())
+    for source, reason in reasons.items():
+        assert f"{source} computes prompts once a completion, not once a prompt: {reason}" in caplog.text
+
+
+def test_a_model_that_shares_prompts_is_not_named(finished_run):
+    manifest = json.loads((finished_run / "3_scoring" / "manifest.json").read_text())
+    assert manifest["prompts_not_shared"] == {}

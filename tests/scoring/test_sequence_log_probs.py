@@ -8,7 +8,7 @@ from scipy.special import logsumexp
 from disa.errors import DisaError
 from disa.oracle import EnumerableModel, Space, random_model
 from disa.oracle.hf import from_causal_lm, oracle_tokenizer, to_causal_lm
-from disa.scoring import log_probs
+from disa.scoring import head, log_probs
 from disa.scoring.log_probs import sequence_log_probs
 from disa.warmup.config import SmallModelConfig
 from disa.warmup.small_model import character_tokenizer, small_model
@@ -104,32 +104,32 @@ def test_a_long_neighbour_does_not_change_a_short_row():
     assert beside == pytest.approx(alone, abs=LLAMA_FLOAT32)
 
 
+@pytest.fixture
+def blocks(monkeypatch):
+    """Shapes of the hidden states that pass the head, and whether they are contiguous."""
+    seen, logits = [], head._logits
+    monkeypatch.setattr(head, "_logits", lambda h, *rest: seen.append((h.shape, h.is_contiguous())) or logits(h, *rest))
+    return seen
+
+
 @pytest.mark.parametrize("model", [MODEL, LLAMA], ids=["oracle", "llama"])
-def test_only_completion_positions_pass_the_head_as_one_contiguous_block(model):
+def test_only_completion_positions_pass_the_head_as_one_contiguous_block(model, blocks):
     prompts, completions = [[2, 3, 2, 3, 2], [3]], [[2, 3, 0], [3, 3, 3, 0]]
-    seen = []
-    head = model.get_output_embeddings()
-    hook = head.register_forward_pre_hook(lambda module, args: seen.append((args[0].shape, args[0].is_contiguous())))
-    try:
-        sequence_log_probs(model, prompts, completions)
-    finally:
-        hook.remove()
-    width = head.weight.shape[1]
-    assert seen == [((sum(map(len, completions)), width), True)]
+    sequence_log_probs(model, prompts, completions)
+    width = model.get_output_embeddings().weight.shape[1]
+    assert blocks == [((sum(map(len, completions)), width), True)]
 
 
-def test_the_head_is_entered_in_blocks_of_bounded_size_with_the_same_result(monkeypatch):
+def test_the_head_is_entered_in_blocks_of_bounded_size_with_the_same_result(monkeypatch, blocks):
     prompts, completions = random_rows()
-    whole, seen = sequence_log_probs(LLAMA, prompts, completions), []
-    monkeypatch.setattr(log_probs, "_HEAD_ROWS", 7)
-    hook = LLAMA.lm_head.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
-    try:
-        blocks = sequence_log_probs(LLAMA, prompts, completions)
-    finally:
-        hook.remove()
-    assert max(seen) == 7
-    assert sum(seen) == sum(map(len, completions))
-    np.testing.assert_allclose(blocks, whole, rtol=0, atol=LLAMA_FLOAT32)
+    whole = sequence_log_probs(LLAMA, prompts, completions)
+    blocks.clear()
+    monkeypatch.setattr(head, "_BLOCK_LOGITS", 7 * VOCABULARY)
+    in_blocks = sequence_log_probs(LLAMA, prompts, completions)
+    sizes = [shape[0] for shape, _ in blocks]
+    assert max(sizes) == 7
+    assert sum(sizes) == sum(map(len, completions))
+    np.testing.assert_allclose(in_blocks, whole, rtol=0, atol=LLAMA_FLOAT32)
 
 
 def test_batches_hold_every_row_once_within_the_budget():

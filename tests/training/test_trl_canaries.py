@@ -18,6 +18,14 @@ from disa.training.trainer import DISATrainer
 SIGNATURES = {
     "_calculate_rewards": ["self", "inputs", "prompts", "completions", "completion_ids_list"],
     "_generate_and_score_completions": ["self", "inputs"],
+    "_generate_single_turn": [
+        "self",
+        "prompt_ids",
+        "images",
+        "multimodal_fields",
+        "num_generations",
+        "has_tool_images",
+    ],
     "compute_loss": ["self", "model", "inputs", "return_outputs", "num_items_in_batch"],
     "log": ["self", "logs", "start_time"],
 }
@@ -53,8 +61,9 @@ def test_the_engine_s_log_prob_method_is_called_as_it_is_declared():
     method = GRPOTrainer._get_per_token_logps_and_entropies
     found = list(inspect.signature(method).parameters)
     message = f"_get_per_token_logps_and_entropies changed: {found}; see DISATrainer._sequence_log_probs"
-    assert found[:5] == ["self", "model", "input_ids", "attention_mask", "logits_to_keep"], message
-    assert "compute_entropy" in found, message
+    expected = ["self", "model", "input_ids", "attention_mask", "logits_to_keep", "batch_size", "compute_entropy"]
+    assert found[:7] == expected, message
+    assert list(inspect.signature(DISATrainer._get_per_token_logps_and_entropies).parameters)[:7] == expected
 
 
 def test_the_loss_is_still_computed_in_compute_loss():

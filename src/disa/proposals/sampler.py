@@ -1,9 +1,10 @@
-"""Seeded sampling on top of transformers' ``generate``.
+"""Seeded sampling: every trajectory has its own stream of uniform numbers.
 
-``generate`` draws a whole batch from one random stream, so its samples change with the batch.
-Here every trajectory has its own stream of uniform numbers, and a logits processor picks the token
-by inversion, ``min {v : F(v) >= u}``: the engine's cache and stopping stay the library's, and a
-trajectory is the same in any batch (up to float rounding exactly at a boundary of F).
+transformers' ``generate`` draws a whole batch from one random stream, so its samples change with the batch. Here a
+token is picked by inversion, ``min {v : F(v) >= u}``, and a trajectory is the same in any batch (up to float rounding
+exactly at a boundary of F). Architectures that can share prompts are decoded with every distinct prompt computed and
+stored once (:mod:`disa.proposals.decoding`); for the others ``generate`` does it, told by a logits processor what was
+picked.
 """
 
 from __future__ import annotations
@@ -18,7 +19,12 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from disa.engine import autocast, without_own_defaults
+from disa.proposals.decoding import Decoding
 from disa.sampling import SamplingConfig, stop_token_ids
+from disa.shared_prefix import unsupported
+
+# Ended rows are dropped from a batch when no more than this share of it goes on.
+_KEPT = 0.75
 
 
 class Draw(NamedTuple):
@@ -38,21 +44,29 @@ def uniforms(seed: int, prompt_id: str, source: str, draw: int, length: int) -> 
     return np.random.Generator(np.random.Philox(key=int.from_bytes(key[:16], "big"))).random(length)
 
 
+def _invert(scores: torch.Tensor, u: torch.Tensor, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Each row's token by inversion of its distribution function at its number, with its log-probability (float64)."""
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32)) / temperature
+    scores = scores - scores.amax(dim=-1, keepdim=True)
+    # Sums in float64: in float32 the many small terms of a large vocabulary would be rounded away one by one.
+    cumulative = scores.exp().cumsum(dim=-1, dtype=torch.float64)
+    total = cumulative[:, -1:]
+    token = torch.searchsorted(cumulative, u[:, None] * total).clamp(max=scores.shape[-1] - 1)
+    return token.squeeze(1), (scores.gather(1, token).double() - total.log()).squeeze(1)
+
+
 class _Inversion(LogitsProcessor):
-    """Picks each row's next token by inverting its distribution function at the row's uniform number."""
+    """Tells ``generate`` the picked tokens and remembers their log-probabilities."""
 
     def __init__(self, numbers: torch.Tensor, temperature: float) -> None:
         self._numbers, self._temperature = numbers, temperature
         self.log_probs: list[torch.Tensor] = []
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        log_p = torch.log_softmax(scores.double() / self._temperature, dim=-1)
-        cumulative = log_p.exp().cumsum(dim=-1)
-        u = self._numbers[:, len(self.log_probs), None] * cumulative[:, -1:]
-        token = torch.searchsorted(cumulative, u).clamp(max=scores.shape[-1] - 1)
-        self.log_probs.append(log_p.gather(1, token).squeeze(1))
+        token, log_p = _invert(scores, self._numbers[:, len(self.log_probs)], self._temperature)
+        self.log_probs.append(log_p)
         # Greedy decoding over scores that leave one token is how generate is told what was picked.
-        return torch.full_like(scores, -torch.inf).scatter(1, token, 0.0)
+        return torch.full_like(scores, -torch.inf).scatter(1, token[:, None], 0.0)
 
 
 @torch.inference_mode()
@@ -83,27 +97,99 @@ def sample(
         In the order of the rows.
     """
     stops = stop_token_ids(model, tokenizer)
+    uniform = torch.as_tensor(numbers, device=model.device)[:, : law.max_completion_length]
+    with autocast(compute):
+        if unsupported(model) is None:
+            ids, log_probs = draw_tokens(model, prompt_ids, uniform, stops, temperature=law.temperature)
+        else:
+            ids, log_probs = _generate(model, tokenizer, prompt_ids, uniform, stops, law.temperature)
+    return [Draw(row, row[-1] not in stops, float(sum(log_p))) for row, log_p in zip(ids, log_probs, strict=True)]
+
+
+@torch.inference_mode()
+def draw_tokens(
+    model: PreTrainedModel,
+    prompt_ids: Sequence[Sequence[int]],
+    numbers: torch.Tensor,
+    stops: Sequence[int],
+    *,
+    temperature: float = 1.0,
+) -> tuple[list[list[int]], list[list[float]]]:
+    """Token ids of one completion a row, with their log-probabilities, every distinct prompt being computed once.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+        Of an architecture that can share prompts.
+    prompt_ids : sequence of token id sequences, one a row
+    numbers : Tensor, shape (rows, length limit)
+        Uniform numbers in [0, 1), one a row and step.
+    stops : sequence of int
+        Tokens that end a completion and are part of it.
+    temperature : float
+        Divides the logits.
+
+    Returns
+    -------
+    tuple of list of list of int and list of list of float
+        In the order of the rows; log-probabilities in nats.
+    """
+    distinct: dict[tuple[int, ...], int] = {}
+    parents = [distinct.setdefault(tuple(ids), len(distinct)) for ids in prompt_ids]
+    order = sorted(range(len(parents)), key=parents.__getitem__)
+    rows = torch.tensor(order, device=numbers.device)
+    stop = torch.tensor(stops, dtype=torch.long, device=numbers.device)
+    tokens = torch.zeros(numbers.shape, dtype=torch.long, device=numbers.device)
+    log_probs = torch.zeros(numbers.shape, dtype=torch.float64, device=numbers.device)
+    running = torch.ones(len(rows), dtype=torch.bool, device=numbers.device)
+    decoding = Decoding(list(distinct), [parents[i] for i in order], numbers.device)
+    hidden = decoding.prefill(model)
+    for step in range(numbers.shape[1]):
+        token, log_p = _invert(model.get_output_embeddings()(hidden), numbers[rows, step], temperature)
+        tokens[rows, step], log_probs[rows, step] = token, log_p
+        running = running & ~torch.isin(token, stop)
+        left = int(running.sum())
+        if left == 0 or step + 1 == numbers.shape[1]:
+            break
+        # Dropping ended rows copies the others' keys and values: not worth it for every single one.
+        if left <= _KEPT * len(rows):
+            kept = running.nonzero().squeeze(1)
+            decoding.keep(kept)
+            rows, token, running = rows[kept], token[kept], running[kept]
+        hidden = decoding.append(model, token)
+    return _cut_all(tokens.tolist(), log_probs.tolist(), stops)
+
+
+def _generate(
+    model: PreTrainedModel,
+    tokenizer: Tokenizer,
+    prompt_ids: Sequence[Sequence[int]],
+    numbers: torch.Tensor,
+    stops: Sequence[int],
+    temperature: float,
+) -> tuple[list[list[int]], list[list[float]]]:
+    """The same by transformers' ``generate``, which computes every row's prompt."""
     padded = tokenizer.pad({"input_ids": [list(ids) for ids in prompt_ids]}, padding_side="left", return_tensors="pt")
     padded = padded.to(model.device)
-    inversion = _Inversion(torch.as_tensor(numbers, device=model.device), law.temperature)
+    inversion = _Inversion(numbers, temperature)
     generation = GenerationConfig(
         do_sample=False,
-        max_new_tokens=law.max_completion_length,
+        max_new_tokens=numbers.shape[1],
         eos_token_id=list(stops),
         pad_token_id=tokenizer.pad_token_id,
         repetition_penalty=1.0,
     )
-    with autocast(compute), without_own_defaults(model):
+    with without_own_defaults(model):
         output = model.generate(
             **padded, generation_config=generation, logits_processor=LogitsProcessorList([inversion])
         )
-    completions = output[:, padded["input_ids"].shape[1] :].tolist()
-    log_probs = torch.stack(inversion.log_probs, dim=1).tolist()
-    return [_cut(ids, row, stops) for ids, row in zip(completions, log_probs, strict=True)]
+    ids = output[:, padded["input_ids"].shape[1] :].tolist()
+    return _cut_all(ids, torch.stack(inversion.log_probs, dim=1).tolist(), stops)
 
 
-def _cut(ids: list[int], log_probs: list[float], stops: tuple[int, ...]) -> Draw:
+def _cut_all(
+    ids: list[list[int]], log_probs: list[list[float]], stops: Sequence[int]
+) -> tuple[list[list[int]], list[list[float]]]:
     """Keep tokens up to and including the first stop token; without one the completion is truncated."""
-    end = next((i + 1 for i, token in enumerate(ids) if token in stops), None)
-    length = len(ids) if end is None else end
-    return Draw(ids[:length], end is None, float(sum(log_probs[:length])))
+    ends = [next((i + 1 for i, token in enumerate(row) if token in stops), len(row)) for row in ids]
+    return tuple([row[:end] for row, end in zip(rows, ends, strict=True)] for rows in (ids, log_probs))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import numbers
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -14,12 +15,15 @@ from disa.sampling import SamplingConfig, encode_prompt
 from disa.scoring.config import ScoringConfig
 from disa.scoring.log_probs import sequence_log_probs
 from disa.scoring.parity import check_parity, parity_report
+from disa.shared_prefix import unsupported
 from disa.tasks import Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 VERSION = 2
+
+_log = logging.getLogger(__name__)
 
 
 def run_scoring(
@@ -57,6 +61,9 @@ def run_scoring(
     starts = range(0, len(trajectories), config.trajectories_per_part)
     blocks = {f"part-{start:08d}": trajectories[start : start + config.trajectories_per_part] for start in starts}
     sizes = {key: len(block) for key, block in blocks.items()}
+    plain = {source: reason for source, model in models.items() if (reason := unsupported(model))}
+    for source, reason in plain.items():
+        _log.warning("scoring: %s computes prompts once a completion, not once a prompt: %s", source, reason)
     with progress_bar() as bar:
         bar_task = bar.add_task("scoring: trajectories", total=len(trajectories))
         for key in stage.parts_to_make(sizes):
@@ -76,7 +83,8 @@ def run_scoring(
     report = parity_report(rows, config.parity_bound, tuple(models))
     write_json(stage.path / "parity.json", report)
     check_parity(report)
-    stage.finish(trajectories=len(rows), undecided=len(rows) - len(decided(rows)), parity=report)
+    undecided = len(rows) - len(decided(rows))
+    stage.finish(trajectories=len(rows), undecided=undecided, parity=report, prompts_not_shared=plain)
 
 
 def decided(rows: Sequence[ScoredTrajectory]) -> list[ScoredTrajectory]:

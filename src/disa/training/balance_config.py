@@ -77,6 +77,10 @@ class BalanceConfig(GRPOConfig):
         default=0.0,
         metadata={"help": "TRL's KL coefficient. Set from inverse_temperature as its reciprocal; leave it alone."},
     )
+    vllm_importance_sampling_correction: bool = field(
+        default=False,
+        metadata={"help": "TRL's correction of vLLM's rounding; it costs a pass that the residual never reads."},
+    )
 
     def __post_init__(self) -> None:
         """Derive TRL's beta and refuse what a log Z cannot live with."""

@@ -1,6 +1,6 @@
 """Trajectory balance on TRL's GRPOTrainer: the engine's sampling, data path and scaling, another loss.
 
-Only four methods of the engine are overridden, and each calls super() or the engine's own log-prob
+Only four methods of the engine are overridden here, and each calls super() or the engine's own log-prob
 method: rewards are noted as they pass, log Z joins the batch, the loss is trajectory balance, and the
 audit joins the log. Nothing of the engine is copied. A method says where its log Z comes from by
 ``_known_log_z`` (before the update: frozen, group) or ``_log_z`` (with it: learned).
@@ -26,10 +26,10 @@ from disa.objectives.trajectory_balance import (
 )
 from disa.training.audit import ResidualRecord
 from disa.training.balance_config import BalanceConfig
-from disa.training.sampling_trainer import SamplingTrainer
+from disa.training.shared_prompt_trainer import SharedPromptTrainer
 
 
-class BalanceTrainer(SamplingTrainer):
+class BalanceTrainer(SharedPromptTrainer):
     """Squared trajectory-balance residual of the policy's own completions; abstract in where log Z comes from.
 
     Parameters
@@ -114,8 +114,9 @@ class BalanceTrainer(SamplingTrainer):
     def _group_log_z(self, batch: dict[str, Any], *, length: str) -> Tensor:
         """Group means, before the engine scatters a group over micro-batches; groups may span processes."""
         mask, rows = batch["completion_mask"], len(batch["completion_mask"])
-        if "old_per_token_logps" in batch:
-            log_sampler = (batch["old_per_token_logps"].double() * mask).sum(dim=1)
+        known = batch.get("old_per_token_logps", batch.get("sampling_per_token_logps"))
+        if known is not None:
+            log_sampler = (known.double() * mask).sum(dim=1)
         else:
             with torch.no_grad():
                 size = self.args.per_device_train_batch_size
@@ -150,7 +151,7 @@ class BalanceTrainer(SamplingTrainer):
         mode = "train" if self.model.training else "eval"
         mask, length = inputs["completion_mask"], self.args.length
         lengths = mask.sum(dim=1)
-        log_pi, entropy = self._sequence_log_probs(model, inputs)
+        log_pi, entropy = self._sequence_log_probs(model, inputs, entropy=mode == "eval" or self._logs_this_step)
         log_ref = (inputs["ref_per_token_logps"].double() * mask).sum(dim=1)
         log_sampler = log_pi.detach()
         if "old_per_token_logps" in inputs:
@@ -177,9 +178,10 @@ class BalanceTrainer(SamplingTrainer):
         if length == "sum":  # means over tokens are residuals of another target, which the audit knows nothing of
             self._audits[mode].add(gather(residual.detach()), gather((log_pi - log_ref).detach()))
         self._metrics[mode]["log_z"].append(gather(log_z.detach()).nanmean().item())
-        over_tokens = torch.stack([(entropy.detach() * mask).sum(), mask.sum()])
-        total, tokens = gather(over_tokens).view(-1, 2).sum(dim=0)
-        self._metrics[mode]["entropy"].append((total / tokens.clamp(min=1)).item())
+        if entropy is not None:
+            over_tokens = torch.stack([(entropy.detach() * mask).sum(), mask.sum()])
+            total, tokens = gather(over_tokens).view(-1, 2).sum(dim=0)
+            self._metrics[mode]["entropy"].append((total / tokens.clamp(min=1)).item())
         return loss / (self.current_gradient_accumulation_steps if mode == "train" else 1)
 
     @property
@@ -187,20 +189,26 @@ class BalanceTrainer(SamplingTrainer):
         """Bound on the importance weight; without one in the configuration, completions are fresh and it is 1."""
         return getattr(self.args, "weight_cap", float("inf"))
 
+    @property
+    def _logs_this_step(self) -> bool:
+        """Whether a line of the log follows the optimiser step under way; the entropy is only computed for those."""
+        step, first = self.state.global_step + 1, self.args.logging_first_step
+        return self.args.logging_strategy != "steps" or step % self.state.logging_steps == 0 or (first and step == 1)
+
     def _sequence_log_probs(
-        self, model: Any, inputs: dict[str, Any], *, batch_size: int | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Sequence log-probabilities, float64, and token entropies, by the engine's own method."""
+        self, model: Any, inputs: dict[str, Any], *, batch_size: int | None = None, entropy: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """Sequence log-probabilities, float64, and on request token entropies."""
         mask = inputs["completion_mask"]
-        token_log_pi, entropy, _ = self._get_per_token_logps_and_entropies(
+        token_log_pi, entropies, _ = self._get_per_token_logps_and_entropies(
             model,
             torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1),
             torch.cat([inputs["prompt_mask"], mask], dim=1),
             mask.size(1),
             batch_size=batch_size,
-            compute_entropy=True,
+            compute_entropy=entropy,
         )
-        return (token_log_pi.double() * mask).sum(dim=1), entropy
+        return (token_log_pi.double() * mask).sum(dim=1), entropies
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the audit of all residuals since the last line."""

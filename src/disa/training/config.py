@@ -108,7 +108,7 @@ class TrainingConfig(StageConfig):
         return self
 
     def identity(self) -> dict[str, Any]:
-        """Without ``vllm`` where it is null: runs with transformers keep the identity from before there was a choice."""
+        """Without ``vllm`` where it is null: runs with transformers keep the identity that they had before."""
         return {name: value for name, value in super().identity().items() if name != "vllm" or self.vllm}
 
     @property

@@ -6,6 +6,7 @@ warning, the squared residual on trajectories of a fixed other distribution.
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,8 @@ from disa.anchor import Anchor
 from disa.objectives.forward_projection import forward_projection_loss
 from disa.objectives.supervised import supervised_loss
 from disa.objectives.trajectory_balance import trajectory_balance_loss, trajectory_balance_residual
+from disa.shared_prefix import shared_attention
+from disa.training.policy_log_probs import answer_log_probs, completion_log_probs
 from disa.training.stored import StoredBatch, StoredTrajectories
 
 OfflineLoss = Callable[[Tensor, StoredBatch], Tensor]
@@ -127,6 +130,7 @@ class OfflineTrainer(Trainer):
             processing_class=processing_class,
             **others,
         )
+        self.prompts_not_shared = answer_log_probs([self.model], self.accelerator)
         # The loss is a mean over one batch, whatever keyword arguments the model's own forward takes.
         self.model_accepts_loss_kwargs = False
 
@@ -148,8 +152,23 @@ class OfflineTrainer(Trainer):
         batch = StoredBatch(**inputs)
         return self._loss(self._sequence_log_probs(model, batch), batch)
 
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """One micro-batch, the backward pass included, in which checkpointed layers are computed again."""
+        with contextlib.nullcontext() if self.prompts_not_shared else shared_attention(self.model):
+            return super().training_step(*args, **kwargs)
+
     def _sequence_log_probs(self, model: Any, batch: StoredBatch) -> Tensor:
         """``log pi(y | x)``, nats, float64; only positions that predict a completion token pass the LM head."""
+        if self.prompts_not_shared is None:
+            token_log_pi, _ = completion_log_probs(
+                model,
+                batch.prompt_ids,
+                batch.prompt_mask,
+                batch.completion_ids,
+                batch.completion_mask,
+                temperature=self.args.temperature,
+            )
+            return token_log_pi.double().sum(dim=1)
         kept = batch.completion_ids.size(1)
         logits = model(
             input_ids=torch.cat([batch.prompt_ids, batch.completion_ids], dim=1),

@@ -132,8 +132,13 @@ def run_training(
     save_trained(trainer, stage.path / "model")
     seen = config.method_steps(method) * config.completions_per_step
     if processes.rank() == 0:
-        facts = {"method": method, "completions": seen if METHODS[method].generates else 0, "sequences": seen}
-        stage.finish(**facts, processes=processes.count())
+        stage.finish(
+            method=method,
+            completions=seen if METHODS[method].generates else 0,
+            sequences=seen,
+            processes=processes.count(),
+            prompts_not_shared=getattr(trainer, "prompts_not_shared", "the trainer is TRL's own"),
+        )
 
 
 def _arguments(method: str, config: TrainingConfig, output_dir: Path) -> dict[str, Any]:

@@ -1,0 +1,160 @@
+"""Time one policy step against TRL's GRPOTrainer and its experimental A2POTrainer.
+
+Same weights, prompts, number and length of completions, reward and optimiser; all compare with a frozen reference.
+Fills its block of docs/performance.md; wants a quiet machine::
+
+    python benchmarks/policy_step.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch
+from datasets import Dataset
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, PrinterCallback, TrainerCallback
+from trl import GRPOConfig, GRPOTrainer
+from trl.experimental.a2po import A2POConfig, A2POTrainer
+
+from disa.training.a_star_po_trainer import AStarPOConfig, AStarPOTrainer
+from page import fill, table
+from paired import Seconds, in_turns, ratio
+from scoring_speed import PAGE, random_llama
+
+BETA = 4.0
+# Prompts, completions of each, tokens of a prompt, tokens of a completion. The last has next to nothing to share.
+CASES = ((4, 8, 64, 64), (2, 8, 128, 128), (4, 8, 128, 16), (16, 2, 8, 32))
+
+
+def word_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
+    """One token a word: w2, w3, ..."""
+    words = {"<pad>": 0, "<eos>": 1} | {f"w{i}": i for i in range(2, vocabulary)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", padding_side="left"
+    )
+
+
+def reward(completions: list[str], **_: Any) -> list[float]:
+    """Anything that differs between completions."""
+    return [float(hash(text) % 2) for text in completions]
+
+
+class Watch(TrainerCallback):
+    """Times optimiser steps: the first warms up, the last counts."""
+
+    def __init__(self) -> None:
+        self.marks: list[Seconds] = []
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        """Note the time before sampling: the engine samples inside the step."""
+        self.marks.append(now())
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        """Note the time behind the optimiser's update."""
+        self.marks.append(now())
+
+    @property
+    def last_step(self) -> Seconds:
+        """Seconds of the last step."""
+        begin, end = self.marks[-2:]
+        return Seconds(end.wall - begin.wall, end.cpu - begin.cpu)
+
+
+def now() -> Seconds:
+    """Clocks of the wall and of the processor."""
+    return Seconds(time.perf_counter(), time.process_time())
+
+
+def ways(folder: Path, case: tuple[int, int, int, int]) -> dict[str, Callable[[], Seconds]]:
+    """One step of each trainer, made anew every time from the same weights, as seconds."""
+    prompts, group, length, tokens = case
+    model = random_llama()
+    tokenizer = word_tokenizer(model.config.vocab_size)
+    model.save_pretrained(folder / "model")
+    words = torch.randint(2, model.config.vocab_size, (2 * prompts, length)).tolist()
+    texts = [" ".join(f"w{i}" for i in row) for row in words]
+    shared = {
+        "output_dir": str(folder / "out"),
+        "max_steps": 2,
+        "per_device_train_batch_size": prompts * group,
+        "max_completion_length": tokens,
+        "learning_rate": 1e-4,
+        "use_cpu": True,
+        "bf16": False,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "save_strategy": "no",
+        "logging_steps": 1,
+        # Both keep the layers' activations.
+        "activation_checkpointing": False,
+    }
+
+    def step(make: Callable[[Any], Any]) -> Callable[[], Seconds]:
+        def run() -> Seconds:
+            # From its folder: the engine loads the reference from where the policy came from.
+            policy = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
+            trainer, watch = make(policy), Watch()
+            trainer.add_callback(watch)
+            trainer.remove_callback(PrinterCallback)
+            trainer.train()
+            return watch.last_step
+
+        return run
+
+    rows = Dataset.from_list([{"prompt": text, "prompt_id": text} for text in texts])
+    # A2PO draws one completion a row.
+    repeated = Dataset.from_list([{"prompt": text} for text in texts for _ in range(group)])
+
+    def ours(policy: Any) -> Any:
+        args = AStarPOConfig(inverse_temperature=BETA, num_generations=group, **shared)
+        return AStarPOTrainer(policy, [reward], dict.fromkeys(texts, 0.0), args, rows, processing_class=tokenizer)
+
+    def grpo(policy: Any) -> Any:
+        args = GRPOConfig(beta=1 / BETA, num_generations=group, **shared)
+        return GRPOTrainer(policy, [reward], args, rows, processing_class=tokenizer)
+
+    def a2po(policy: Any) -> Any:
+        args = A2POConfig(beta2=1 / BETA, **shared)
+        trainer = A2POTrainer(policy, [reward], args, repeated, processing_class=tokenizer)
+        # Its first stage, the values, is no part of a step.
+        trainer._optimal_values = dict.fromkeys(texts, 0.0)
+        return trainer
+
+    return {"ours": step(ours), "grpo": step(grpo), "a2po": step(a2po)}
+
+
+def main() -> None:
+    """Measure and fill the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=5, help="measured turns")
+    parser.add_argument("--cases", type=int, default=len(CASES), help="only the first so many")
+    options = parser.parse_args()
+    lines = []
+    for case in CASES[: options.cases]:
+        with tempfile.TemporaryDirectory() as folder:
+            found = in_turns(ways(Path(folder), case), options.repeats)
+        lines.append([*case, *ratio(found["grpo"], found["ours"]), *ratio(found["a2po"], found["ours"])])
+        print(lines[-1], flush=True)
+    header = ["prompts", "completions of each", "prompt", "completion", "GRPOTrainer / ours", "by CPU time"]
+    text = [
+        f"{torch.get_num_threads()} threads, median of {options.repeats} turns with its range; a step is sampling, "
+        "reward, reference, loss, backward and AdamW. Ours is `AStarPOTrainer`, which has DISA's step.",
+        "",
+        *table([*header, "A2POTrainer / ours", "by CPU time"], lines),
+    ]
+    fill("policy-step", "\n".join(text), PAGE)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""Log-probabilities of given tokens from hidden states, block by block through the LM head.
+
+``log p_i = z_i[y_i] - logsumexp(z_i)`` with ``z = (h W' + b) / T``. The (tokens x vocabulary) logits are never whole,
+neither forward nor backward: a block's logits are made, used and dropped, and made again for the gradient
+``dL/dz_i = g_i (onehot(y_i) - softmax(z_i))``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+# Logits of one block: 64 MiB in float32, and blocks of a hundred rows even at the largest vocabularies, which is
+# what a matrix product needs to run at full speed.
+_BLOCK_LOGITS = 2**24
+
+
+def head_log_probs(
+    hidden: Tensor, head: nn.Linear, targets: Tensor, *, temperature: float = 1.0, entropy: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """Log-probability of each target, and on request the entropy of each distribution, which carries no gradient.
+
+    Products run in the precision of the surrounding autocast, reductions in float32 or, for float64 inputs, float64.
+
+    Parameters
+    ----------
+    hidden : Tensor, shape (tokens, width)
+        Hidden states that predict the targets.
+    head : nn.Linear
+    targets : Tensor, shape (tokens,)
+    temperature : float
+        Divides the logits.
+    entropy : bool
+
+    Returns
+    -------
+    tuple of Tensor and (Tensor or None), shape (tokens,)
+        Nats.
+    """
+    weight, bias = head.weight, head.bias
+    device = hidden.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+    with torch.autocast(device, enabled=False):
+        log_p, entropies = _HeadLogProbs.apply(hidden, weight, bias, targets, temperature, dtype, entropy)
+    return log_p, entropies if entropy else None
+
+
+class _HeadLogProbs(torch.autograd.Function):
+    """The formula above, with its gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        temperature: float,
+        dtype: torch.dtype,
+        entropy: bool,
+    ) -> tuple[Tensor, Tensor]:
+        reduction = torch.promote_types(hidden.dtype, torch.float32)
+        log_p, normaliser, entropies = (
+            torch.empty(len(targets), dtype=reduction, device=hidden.device) for _ in range(3)
+        )
+        cast = weight.to(dtype)
+        for rows in _blocks(len(targets), len(weight)):
+            logits = _logits(hidden[rows].to(dtype), cast, bias, temperature, reduction)
+            normaliser[rows] = logits.logsumexp(dim=1)
+            log_p[rows] = logits.gather(1, targets[rows, None]).squeeze(1) - normaliser[rows]
+            if entropy:
+                probability = (logits - normaliser[rows, None]).exp_()
+                entropies[rows] = normaliser[rows] - probability.mul_(logits).sum(dim=1)
+        ctx.save_for_backward(hidden, weight, bias, targets, normaliser)
+        ctx.temperature, ctx.dtype = temperature, dtype
+        ctx.mark_non_differentiable(entropies)
+        return log_p, entropies
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, bias, targets, normaliser = ctx.saved_tensors
+        temperature, dtype = ctx.temperature, ctx.dtype
+        reduction = normaliser.dtype
+        cast = weight.to(dtype)
+        need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
+        grad_hidden = torch.empty_like(hidden) if need_hidden else None
+        grad_weight = torch.zeros_like(weight, dtype=reduction) if need_weight else None
+        grad_bias = torch.zeros_like(bias, dtype=reduction) if need_bias else None
+        for rows in _blocks(len(targets), len(weight)):
+            h = hidden[rows].to(dtype)
+            share = (grad[rows] / temperature)[:, None]
+            logits = _logits(h, cast, bias, temperature, reduction)
+            grad_logits = logits.sub_(normaliser[rows, None]).exp_().mul_(-share)
+            grad_logits.scatter_add_(1, targets[rows, None], share)
+            if need_bias:
+                grad_bias += grad_logits.sum(dim=0)
+            grad_logits = grad_logits.to(dtype)
+            if need_hidden:
+                grad_hidden[rows] = (grad_logits @ cast).to(hidden.dtype)
+            if need_weight:
+                # Added up over blocks in float32, in place: a block's own copy would be as large as the head.
+                if dtype == reduction:
+                    grad_weight.addmm_(grad_logits.T, h)
+                else:
+                    grad_weight += grad_logits.T @ h
+        grad_weight = None if grad_weight is None else grad_weight.to(weight.dtype)
+        grad_bias = None if grad_bias is None else grad_bias.to(bias.dtype)
+        return grad_hidden, grad_weight, grad_bias, None, None, None, None
+
+
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float, reduction: torch.dtype) -> Tensor:
+    """Logits of one block, in the precision of the reduction."""
+    logits = linear(hidden, weight, None if bias is None else bias.to(weight.dtype)).to(reduction)
+    return logits if temperature == 1.0 else logits.div_(temperature)
+
+
+def _blocks(tokens: int, vocabulary: int) -> Iterator[slice]:
+    size = max(1, _BLOCK_LOGITS // vocabulary)
+    for start in range(0, tokens, size):
+        yield slice(start, start + size)

@@ -1,0 +1,229 @@
+"""Attention that computes a prompt once for all its completions.
+
+Tokens of many prompts and completions form one flat row without padding: first every *trunk*, then every *branch*.
+A branch continues one trunk::
+
+    out_trunk  = softmax(q_t k_t' / sqrt(d)) v_t                      causal
+    out_branch = softmax(q_b [k_t, k_b]' / sqrt(d)) [v_t, v_b]        causal in b, all of its own t
+
+which is what attention over each concatenated row gives, with linear layers and the trunk's attention done once a
+prompt instead of once a completion. Autograd runs through it, checkpointed layers included.
+
+transformers lets an attention function be registered by name and hands it every keyword argument of the model's
+forward, so no model code is replaced: :func:`shared_attention` names the function for a while, and the layout comes
+along as ``shared_prefix``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+ARCHITECTURES = frozenset({"llama", "qwen2", "qwen3", "gemma3_text"})
+"""Model types whose attention layers call the registered function with nothing but causal, possibly windowed,
+attention in mind. Each is compared with its own plain forward in the tests."""
+
+_NAME = "disa_shared_prefix"
+
+
+class Layout(Protocol):
+    """Where the tokens of a flat row belong, and so what each may attend to."""
+
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float, window: int | None
+    ) -> Tensor:
+        """Attention of one layer, each tensor of shape (tokens, heads, width)."""
+        ...
+
+
+def causal_lm(model: nn.Module) -> PreTrainedModel:
+    """The causal language model itself, adapters (which live in its layers) or not."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def unsupported(model: nn.Module, *, training: bool = False) -> str | None:
+    """Why the model, in training where it is to be trained, cannot share prompts, or None where it can."""
+    model = causal_lm(model)
+    config = model.config
+    if config.model_type not in ARCHITECTURES:
+        return f"architecture {config.model_type} is not one of {', '.join(sorted(ARCHITECTURES))}"
+    if getattr(config, "use_bidirectional_attention", False):
+        return "its attention is bidirectional"
+    if getattr(config, "attention_dropout", 0.0) and training:
+        return "it drops attention weights"
+    if not isinstance(model.get_output_embeddings(), nn.Linear):
+        return "its LM head is not a plain linear layer"
+    return None
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    shared_prefix: Layout | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    if shared_prefix is None:
+        return ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, attention_mask, **kwargs)
+    query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))
+    scale, window = kwargs["scaling"], kwargs.get("sliding_window")
+    return shared_prefix.attend(module.layer_idx, query, key, value, scale=scale, window=window)[None], None
+
+
+AttentionInterface.register(_NAME, _attention)
+# Of a call without a layout.
+AttentionMaskInterface.register(_NAME, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
+
+
+@contextlib.contextmanager
+def shared_attention(model: nn.Module) -> Iterator[None]:
+    """Let the model's layers attend as a layout says, and as SDPA does where a call comes without one.
+
+    Checkpointed layers need it around the backward pass too.
+    """
+    config = causal_lm(model).base_model.config  # the one its layers hold
+    own, config._attn_implementation = config._attn_implementation, _NAME
+    try:
+        yield
+    finally:
+        config._attn_implementation = own
+
+
+def hidden_states(model: PreTrainedModel, input_ids: Tensor, position_ids: Tensor, layout: Layout) -> Tensor:
+    """Last hidden states of a flat row of tokens, shape (tokens, width)."""
+    # A mask that fits no attention: a layer that did not use the registered function would fail, not be wrong.
+    no_mask = torch.zeros(1, 1, 1, 0, device=input_ids.device)
+    with shared_attention(model):
+        return model.base_model(
+            input_ids=input_ids[None],
+            attention_mask=no_mask,
+            position_ids=position_ids[None],
+            use_cache=False,
+            shared_prefix=layout,
+        ).last_hidden_state[0]
+
+
+class PackedGroups:
+    """Trunks and their branches in one flat row.
+
+    Parameters
+    ----------
+    trunks : sequence of token id sequences, none empty
+    branches : sequence of token id sequences
+    parents : sequence of int
+        Index of the trunk that each branch continues.
+    device : torch.device
+    """
+
+    def __init__(
+        self,
+        trunks: Sequence[Sequence[int]],
+        branches: Sequence[Sequence[int]],
+        parents: Sequence[int],
+        device: torch.device,
+    ) -> None:
+        lengths = [len(t) for t in trunks]
+        self.trunks = Rows(lengths, 0, device)
+        self.branches = Rows([len(b) for b in branches], self.trunks.end, device)
+        self.parents = torch.tensor(parents, dtype=torch.long, device=device)
+        self.input_ids = torch.tensor([i for row in (*trunks, *branches) for i in row], device=device)
+        starts = [0] * len(trunks) + [lengths[p] for p in parents]
+        positions = [s + i for s, row in zip(starts, (*trunks, *branches), strict=True) for i in range(len(row))]
+        self.position_ids = torch.tensor(positions, device=device)
+        self._masks: dict[Any, Tensor | None] = {}
+
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float, window: int | None
+    ) -> Tensor:
+        """Attention of one layer, each tensor of shape (tokens, heads, width)."""
+        q, k, v = (self.trunks.pad(x) for x in (query, key, value))
+        out = self.trunks.flat(_attend(q, k, v, self._mask("trunk", window, q.dtype), scale))
+        if not self.branches.end > self.trunks.end:
+            return out
+        k, v = (
+            torch.cat([prompt.index_select(0, self.parents), self.branches.pad(own)], dim=2)
+            for prompt, own in ((k, key), (v, value))
+        )
+        q = self.branches.pad(query)
+        branches = self.branches.flat(_attend(q, k, v, self._mask("branch", window, q.dtype), scale))
+        return torch.cat([out, branches])
+
+    def _mask(self, kind: str, window: int | None, dtype: torch.dtype) -> Tensor | None:
+        """Additive mask, the same in every layer with this window; None for plain causal attention."""
+        if (kind, window, dtype) not in self._masks:
+            allowed = self._trunk_mask(window) if kind == "trunk" else self._branch_mask(window)
+            mask = None if allowed is None else torch.zeros_like(allowed, dtype=dtype).masked_fill(~allowed, -torch.inf)
+            self._masks[kind, window, dtype] = mask
+        return self._masks[kind, window, dtype]
+
+    def _trunk_mask(self, window: int | None) -> Tensor | None:
+        # Padding stands on the right, where causal attention never looks.
+        if window is None or self.trunks.width <= window:
+            return None
+        position = torch.arange(self.trunks.width, device=self.parents.device)
+        return _causal(position[:, None], position[None, :], window)
+
+    def _branch_mask(self, window: int | None) -> Tensor:
+        # One mask for all where all trunks are equally long, else one a branch.
+        length = self.trunks.lengths[:1] if self.trunks.even else self.trunks.lengths[self.parents]
+        prompt = torch.arange(self.trunks.width, device=length.device)
+        own = length[:, None] + torch.arange(self.branches.width, device=length.device)
+        # Padding of a trunk gets a position behind everything.
+        prompt = torch.where(prompt < length[:, None], prompt, torch.iinfo(torch.long).max)
+        return _causal(own[:, None, :, None], torch.cat([prompt, own], dim=1)[:, None, None, :], window)
+
+
+class Rows:
+    """Some rows of a flat sequence of tokens as a block padded on the right, and back."""
+
+    def __init__(self, lengths: Sequence[int], start: int, device: torch.device) -> None:
+        self.width, self.end = max(lengths, default=0), start + sum(lengths)
+        self.even = all(length == self.width for length in lengths)
+        self.lengths = torch.tensor(lengths, dtype=torch.long, device=device)
+        self._start = start
+        if not self.even:
+            starts = start + self.lengths.cumsum(0) - self.lengths
+            position = torch.arange(self.width, device=device)
+            valid = position < self.lengths[:, None]
+            # Padding repeats some token of the sequence; nothing attends to it and its output is dropped.
+            self._gather = torch.where(valid, starts[:, None] + position, start).flatten()
+            self._valid = valid.flatten().nonzero().squeeze(1)
+
+    def pad(self, flat: Tensor) -> Tensor:
+        """Shape (tokens, heads, size) to (rows, heads, width, size)."""
+        block = flat[self._start : self.end] if self.even else flat.index_select(0, self._gather)
+        return block.unflatten(0, (len(self.lengths), self.width)).transpose(1, 2)
+
+    def flat(self, block: Tensor) -> Tensor:
+        """Shape (rows, heads, width, size) to (this part's tokens, heads, size)."""
+        tokens = block.transpose(1, 2).flatten(0, 1)
+        return tokens if self.even else tokens.index_select(0, self._valid)
+
+
+def _causal(query: Tensor, key: Tensor, window: int | None) -> Tensor:
+    """Which key positions a query position sees: not the future, and no further back than the window."""
+    seen = key <= query
+    return seen if window is None else seen & (key > query - window)
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """Scaled dot-product attention where each key head may serve several query heads, keys not being copied for it."""
+    rows, heads, width, _ = query.shape
+    shared = heads // key.shape[1]
+    query = query.unflatten(1, (-1, shared)).flatten(0, 1)
+    key, value = (x.flatten(0, 1)[:, None].expand(-1, shared, -1, -1) for x in (key, value))
+    if mask is not None and mask.ndim == 4 and len(mask) > 1:
+        mask = mask.repeat_interleave(heads // shared, dim=0)
+    out = scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=mask is None, scale=scale)
+    return out.unflatten(0, (rows, -1)).flatten(1, 2)

@@ -1,0 +1,92 @@
+"""TRL's GRPOTrainer with sampling and log-probabilities that compute a prompt once for all its completions.
+
+Where the architecture, or a setting of the engine, does not allow it, both are the engine's own. The loss is none of
+this class's business.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from disa.proposals.sampler import draw_tokens
+from disa.shared_prefix import causal_lm, shared_attention
+from disa.training.merged_adapters import merged_adapters
+from disa.training.policy_log_probs import answer_log_probs, completion_log_probs
+from disa.training.sampling_trainer import SamplingTrainer
+
+
+class SharedPromptTrainer(SamplingTrainer):
+    """Arguments as :class:`trl.GRPOTrainer`'s.
+
+    ``prompts_not_shared`` says why the policy or the reference cannot share prompts; None where they do.
+    """
+
+    def __init__(self, *args: Any, **others: Any) -> None:
+        super().__init__(*args, **others)
+        models = [self.accelerator.unwrap_model(m) for m in (self.model, self.ref_model) if m is not None]
+        self.prompts_not_shared = answer_log_probs(models, self.accelerator)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """One micro-batch, the backward pass included, in which checkpointed layers are computed again."""
+        with contextlib.nullcontext() if self.prompts_not_shared else shared_attention(self.model):
+            return super().training_step(*args, **kwargs)
+
+    def _generate_single_turn(
+        self,
+        prompt_ids: Any,
+        images: Any,
+        multimodal_fields: Any,
+        num_generations: int,
+        has_tool_images: bool = False,
+    ) -> tuple[list[list[int]], list[list[float]] | None]:
+        elsewhere = self.use_vllm or self.use_transformers_continuous_batching
+        if (
+            self.prompts_not_shared
+            or elsewhere
+            or images is not None
+            or multimodal_fields
+            or self.args.generation_kwargs
+        ):
+            return super()._generate_single_turn(
+                prompt_ids, images, multimodal_fields, num_generations, has_tool_images
+            )
+        device, policy = self.accelerator.device, self.accelerator.unwrap_model(self.model)
+        numbers = torch.rand(len(prompt_ids), self.max_completion_length, dtype=torch.float64, device=device)
+        with merged_adapters(policy), self.accelerator.autocast():
+            return draw_tokens(causal_lm(policy), prompt_ids, numbers, self.eos_token_ids, temperature=self.temperature)
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: Any,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        compute_entropy: bool = False,
+        **others: Any,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        if self.prompts_not_shared or any(value is not None and value is not False for value in others.values()):
+            return super()._get_per_token_logps_and_entropies(
+                model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, **others
+            )
+        first, size = input_ids.size(1) - logits_to_keep, batch_size or len(input_ids)
+        parts = []
+        for ids, mask in zip(input_ids.split(size), attention_mask.split(size), strict=True):
+            with self.accelerator.autocast():
+                parts.append(
+                    completion_log_probs(
+                        model,
+                        ids[:, :first],
+                        mask[:, :first],
+                        ids[:, first:],
+                        mask[:, first:],
+                        temperature=self.temperature,
+                        entropy=compute_entropy,
+                    )
+                )
+        log_p, entropy = zip(*parts, strict=True)
+        return torch.cat(log_p), torch.cat(entropy) if compute_entropy else None, None
