@@ -9,7 +9,7 @@ it where that is already done, and otherwise does the work.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +48,21 @@ class Pipeline:
         Stages that may do work; any other must have finished already.
     say : callable
         Receives one line per stage.
+    finished : mapping of str to StageFolder, optional
+        By folder name, stages that finished in another run directory and are taken as they are.
     """
 
-    def __init__(self, recipe: Recipe, *, may_work: tuple[str, ...] = STAGES, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        *,
+        may_work: tuple[str, ...] = STAGES,
+        say: Callable[[str], None],
+        finished: Mapping[str, StageFolder] | None = None,
+    ) -> None:
         self.recipe, self.run_dir, self._say, self._may_work = recipe, Path(recipe.run_dir), say, may_work
         self.task = make_task(recipe.tasks)
-        self._done: dict[str, StageFolder] = {}
+        self._done: dict[str, StageFolder] = dict(finished or {})
 
     def run(self, until: str = STAGES[-1]) -> StageFolder:
         """Bring every stage up to ``until`` to its finished state; returns the last one's folder."""

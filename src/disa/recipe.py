@@ -15,6 +15,7 @@ from disa.partition.config import PartitionConfig
 from disa.proposals.config import ProposalsConfig
 from disa.sampling import SamplingConfig
 from disa.scoring.config import ScoringConfig
+from disa.study.config import StudyConfig
 from disa.tasks import TASKS, TaskSection
 from disa.training.config import TrainingConfig
 from disa.warmup.config import WarmupConfig
@@ -52,6 +53,8 @@ class Recipe(StageConfig):
     """The policies; ``training.inverse_temperature`` is the beta of the target."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """What is measured."""
+    study: StudyConfig | None = None
+    """The cells of ``disa study``; no stage of a run reads it."""
 
     @model_validator(mode="after")
     def _one_origin_of_models(self) -> Recipe:

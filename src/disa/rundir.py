@@ -33,6 +33,10 @@ MANIFEST_VERSION = 1
 _RECORDED_PACKAGES = ("disa", "torch", "transformers", "trl", "numpy")
 
 
+class RunDirectoryBusy(DisaError):
+    """Another process works in the run directory."""
+
+
 class StageFolder:
     """One stage's folder in a run directory.
 
@@ -207,8 +211,10 @@ def exclusive(run_dir: Path) -> Iterator[None]:
 
     Raises
     ------
+    RunDirectoryBusy
+        Where another process holds it.
     DisaError
-        Where another process holds it, or it cannot be made.
+        Where it cannot be made.
     """
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -220,7 +226,7 @@ def exclusive(run_dir: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise DisaError(
+            raise RunDirectoryBusy(
                 "another disa process is working in this run directory",
                 where=str(run_dir),
                 fix="wait for it, stop it, or choose another run_dir",

@@ -48,33 +48,39 @@ Illustration = tuple[str, bytes, str]
 def page(content: ReportContent, sections: Mapping[str, Iterable[Illustration]]) -> str:
     """Return the whole page; ``sections`` holds the figures of ``evaluation``, ``partition`` and ``training``."""
     body = [
-        f"<h1>{shown(content.title)}</h1>",
         f'<p class="soft">Target: the reference, reweighted by exp(beta · reward), with beta = {content.beta:g}. '
         "log Z is that target's log partition function, estimated from offline draws and frozen before training. "
         "Log-probabilities, log Z and KL are in nats; ± is one standard error over prompts.</p>",
-        _section("Results", _results(content) + _plates(sections.get("evaluation", ()))),
-        _section("Partition function", _plates(sections.get("partition", ()))),
-        _section("Training", _plates(sections.get("training", ()))),
-        _section("Example completions", _examples(content)),
-        _section("Sampler against scorer", _parity(content.parity)),
-        _section("What the anchor is frozen to", pairs_html(content.anchor_facts) if content.anchor_facts else ""),
-        _section("Provenance", _provenance(content)),
+        section("Results", _results(content) + plates(sections.get("evaluation", ()))),
+        section("Partition function", plates(sections.get("partition", ()))),
+        section("Training", plates(sections.get("training", ()))),
+        section("Example completions", _examples(content)),
+        section("Sampler against scorer", _parity(content.parity)),
+        section("What the anchor is frozen to", pairs_html(content.anchor_facts) if content.anchor_facts else ""),
+        section("Provenance", _provenance(content)),
     ]
+    return document(content.title, body)
+
+
+def document(title: str, parts: Iterable[str]) -> str:
+    """Return a self-contained page of the given pieces of HTML, without the empty ones."""
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{shown(content.title)}</title><style>{_CSS}</style></head>\n<body>\n"
-        + "\n".join(part for part in body if part)
+        f"<title>{shown(title)}</title><style>{_CSS}</style></head>\n<body>\n<h1>{shown(title)}</h1>\n"
+        + "\n".join(part for part in parts if part)
         + "\n</body></html>\n"
     )
 
 
-def _section(title: str, html: str) -> str:
+def section(title: str, html: str) -> str:
+    """Return a titled section, nothing where it is empty."""
     return f"<section><h2>{title}</h2>\n{html}\n</section>" if html else ""
 
 
-def _plates(illustrations: Iterable[Illustration]) -> str:
+def plates(illustrations: Iterable[Illustration]) -> str:
+    """Return figures with their readings, nothing where there are none."""
     figures = [
         f'<figure id="{shown(name)}"><img alt="{shown(reading)}" '
         f'src="data:image/png;base64,{base64.b64encode(png).decode()}">'
