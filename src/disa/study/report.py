@@ -22,7 +22,7 @@ from disa.study.results import (
     reference_row,
     strength_table,
 )
-from disa.study.run import Study
+from disa.study.run import Study, share
 
 VERSION = 1
 
@@ -43,11 +43,15 @@ def write_report(study: Study) -> StageFolder:
     recipe = study.recipe
     identity = {"ks": list(recipe.evaluation.ks), "inverse_temperature": recipe.training.inverse_temperature}
     stage = StageFolder(study.folder, "report", version=VERSION, identity=identity, inputs=inputs)
-    with exclusive(study.folder):
-        if not stage.finished:
-            stage.begin()
-            _write(stage.path, _results(study, cells, trained), yaml.safe_dump(recipe.model_dump(mode="json")))
-            stage.finish()
+
+    def write() -> None:
+        with exclusive(study.folder):
+            if not stage.finished:
+                stage.begin()
+                _write(stage.path, _results(study, cells, trained), yaml.safe_dump(recipe.model_dump(mode="json")))
+                stage.finish()
+
+    share([write], study.say)
     return stage
 
 

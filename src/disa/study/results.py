@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from disa.evaluation.metrics import PromptValues, clustered_mean, per_prompt
+from disa.evaluation.metrics import PromptValues, clustered_mean, paired_difference, per_prompt
 from disa.records import EvaluationRecord, Prompt
 from disa.report.tables import largest_k
 from disa.rundir import StageFolder, read_json
@@ -30,7 +30,8 @@ def policy_rows(
 ) -> list[dict[str, Any]]:
     """One row a method: held-out metrics of a cell's policies.
 
-    Values are first averaged over seeds within a prompt; ``se`` is over prompts. ``seeds`` has the mean of each seed.
+    Values are first averaged over seeds within a prompt; ``se`` is over prompts. ``seeds`` has the mean of each seed, and
+    ``gains`` the differences to the reference, paired by prompt.
 
     Parameters
     ----------
@@ -40,12 +41,15 @@ def policy_rows(
         The truth of the held-out prompts, the same for all cells of one inverse temperature.
     """
     found = [_heldout(folders, prompts, log_z, cell.beta, ks) for folders in seeds]
-    return [
-        _coordinates(cell)
-        | {"method": method, "metrics": {name: _over_seeds([seed[method][name] for seed in found]) for name in metrics}}
-        for method, metrics in found[0].items()
-        if method != "reference"
-    ]
+    rows = []
+    for method in found[0].keys() - {"reference"}:
+        row = _coordinates(cell) | {"method": method, "metrics": {}, "gains": {}}
+        for name in found[0][method]:
+            values = [seed[method][name] for seed in found]
+            row["metrics"][name] = _over_seeds(values)
+            row["gains"][name] = measured_json(paired_difference(_mean(values), found[0]["reference"][name]))
+        rows.append(row)
+    return sorted(rows, key=lambda row: row["method"])
 
 
 def reference_row(
@@ -70,11 +74,15 @@ def _heldout(
 
 
 def _over_seeds(seeds: Sequence[PromptValues]) -> dict[str, Any]:
+    means = _mean(seeds)
+    of_seed = [math.fsum(values[prompt] for prompt in means) / len(means) for values in seeds]
+    return measured_json(clustered_mean(means.values())) | {"seeds": of_seed}
+
+
+def _mean(seeds: Sequence[PromptValues]) -> PromptValues:
+    """Mean over seeds of every prompt that the metric is defined on in all of them."""
     shared = [prompt for prompt in seeds[0] if all(prompt in values for values in seeds)]
-    means = [math.fsum(values[prompt] for values in seeds) / len(seeds) for prompt in shared]
-    return measured_json(clustered_mean(means)) | {
-        "seeds": [math.fsum(values[prompt] for prompt in shared) / len(shared) for values in seeds]
-    }
+    return {prompt: math.fsum(values[prompt] for values in seeds) / len(seeds) for prompt in shared}
 
 
 def _coordinates(cell: Cell) -> dict[str, Any]:
@@ -129,18 +137,19 @@ def policy_table(results: Mapping[str, Any]) -> list[list[str]]:
     named = {f"mean@{k}": f"Mean@{k}", f"pass@{k}": f"pass@{k}", "effective_modes": "effective modes"}
     named |= {"kl_to_target": "KL to target, nats"}
     metrics = {name: label for name, label in named.items() if name in results["policies"][0]["metrics"]}
-    rows = [["beta", "strength", "N", "method", "RMSE of log Z", *metrics.values()]]
+    rows = [["beta", "strength", "N", "method", "RMSE of log Z", *metrics.values(), "KL less the reference's"]]
     rmse = {tuple(cell[axis] for axis in AXES): cell["rmse"] for cell in results["cells"]}
-    for row in sorted(
+    ordered = sorted(
         [*results["references"], *results["policies"]],
-        key=lambda r: (r["inverse_temperature"], r["method"] != "reference"),
-    ):
+        key=lambda row: (row["inverse_temperature"], row["method"] != "reference"),
+    )
+    for row in ordered:
         where = [row.get("strength", "-"), str(row.get("trajectories", "-"))]
         error = rmse.get(tuple(row.get(axis) for axis in AXES))
-        values = [_shown(row["metrics"][name], name) for name in metrics]
-        rows.append(
-            [f"{row['inverse_temperature']:g}", *where, row["method"], _shown(error) if error else "-", *values]
-        )
+        values = [_shown(row["metrics"][name]) for name in metrics]
+        less = _shown(row["gains"]["kl_to_target"]) if "gains" in row else "-"
+        beta = f"{row['inverse_temperature']:g}"
+        rows.append([beta, *where, row["method"], _shown(error) if error else "-", *values, less])
     return rows
 
 

@@ -73,7 +73,7 @@ class Study:
                 where="recipe, field partition.regressor",
                 fix="set it to false",
             )
-        self.recipe, self.config, self._say = recipe, recipe.study, say
+        self.recipe, self.config, self.say = recipe, recipe.study, say
         self.folder = Path(recipe.run_dir) / "study"
         self.base = Pipeline(recipe, say=say)
         self.evaluations: dict[tuple[Cell, int], list[StageFolder]] = {}
@@ -107,11 +107,11 @@ class Study:
 
     def run(self) -> None:
         """Bring every unit to its finished state, beside other processes that do the same."""
-        share([functools.partial(self.base.run, "warmup")], self._say)
+        share([functools.partial(self.base.run, "warmup")], self.say)
         strengths = [functools.partial(self.measure, name) for name in self.config.strengths]
-        share([self.measure_truth, *strengths], self._say)
+        share([self.measure_truth, *strengths], self.say)
         policies = itertools.product(self.policy_cells(), range(self.config.seeds))
-        share([functools.partial(self.train, cell, seed) for cell, seed in policies], self._say)
+        share([functools.partial(self.train, cell, seed) for cell, seed in policies], self.say)
 
     def measure_truth(self) -> None:
         """Draw the truth's trajectories, and the reference's evaluation samples."""
@@ -178,7 +178,7 @@ class Study:
             found = cell_error(draws, counts, self.blocks(cell), truth, config, beta, reward_range)
             write_json(stage.path / "error.json", found)
             stage.finish()
-            self._say(f"{stage.name}: RMSE of log Z {found['rmse']['value']:.3f} nats")
+            self.say(f"{stage.name}: RMSE of log Z {found['rmse']['value']:.3f} nats")
         return stage
 
     def policies(self, cell: Cell, seed: int) -> Pipeline:
@@ -233,7 +233,7 @@ class Study:
             start = self.base.warmup().path / "reference"
             supervise(stage.path, "model", run.steps, run.noise, config, self.base.task, prompts, law, start=start)
             stage.finish()
-            self._say(f"{name}: done in {stage.manifest['seconds']:.1f} s")
+            self.say(f"{name}: done in {stage.manifest['seconds']:.1f} s")
         return stage
 
     def _proposals(self, strength: str) -> ProposalsConfig:
@@ -277,7 +277,7 @@ class Study:
         changed = {"run_dir": str(self.folder / folder), "warmup": None, "study": None, "models": models} | sections
         return Pipeline(
             self.recipe.model_copy(update=changed),
-            say=lambda line: self._say(f"{folder}/{line}"),
+            say=lambda line: self.say(f"{folder}/{line}"),
             finished={"1_tasks": self.base.tasks(), **finished},
         )
 
