@@ -241,7 +241,7 @@ class Study:
         sizes = [cell.trajectories for cell in self.policy_cells() if cell.strength == strength]
         update = {"per_prompt": self.config.seeds * max(sizes, default=1), "per_heldout_prompt": self.config.pool}
         if self.config.strengths[strength].steps == 0:
-            # The balance heuristic would weigh both sources alike, but the gate would take one for a poor proposal.
+            # Estimates would be the same, but intervals allow for weights up to 1/alpha, which these draws cannot have.
             update["reference_share"] = 1.0
         return self.recipe.proposals.model_copy(update=update)
 
