@@ -18,8 +18,10 @@ from disa.recipe import load_recipe
 from disa.records import EvaluationRecord, Prompt, ScoredTrajectory, read_rows
 from disa.rundir import RunDirectoryBusy, exclusive
 from disa.study import run as study_run
+from disa.study import share as sharing
 from disa.study.report import write_report
-from disa.study.run import Cell, Study, share
+from disa.study.run import Cell, Study
+from disa.study.share import share
 
 STUDY = {
     "strengths": {"reference": {}, "strong": {"steps": 2}},
@@ -256,7 +258,7 @@ def test_a_study_that_was_stopped_goes_on_to_the_same_results(study_copy, study_
 
 def test_a_unit_that_another_process_holds_is_left_for_later(tmp_path, monkeypatch):
     order, lines = [], []
-    monkeypatch.setattr(study_run, "PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(sharing, "PATIENCE_SECONDS", 0.0)
     held = exclusive(tmp_path / "a")
 
     def first():

@@ -6,18 +6,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.ticker import LogLocator, NullLocator
 
 from disa.report.canvas import FLAGGED, GUIDE, UNFLAGGED, Plate, model_styles, new_axes
 from disa.report.tables import largest_k
 from disa.study.results import AXES
 
 _QUANTITIES = {
-    "bias_squared": ("bias² of log Z", "nats²", "{:.3f}"),
-    "variance": ("variance of log Z", "nats²", "{:.3f}"),
+    "bias_squared": ("Bias² of log Z", "nats²", "{:.3f}"),
+    "variance": ("Variance of log Z", "nats²", "{:.3f}"),
     "rmse": ("RMSE of log Z", "nats", "{:.2f}"),
-    "coverage": ("interval coverage", "share", "{:.2f}"),
-    "gated": ("gate closed", "share of prompts", "{:.2f}"),
-    "hits_ess": ("effective rewarded draws", "draws", "{:.1f}"),
+    "coverage": ("Interval coverage", "share", "{:.2f}"),
+    "gated": ("Gate closed", "share of prompts", "{:.2f}"),
+    "hits_ess": ("Effective rewarded draws", "draws", "{:.1f}"),
 }
 
 
@@ -26,7 +27,8 @@ def study_plates(results: Mapping[str, Any]) -> list[Plate]:
     size = min(results["trajectories"])
     beta = central_beta(results)
     plates = [_heat_map(results, name, size) for name in _QUANTITIES]
-    plates += [_decomposition(results, "strength", size, beta), _decomposition(results, "inverse_temperature", size)]
+    plates += [_decomposition(results, size, beta)]
+    plates += [_against_beta(results, name, size) for name in ("bias_squared", "variance")]
     plates += [_rmse_against_size(results, beta)]
     betas = dict.fromkeys(row["inverse_temperature"] for row in results["policies"])
     return plates + [plate for value in betas for plate in _policy_plates(results, value)]
@@ -54,7 +56,7 @@ def _heat_map(results: Mapping[str, Any], name: str, size: int) -> Plate:
         axes.text(j, i, form.format(value), ha="center", va="center", fontsize=8, color=colour)
     (low, least), (high, most) = _extremes(values, strengths, betas)
     reading = (
-        f"{title.capitalize()} ({unit}) by proposal strength and inverse temperature, {size} trajectories a prompt. "
+        f"{title} ({unit}) by proposal strength and inverse temperature, {size} trajectories a prompt. "
         f"Smallest {form.format(low)} ({least}), largest {form.format(high)} ({most})."
     )
     if name == "bias_squared":
@@ -70,33 +72,45 @@ def _extremes(values: np.ndarray, strengths: Sequence[str], betas: Sequence[floa
     return found
 
 
-def _decomposition(results: Mapping[str, Any], axis: str, size: int, beta: float | None = None) -> Plate:
-    """Bias² and variance side by side: against strength at one beta, or against beta as means over strengths."""
+def _decomposition(results: Mapping[str, Any], size: int, beta: float) -> Plate:
+    """Bias² and variance side by side, by strength."""
     strengths = list(results["strengths"])
-    if axis == "strength":
-        groups = {name: [_cell(results, name, beta, size)] for name in strengths}
-        title, label, held = f"Bias and variance, beta = {beta:g}, N = {size}", "proposal", ""
-    else:
-        betas = results["inverse_temperatures"]
-        groups = {f"{b:g}": [_cell(results, name, b, size) for name in strengths] for b in betas}
-        title, label, held = f"Bias and variance, N = {size}", "inverse temperature", ", mean over strengths"
-    figure, axes = new_axes(title, label, f"nats²{held}")
-    x, width, lines = np.arange(len(groups)), 0.38, []
+    figure, axes = new_axes(f"Bias and variance, beta = {beta:g}, N = {size}", "proposal", "nats²")
+    x, width, lines = np.arange(len(strengths)), 0.38, []
     for offset, name, colour in ((-0.5, "bias_squared", FLAGGED), (0.5, "variance", UNFLAGGED)):
-        values = [np.mean([cell[name]["value"] for cell in cells]) for cells in groups.values()]
-        # Strengths share prompts and reference draws: their mean has no error of its own here.
-        errors = [cells[0][name]["se"] or 0.0 if len(cells) == 1 else 0.0 for cells in groups.values()]
-        shown = _QUANTITIES[name][0].split(" ")[0]
+        cells = [_cell(results, strength, beta, size)[name] for strength in strengths]
+        values, errors = ([cell[key] or 0.0 for cell in cells] for key in ("value", "se"))
+        shown = _QUANTITIES[name][0].partition(" ")[0].lower()
         axes.bar(x + offset * width, values, width, yerr=errors, color=colour, capsize=3, label=shown)
-        lines.append(f"{shown} " + ", ".join(f"{g} {v:.3f}" for g, v in zip(groups, values, strict=True)))
+        lines.append(f"{shown} " + ", ".join(f"{s} {v:.3f}" for s, v in zip(strengths, values, strict=True)))
     axes.axhline(0, color=GUIDE, linewidth=0.8)
-    axes.set_xticks(x, list(groups))
+    axes.set_xticks(x, strengths)
     axes.grid(visible=False, axis="x")
     axes.legend(loc="best")
-    reading = f"What the mean squared error of log Z is made of{held}: {'; '.join(lines)} (nats²)."
-    if axis == "strength":
-        reading += " Bars are one standard error over prompts."
-    return Plate(f"decomposition_{axis}", figure, reading)
+    reading = (
+        f"What the mean squared error of log Z is made of, in nats²: {'; '.join(lines)}. Bars are one standard error "
+        "over prompts."
+    )
+    return Plate("decomposition", figure, reading)
+
+
+def _against_beta(results: Mapping[str, Any], name: str, size: int) -> Plate:
+    """Bias² or variance against the inverse temperature, a line a strength."""
+    title, unit, _ = _QUANTITIES[name]
+    strengths, betas = list(results["strengths"]), sorted(results["inverse_temperatures"])
+    figure, axes = new_axes(f"{title}, N = {size}", "inverse temperature", unit)
+    styles, lines = model_styles(strengths), []
+    for strength in strengths:
+        cells = [_cell(results, strength, beta, size)[name] for beta in betas]
+        values, errors = ([cell[key] or 0.0 for cell in cells] for key in ("value", "se"))
+        axes.errorbar(betas, values, errors, capsize=3, markersize=5, linewidth=1.5, label=strength, **styles[strength])
+        lines.append(f"{strength} {values[0]:.3f} to {values[-1]:.3f}")
+    axes.legend(loc="best")
+    reading = (
+        f"{title} ({unit}) from beta = {betas[0]:g} to {betas[-1]:g}, the same {size} trajectories a prompt at every "
+        f"beta: {'; '.join(lines)}. Bars are one standard error over prompts."
+    )
+    return Plate(f"beta_{name}", figure, reading)
 
 
 def _rmse_against_size(results: Mapping[str, Any], beta: float) -> Plate:
@@ -114,6 +128,9 @@ def _rmse_against_size(results: Mapping[str, Any], beta: float) -> Plate:
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.set_xticks(sizes, [str(size) for size in sizes])
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.yaxis.set_minor_locator(NullLocator())
     axes.legend(loc="best")
     reading = (
         f"Root mean square error of log Z against N, both on logarithmic scales, N from {sizes[0]} to {sizes[-1]}: "
@@ -123,53 +140,42 @@ def _rmse_against_size(results: Mapping[str, Any], beta: float) -> Plate:
 
 
 def _policy_plates(results: Mapping[str, Any], beta: float) -> list[Plate]:
-    """Held-out quality of the policies of one inverse temperature against their cells' error of log Z."""
+    """What the policies of one inverse temperature gain on the reference, against their cells' error of log Z."""
     rows = [row for row in results["policies"] if row["inverse_temperature"] == beta]
-    reference = next(row for row in results["references"] if row["inverse_temperature"] == beta)
-    k = largest_k(rows[0]["metrics"], "mean")
-    labels = {"kl_to_target": "KL to the target, nats", f"mean@{k}": f"Mean@{k}"}
-    labels |= {"effective_modes": "effective modes"}
-    return [
-        _policies(results, rows, reference, name, label, beta)
-        for name, label in labels.items()
-        if name in rows[0]["metrics"]
-    ]
+    k = largest_k(rows[0]["gains"], "mean")
+    labels = {"kl_to_target": "KL to the target (nats)", f"mean@{k}": f"Mean@{k}"}
+    labels |= {"effective_modes": "Effective modes"}
+    return [_gains(results, rows, name, label, beta) for name, label in labels.items() if name in rows[0]["gains"]]
 
 
-def _policies(
-    results: Mapping[str, Any],
-    rows: Sequence[Mapping[str, Any]],
-    reference: Mapping[str, Any],
-    name: str,
-    label: str,
-    beta: float,
-) -> Plate:
-    figure, axes = new_axes(f"{label.split(',')[0]}, beta = {beta:g}", "RMSE of log Z in the cell, nats", label)
-    methods = list(dict.fromkeys(row["method"] for row in rows))
+def _gains(results: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], name: str, label: str, beta: float) -> Plate:
+    figure, axes = new_axes(
+        f"{label.partition(' (')[0]}, beta = {beta:g}", "RMSE of log Z in the cell (nats)", f"{label}, less reference's"
+    )
+    methods, sizes = (list(dict.fromkeys(row[axis] for row in rows)) for axis in ("method", "trajectories"))
     styles, lines = model_styles(list(results["strengths"])), []
     for row in rows:
         rmse = _cell(results, *(row[axis] for axis in AXES))["rmse"]
-        found, style = row["metrics"][name], styles[row["strength"]]
+        gain, colour = row["gains"][name], styles[row["strength"]]["color"]
         axes.errorbar(
             rmse["value"],
-            found["value"],
-            found["se"] or 0.0,
+            gain["value"],
+            gain["se"] or 0.0,
             rmse["se"] or 0.0,
-            fmt=style["marker"],
-            color=style["color"],
-            markerfacecolor=style["color"] if row["method"] == methods[0] else "white",
+            fmt="osD^vPX*"[sizes.index(row["trajectories"]) % 8],
+            color=colour,
+            markerfacecolor=colour if row["method"] == methods[0] else "white",
             capsize=3,
             markersize=7,
             label=f"{row['strength']}, N = {row['trajectories']}" + (f", {row['method']}" if methods[1:] else ""),
         )
-        lines.append(f"{row['strength']}, N {row['trajectories']}, {row['method']}: {found['value']:.3f}")
-    start = reference["metrics"][name]["value"]
-    axes.axhline(start, color=GUIDE, linestyle="--", label="reference")
+        lines.append(f"{row['strength']}, N {row['trajectories']}, {row['method']}: {gain['value']:+.3f}")
+    axes.axhline(0, color=GUIDE, linestyle="--")
     axes.legend(loc="best", fontsize=7)
     reading = (
-        f"Held-out {label} of the policies trained with a cell's anchor against the error of log Z in that cell, "
-        f"beta = {beta:g}; reference {start:.3f}. {'; '.join(lines)}. Bars are one standard error over prompts, of "
-        f"values averaged over {results['seeds']} seeds."
+        f"Held-out {label} of the policies trained with a cell's anchor, less the reference's, paired by prompt, "
+        f"against the error of log Z in that cell, beta = {beta:g}. {'; '.join(lines)}. Bars are one standard error "
+        f"over prompts, of values averaged over {results['seeds']} seeds."
     )
     return Plate(f"policy_{name.replace('@', '')}_beta_{beta:g}", figure, reading)
 

@@ -22,7 +22,8 @@ from disa.study.results import (
     reference_row,
     strength_table,
 )
-from disa.study.run import Study, share
+from disa.study.run import Study
+from disa.study.share import share
 
 VERSION = 1
 

@@ -1,4 +1,4 @@
-"""The units of a study, each an ordinary run directory, and how processes share them.
+"""The units of a study, each an ordinary run directory.
 
 ``RUN/study/truth`` holds the reference draws that log Z is measured against, ``RUN/study/strengths/NAME`` a proposal
 and its pool, ``.../beta-B/n-N`` a cell: its ``error``, and one run directory for every seed of its policies.
@@ -9,8 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +21,13 @@ from disa.pipeline import Pipeline
 from disa.proposals.config import ProposalsConfig
 from disa.recipe import ModelsConfig, Recipe
 from disa.records import Prompt, ScoredTrajectory
-from disa.rundir import RunDirectoryBusy, StageFolder, exclusive, write_json
+from disa.rundir import StageFolder, exclusive, write_json
 from disa.scoring.run import decided
 from disa.study.errors import Pool, cell_error, in_block, truth_from_reference, whole_blocks
+from disa.study.share import share
 from disa.warmup.run import supervise
 
 PROPOSAL_VERSION = BLOCK_VERSION = ERROR_VERSION = 1
-PATIENCE_SECONDS = 2.0
-"""Between looks at units that another process works on; each takes from a second to minutes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -280,24 +278,3 @@ class Study:
             say=lambda line: self.say(f"{folder}/{line}"),
             finished={"1_tasks": self.base.tasks(), **finished},
         )
-
-
-def share(units: Sequence[Callable[[], Any]], say: Callable[[str], None]) -> None:
-    """Finish all units, leaving those for later that another process works on.
-
-    A unit raises :class:`RunDirectoryBusy` where it is worked on elsewhere, and returns at once where it is finished.
-    """
-    announced = False
-    while units:
-        left = []
-        for unit in units:
-            try:
-                unit()
-            except RunDirectoryBusy:
-                left.append(unit)
-        if len(left) == len(units):
-            if not announced:
-                say(f"waiting for another process to finish {len(left)} of the study's units")
-                announced = True
-            time.sleep(PATIENCE_SECONDS)
-        units = left
