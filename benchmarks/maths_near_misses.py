@@ -234,7 +234,7 @@ def letter(gold: Gold, rng: random.Random) -> str | None:
     match = re.fullmatch(r"\\text\{\(?([A-E])\)?\}|([A-E])", text)
     if match:
         return rf"\text{{({rng.choice(sorted(set('ABCDE') - {match[1] or match[2]}))})}}"
-    found = re.search(r"(?<![a-zA-Z\\{])([a-z])(?![a-zA-Z])", text)
+    found = re.search(r"(?<![a-zA-Z\\{])([a-pr-z])(?![a-zA-Z])", text)
     if found is None or "=" in text or "\\in " in text or "\\text" in text or "\\begin" in text:
         return None
     return re.sub(rf"(?<![a-zA-Z\\]){found[1]}(?![a-zA-Z])", "q", text)
