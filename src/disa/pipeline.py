@@ -32,10 +32,17 @@ from disa.scoring import run as scoring
 from disa.stages import STAGES
 from disa.tasks import SPLITS, make_task
 from disa.training import run as training
+from disa.training.config import TrainingConfig
 from disa.training.methods import METHODS
 from disa.warmup import run as warmup
 
+EVALUATED_SPLITS = ("heldout", "train")
+"""What a run evaluates on."""
 TASKS_VERSION = ANCHOR_VERSION = 1
+
+
+class NotFinished(DisaError):
+    """A stage that may not work here has no finished output."""
 
 
 class Pipeline:
@@ -63,6 +70,7 @@ class Pipeline:
         self.recipe, self.run_dir, self._say, self._may_work = recipe, Path(recipe.run_dir), say, may_work
         self.task = make_task(recipe.tasks)
         self._done: dict[str, StageFolder] = dict(finished or {})
+        self._digests: dict[str, str] = {}
 
     def run(self, until: str = STAGES[-1]) -> StageFolder:
         """Bring every stage up to ``until`` to its finished state; returns the last one's folder."""
@@ -167,9 +175,12 @@ class Pipeline:
 
     def training(self) -> list[StageFolder]:
         """One folder per method; a baseline's does not depend on the anchor."""
-        return [self._train(method) for method in self.recipe.training.methods]
+        config = self.recipe.training
+        return [self.train(method, config, f"6_training/{method}") for method in config.methods]
 
-    def _train(self, method: str) -> StageFolder:
+    def train(self, method: str, config: TrainingConfig, folder: str) -> StageFolder:
+        """Train one method under given settings into a folder of its own."""
+
         def work(stage: StageFolder) -> None:
             anchor = Anchor.load(self.anchor().path) if METHODS[method].anchor else None
             prompts = self._prompts("train")
@@ -179,31 +190,37 @@ class Pipeline:
             reference = self._path("reference")
             training.run_training(stage, method, config, law, self.task, prompts, reference, anchor, offline)
 
-        config, law = self.recipe.training, self.recipe.sampling
+        law = self.recipe.sampling
         identity = {"training": config.method_identity(method), "sampling": law.identity()}
         identity |= {"reward": self.task.reward_fingerprint} | self._model_identity("reference")
         inputs = self._model_inputs()
         inputs |= {"anchor": self.anchor()} if METHODS[method].anchor else {}
         inputs |= {"scoring": self.scoring()} if config.reads_trajectories(method) else {}
-        return self._stage("training", f"6_training/{method}", training.VERSION, identity, inputs, work)
+        return self._stage("training", folder, training.VERSION, identity, inputs, work)
 
     def evaluation(self) -> list[StageFolder]:
         """One folder per model: the reference and every trained policy."""
-        folders = dict(zip(self.recipe.training.methods, self.training(), strict=True))
-        return [self._evaluate("reference", None), *(self._evaluate(m, f) for m, f in folders.items())]
+        trained = dict(zip(self.recipe.training.methods, self.training(), strict=True))
+        models = {"reference": None} | trained
+        return [self.evaluate(name, folder, f"7_evaluation/{name}") for name, folder in models.items()]
 
-    def _evaluate(self, name: str, trained: StageFolder | None) -> StageFolder:
+    def evaluate(
+        self, name: str, trained: StageFolder | None, folder: str, splits: tuple[str, ...] = EVALUATED_SPLITS
+    ) -> StageFolder:
+        """Sample and judge one model, the reference where none is trained, on some splits into a folder of its own."""
+
         def work(stage: StageFolder) -> None:
             reference = load_model(self._path("reference"))
             model = load_model(trained.path / "model") if trained else reference
-            prompts = self._prompts("heldout", "train")
+            prompts = self._prompts(*splits)
             evaluation.run_evaluation(stage, name, config, law, self.task, prompts, model, reference, self._tokenizer())
 
         config, law = self.recipe.evaluation, self.recipe.sampling
         identity = {"evaluation": config.identity(), "sampling": law.identity()}
+        identity |= {} if splits == EVALUATED_SPLITS else {"splits": list(splits)}
         identity |= {"reward": self.task.reward_fingerprint} | self._model_identity("reference")
         inputs = self._model_inputs() | ({"training": trained} if trained else {})
-        return self._stage("evaluation", f"7_evaluation/{name}", evaluation.VERSION, identity, inputs, work)
+        return self._stage("evaluation", folder, evaluation.VERSION, identity, inputs, work)
 
     def report(self) -> StageFolder:
         """Tables, figures and the page."""
@@ -240,7 +257,7 @@ class Pipeline:
         if stage.finished:
             self._say(f"{folder}: finished earlier, nothing changed")
         elif name not in self._may_work:
-            raise DisaError(
+            raise NotFinished(
                 f"stage {name} has no finished output for this recipe",
                 where=str(stage.path),
                 fix=f"run 'disa {name} RECIPE' first, or 'disa run RECIPE' for all stages",
@@ -283,7 +300,13 @@ class Pipeline:
         if self.recipe.warmup:
             return {}
         paths = {r: self._path(r) for r in dict.fromkeys(("reference", role))}
-        return {r: _folder_digest(Path(p)) if Path(p).is_dir() else str(p) for r, p in paths.items()}
+        return {r: self._digest(str(p)) if Path(p).is_dir() else str(p) for r, p in paths.items()}
+
+    def _digest(self, folder: str) -> str:
+        # Read once: a comparison asks for it with every policy.
+        if folder not in self._digests:
+            self._digests[folder] = _folder_digest(Path(folder))
+        return self._digests[folder]
 
     def _fingerprint(self) -> Fingerprint:
         reference, tokenizer, law = load_model(self._path("reference")), self._tokenizer(), self.recipe.sampling

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError, model_validator
 
+from disa.comparison.config import ComparisonConfig, check_points
 from disa.config import StageConfig
 from disa.errors import DisaError
 from disa.evaluation.config import EvaluationConfig
@@ -53,6 +54,8 @@ class Recipe(StageConfig):
     """The policies; ``training.inverse_temperature`` is the beta of the target."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """What is measured."""
+    comparison: ComparisonConfig | None = None
+    """What ``disa compare`` compares; no other command reads it."""
     study: StudyConfig | None = None
     """The cells of ``disa study``; no stage of a run reads it."""
 
@@ -61,6 +64,12 @@ class Recipe(StageConfig):
         if (self.models.reference is None) == (self.warmup is None):
             found = "both" if self.warmup else "neither"
             raise ValueError(f"give models.reference or a warmup section, found {found}")
+        return self
+
+    @model_validator(mode="after")
+    def _comparable(self) -> Recipe:
+        if self.comparison:
+            check_points(self.comparison, self.training)
         return self
 
 

@@ -19,7 +19,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -206,8 +206,23 @@ def replace_folder(aside: Path, target: Path) -> None:
 
 
 @contextlib.contextmanager
+def claim(folder: Path) -> Iterator[bool]:
+    """Hold a folder for one process and yield True, or yield False where another one holds it.
+
+    The lock goes with the process, also when it is killed.
+
+    Raises
+    ------
+    DisaError
+        Where the folder cannot be made.
+    """
+    with _lock_file(folder) as file:
+        yield _lock(file, fcntl.LOCK_EX)
+
+
+@contextlib.contextmanager
 def exclusive(run_dir: Path) -> Iterator[None]:
-    """Hold a run directory for one process; the lock goes with the process, also when it is killed.
+    """Hold a run directory for one process.
 
     Raises
     ------
@@ -216,19 +231,61 @@ def exclusive(run_dir: Path) -> Iterator[None]:
     DisaError
         Where it cannot be made.
     """
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DisaError(
-            f"cannot make the run directory ({error.strerror})", where=str(run_dir), fix="choose another run_dir"
-        ) from error
-    with (run_dir / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+    with claim(run_dir) as held:
+        if not held:
             raise RunDirectoryBusy(
                 "another disa process is working in this run directory",
                 where=str(run_dir),
                 fix="wait for it, stop it, or choose another run_dir",
-            ) from error
+            )
         yield
+
+
+@contextlib.contextmanager
+def joint(
+    run_dir: Path, *, ready: Callable[[], bool], prepare: Callable[[], None], wait: Callable[[], None]
+) -> Iterator[None]:
+    """Hold a run directory together with other processes that only add to it.
+
+    Parameters
+    ----------
+    ready : callable
+        Whether everything these processes share is there.
+    prepare : callable
+        Makes it; called in one process while no other holds the directory.
+    wait : callable
+        Called between attempts, while another process works alone.
+
+    Raises
+    ------
+    DisaError
+        Where the directory cannot be made.
+    """
+    with _lock_file(run_dir) as file:
+        while not (_lock(file, fcntl.LOCK_SH) and ready()):
+            if _lock(file, fcntl.LOCK_EX):
+                prepare()
+            else:
+                wait()
+        yield
+
+
+@contextlib.contextmanager
+def _lock_file(folder: Path) -> Iterator[Any]:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DisaError(
+            f"cannot make the run directory ({error.strerror})", where=str(folder), fix="choose another run_dir"
+        ) from error
+    with (folder / ".lock").open("w") as file:
+        yield file
+
+
+def _lock(file: Any, kind: int) -> bool:
+    """Take or change the lock without waiting; where that fails, none is held."""
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -84,6 +84,13 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("--debug", action="store_true", help="show tracebacks")
     inspect.set_defaults(command=_inspect)
 
+    compare = commands.add_parser("compare", help="methods x seeds from one recipe, side by side, continuing")
+    _recipe_arguments(compare)
+    compare.add_argument("--methods", metavar="NAME,...", help="work on these methods of the recipe only")
+    compare.add_argument("--seeds", metavar="N,...", help="work on these seeds of the recipe only")
+    compare.add_argument("--table", action="store_true", help="do no work: the table of what is finished")
+    compare.set_defaults(command=_compare)
+
     evaluate = commands.add_parser("evaluate", help="Mean@k and pass@k of any models on tasks, side by side")
     add_evaluate(evaluate)
     evaluate.set_defaults(command=_evaluate)
@@ -129,6 +136,12 @@ def _inspect(options: argparse.Namespace) -> int:
     from disa.cli.inspect import inspect_path
 
     return inspect_path(options.path, as_json=options.json, figures=options.figures)
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from disa.cli.compare import compare
+
+    return compare(options)
 
 
 def _evaluate(options: argparse.Namespace) -> int:

@@ -23,10 +23,10 @@ VERSION = 2
 
 
 def evaluation_prompts(config: EvaluationConfig, prompts: list[Prompt]) -> list[Prompt]:
-    """The prompts that get evaluated: all held-out ones, then some training ones."""
-    heldout = [p for p in prompts if p.split == "heldout"]
+    """The prompts that get evaluated: all of the other splits, then some training ones."""
+    others = [p for p in prompts if p.split != "train"]
     train = [p for p in prompts if p.split == "train"][: config.train_prompts]
-    return [*heldout, *train]
+    return [*others, *train]
 
 
 def run_evaluation(

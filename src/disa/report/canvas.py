@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import math
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from typing import Any
@@ -19,7 +20,12 @@ from matplotlib.figure import Figure
 FLAGGED, UNFLAGGED, GUIDE = "#D55E00", "#0072B2", "#555555"
 # Okabe and Ito's palette (2008), told apart under every common colour blindness; grey for the start.
 _FIXED = {"reference": "#6E6E6E", "disa": "#0072B2", "grpo": "#D55E00"}
-_FREE = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+# Where those run out, the darker of Tol's muted colours.
+_FREE = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#882255", "#999933", "#332288", "#AA4499")
+# More names would cover the curves, and from a dozen on leave the axes no room at all.
+_NAMES_INSIDE = 6
+# What fits beside and below each other at the legend's font size: 80 characters a line, a handle as wide as 8.
+_LEGEND_CHARACTERS, _HANDLE_CHARACTERS, _ROW_INCHES = 80, 8, 0.2
 _MARKERS = "osD^vPX*"
 # Where curves lie on each other, a dashed one lets the one below show.
 _LINES = ("-", "-", (0, (4, 1.5)), (0, (1, 1)), (0, (4, 1, 1, 1)))
@@ -64,6 +70,18 @@ def new_axes(title: str, x_label: str, y_label: str) -> tuple[Figure, Axes]:
     axes = figure.add_subplot()
     axes.set(title=title, xlabel=x_label, ylabel=y_label)
     return figure, axes
+
+
+def name_curves(axes: Axes, loc: str) -> None:
+    """Legend inside the axes where names are few, else below them, on a figure that grows by its rows."""
+    handles, names = axes.get_legend_handles_labels()
+    if len(names) <= _NAMES_INSIDE:
+        axes.legend(loc=loc)
+        return
+    columns = _LEGEND_CHARACTERS // (max(map(len, names)) + _HANDLE_CHARACTERS)
+    width, height = axes.figure.get_size_inches()
+    axes.figure.set_size_inches(width, height + _ROW_INCHES * math.ceil(len(names) / columns))
+    axes.figure.legend(handles, names, loc="outside lower center", ncols=columns)
 
 
 def png(figure: Figure) -> bytes:

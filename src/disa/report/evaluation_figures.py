@@ -10,7 +10,7 @@ import numpy as np
 
 from disa.evaluation.metrics import CORRECT_REWARD, Summary, clustered_mean
 from disa.records import EvaluationRecord, Prompt
-from disa.report.canvas import GUIDE, Plate, new_axes
+from disa.report.canvas import GUIDE, Plate, name_curves, new_axes
 from disa.report.tables import largest_k
 
 
@@ -42,7 +42,7 @@ def quality_against_diversity(summary: Summary, styles: Mapping[str, Mapping[str
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)
     axes.margins(0.1)
-    axes.legend(loc="best")
+    name_curves(axes, "best")
     reading = "Up and to the right is better; bars are one standard error over prompts. " + "; ".join(
         f"{model} on {split}: Mean@{k} {mean.value:.3f}, {modes.value:.2f} effective modes"
         for model, split, _, mean, modes in points
@@ -110,7 +110,7 @@ def _modes_found(
     axes.set_xscale("log", base=2)
     axes.set_xticks(edges[edges <= 2 * top], [str(e) for e in edges[edges <= 2 * top]])
     axes.set_ylim(-0.3, 1.15 * max(len(m) for by_prompt in by_model.values() for m in by_prompt.values()) + 0.5)
-    axes.legend(loc="upper left")
+    name_curves(axes, "upper left")
     reading = (
         f"Modes found over modes that exist, summed over {max(len(b) for b in by_model.values())} {split} prompts, "
         f"in {n_draws} draws a prompt: {'; '.join(lines)}. Lines are means of prompts with a similar number of "

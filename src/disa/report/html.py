@@ -48,6 +48,7 @@ Illustration = tuple[str, bytes, str]
 def page(content: ReportContent, sections: Mapping[str, Iterable[Illustration]]) -> str:
     """Return the whole page; ``sections`` holds the figures of ``evaluation``, ``partition`` and ``training``."""
     body = [
+        f"<h1>{shown(content.title)}</h1>",
         f'<p class="soft">Target: the reference, reweighted by exp(beta · reward), with beta = {content.beta:g}. '
         "log Z is that target's log partition function, estimated from offline draws and frozen before training. "
         "Log-probabilities, log Z and KL are in nats; ± is one standard error over prompts.</p>",
@@ -62,25 +63,25 @@ def page(content: ReportContent, sections: Mapping[str, Iterable[Illustration]])
     return document(content.title, body)
 
 
-def document(title: str, parts: Iterable[str]) -> str:
-    """Return a self-contained page of the given pieces of HTML, without the empty ones."""
+def document(title: str, body: Iterable[str]) -> str:
+    """Return a page without scripts and requests around the non-empty parts of its body."""
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{shown(title)}</title><style>{_CSS}</style></head>\n<body>\n<h1>{shown(title)}</h1>\n"
-        + "\n".join(part for part in parts if part)
+        f"<title>{shown(title)}</title><style>{_CSS}</style></head>\n<body>\n"
+        + "\n".join(part for part in body if part)
         + "\n</body></html>\n"
     )
 
 
 def section(title: str, html: str) -> str:
-    """Return a titled section, nothing where it is empty."""
+    """Return a section with a heading; nothing where it has no content."""
     return f"<section><h2>{title}</h2>\n{html}\n</section>" if html else ""
 
 
 def plates(illustrations: Iterable[Illustration]) -> str:
-    """Return figures with their readings, nothing where there are none."""
+    """Return figures side by side, each with its reading below it."""
     figures = [
         f'<figure id="{shown(name)}"><img alt="{shown(reading)}" '
         f'src="data:image/png;base64,{base64.b64encode(png).decode()}">'

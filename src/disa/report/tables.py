@@ -27,7 +27,7 @@ def metrics_table_text(summary: Summary) -> str:
         rows = [[f"{split} ({_prompts(summary, split, metrics)} prompts)", *models]]
         for metric in metrics:
             cells = [summary[m][split].get(metric) for m in models]
-            rows.append([_label(metric), *(measured_text(c) if c else "" for c in cells)])
+            rows.append([metric_label(metric), *(measured_text(c) if c else "" for c in cells)])
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         blocks.append("\n".join("  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in rows))
     return "\n\n".join(blocks)
@@ -42,7 +42,7 @@ def metrics_table_html(content: ReportContent) -> str:
         rows = []
         for metric in metrics:
             cells = [_cell(summary, paired, split, metric, model) for model in models]
-            rows.append(f"<tr><th>{_label(metric)}</th>{''.join(cells)}</tr>")
+            rows.append(f"<tr><th>{metric_label(metric)}</th>{''.join(cells)}</tr>")
         caption = f"{shown(split)}, {_prompts(summary, split, metrics)} prompts"
         html.append(
             f'<div class="wide"><table><caption>{caption}</caption>'
@@ -68,20 +68,29 @@ def largest_k(metrics: Iterable[str], name: str) -> int | None:
     return max((int(m.rpartition("@")[2]) for m in metrics if m.startswith(f"{name}@")), default=None)
 
 
-def _splits(summary: Summary) -> list[tuple[str, list[str], list[str]]]:
-    """(split, its models, its metrics in order), held-out first.
+def metric_label(metric: str) -> str:
+    """A metric's name as tables show it, with an arrow to the better side."""
+    name, _, k = metric.partition("@")
+    label, better = _LABELS[name]
+    return f"{label}{'@' + k if k else ''} {better}".rstrip()
 
-    Mean@k is one number for every k, and so are pass@1 and distinct modes@1: it gets one row.
-    """
+
+def shown_metrics(present: Iterable[str]) -> list[str]:
+    """Metrics in their order; Mean@k is one number for every k, and so are pass@1 and distinct modes@1: kept once."""
+    present = list(present)
+    repeats = {m for m in present if m.startswith("mean@")} - {f"mean@{largest_k(present, 'mean')}"}
+    repeats |= {"pass@1", "distinct_modes@1"}
+    order = list(_LABELS)
+    return sorted((m for m in present if m not in repeats), key=lambda m: order.index(m.partition("@")[0]))
+
+
+def _splits(summary: Summary) -> list[tuple[str, list[str], list[str]]]:
+    """(split, its models, its metrics in order), held-out first."""
     result = []
     for split in sorted({s for splits in summary.values() for s in splits}, key=lambda s: (s != "heldout", s)):
         models = models_in_order(m for m in summary if split in summary[m])
         present = list(dict.fromkeys(metric for m in models for metric in summary[m][split]))
-        k = largest_k(present, "mean")
-        order = list(_LABELS)
-        repeats = {m for m in present if m.startswith("mean@")} - {f"mean@{k}"} | {"pass@1", "distinct_modes@1"}
-        metrics = [m for m in present if m not in repeats]
-        result.append((split, models, sorted(metrics, key=lambda m: order.index(m.partition("@")[0]))))
+        result.append((split, models, shown_metrics(present)))
     return result
 
 
@@ -113,9 +122,3 @@ def _paired_values(content: ReportContent) -> dict[tuple[str, str, str], PromptV
 def _prompts(summary: Summary, split: str, metrics: Iterable[str]) -> str:
     counts = {m[split][name].n_prompts for m in summary.values() if split in m for name in metrics if name in m[split]}
     return str(min(counts)) if len(counts) == 1 else f"{min(counts)} to {max(counts)}"
-
-
-def _label(metric: str) -> str:
-    name, _, k = metric.partition("@")
-    label, better = _LABELS[name]
-    return f"{label}{'@' + k if k else ''} {better}".rstrip()

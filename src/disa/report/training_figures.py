@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.ticker import LogLocator, NullLocator
 
-from disa.report.canvas import GUIDE, Plate, new_axes
+from disa.report.canvas import GUIDE, Plate, name_curves, new_axes
 
 # key -> title, unit, what it means
 _PANELS = {
@@ -68,7 +68,7 @@ def _panel(
         axes.yaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.locator_params(axis="x", nbins=6)
-    axes.legend(loc="best")
+    name_curves(axes, "best")
     reading = f"{meaning} First tenth to last tenth of training: {'; '.join(changes)}."
     if silent:
         reading += f" Not logged by {', '.join(sorted(silent))}."

@@ -94,6 +94,7 @@ def _write(folder: Path, results: dict[str, Any], recipe: str) -> None:
     page = document(
         "Study of the anchor",
         [
+            "<h1>Study of the anchor</h1>",
             f'<p class="soft">{shown(lead(results))}</p>',
             *(section(title, _table(rows)) for title, rows in tables.items()),
             section("Figures", plates(drawn)),

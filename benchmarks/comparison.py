@@ -1,0 +1,48 @@
+"""Put a finished comparison into a page: its tables and its scatter of quality against diversity.
+
+``disa compare`` trains, evaluates and writes them into the run directory; this copies them between the markers of the
+page::
+
+    disa compare recipes/compare-countdown.yaml
+    python benchmarks/comparison.py recipes/compare-countdown.yaml --block compare_countdown
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+
+from disa.recipe import load_recipe
+from page import FIGURES, fill
+
+PAGE = Path("docs/results.md")
+SHOWN = {"quality_diversity": "Mean@k against effective modes", "kl_to_target": "KL to the target by method"}
+
+
+def main() -> None:
+    """Read the run's tables and figures, write the block."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("--block", required=True, help="name of the markers, and prefix of the figures")
+    parser.add_argument("--page", type=Path, default=PAGE)
+    options = parser.parse_args()
+    recipe = load_recipe(options.recipe)
+    folder = Path(recipe.run_dir) / "comparison"
+    tasks, evaluation, beta = recipe.tasks, recipe.evaluation, recipe.training.inverse_temperature
+    lines = [
+        f"Written by `disa compare {options.recipe}` and `python benchmarks/comparison.py {options.recipe} --block "
+        f"{options.block}`: {tasks.heldout_prompts} held-out prompts of {evaluation.samples_per_prompt} samples, "
+        f"inverse temperature {beta:g}, seeds {', '.join(map(str, recipe.comparison.seeds))}.",
+        (folder / "table.md").read_text(encoding="utf-8").strip(),
+    ]
+    for name, title in SHOWN.items():
+        if (folder / "figures" / f"{name}.png").is_file():
+            target = FIGURES / f"{options.block}_{name}.png"
+            shutil.copyfile(folder / "figures" / f"{name}.png", target)
+            lines.append(f"![{title}]({target.relative_to(options.page.parent)})")
+    fill(options.block, "\n\n".join(lines), options.page)
+
+
+if __name__ == "__main__":
+    main()

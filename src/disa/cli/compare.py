@@ -1,0 +1,61 @@
+"""``disa compare``: methods x seeds from one recipe, side by side."""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+from pathlib import Path
+
+from rich.console import Console
+
+from disa.errors import DisaError
+from disa.recipe import load_recipe
+
+
+def compare(options: argparse.Namespace) -> int:
+    """Work on the cells asked for, then print the table of all that is finished and write it."""
+    recipe = load_recipe(options.recipe, options.overrides)
+    if recipe.comparison is None:
+        fix = "add one, for example 'comparison: {}'; docs/comparison.md explains it"
+        raise DisaError("the recipe has no comparison section", where=options.recipe, fix=fix)
+    methods = _selected(options.methods, recipe.comparison.methods, "methods")
+    seeds = _selected(options.seeds, recipe.comparison.seeds, "seeds")
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"[bold]{options.recipe}[/bold] in {recipe.run_dir}")
+
+    # Seconds of imports, after everything that can fail fast has been checked.
+    from datasets import disable_progress_bars
+    from transformers.utils import logging
+
+    from disa.comparison.grid import FOLDER, Grid
+    from disa.comparison.results import gather
+    from disa.comparison.work import shared_run, work_through
+    from disa.comparison.write import write_results
+
+    logging.disable_progress_bar()
+    disable_progress_bars()
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+    with shared_run(recipe, console.print):
+        grid = Grid(recipe)
+        if not options.table:
+            work_through(grid, methods, seeds, console.print)
+        results = gather(grid)
+        if results is None:
+            raise DisaError("nothing is finished yet", where=recipe.run_dir, fix="leave --table out")
+        folder = Path(recipe.run_dir) / FOLDER
+        console.print(write_results(folder, results, recipe), markup=False)
+    console.print(f"report: {folder / 'report.html'}")
+    return 0
+
+
+def _selected(text: str | None, known: tuple, name: str) -> list:
+    """The values asked for, in the recipe's order; all without a request."""
+    if text is None:
+        return list(known)
+    asked = [part.strip() for part in text.split(",")]
+    by_text = {str(value): value for value in known}
+    for value in asked:
+        if value not in by_text:
+            fix = f"the recipe has {', '.join(by_text)}; or --set comparison.{name}=[...]"
+            raise DisaError(f"found '{value}'", where=f"--{name}", fix=fix)
+    return [value for value in known if str(value) in asked]

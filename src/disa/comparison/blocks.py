@@ -1,0 +1,56 @@
+"""The tables of a comparison with what is to be known of each, once for terminal, Markdown and page."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from disa.comparison.goals import check_goals
+from disa.comparison.results import LEVEL, ComparisonResults
+from disa.comparison.tables import Row, budget_rows, difference_rows, results_rows, search_rows
+
+_MARKS = {True: "met", False: "missed", None: "open"}
+_EQUAL = {
+    "completions": "Every method takes equally many optimiser steps. Completions drawn in training and offline "
+    "trajectories read are equal in their sum; offline methods draw none.",
+    "steps": "Every method takes equally many optimiser steps of equally many sequences; offline trajectories come on "
+    "top, and offline methods draw none.",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """One table."""
+
+    title: str
+    reading: str
+    rows: list[Row]
+    """Header first."""
+
+
+def blocks(results: ComparisonResults) -> list[Block]:
+    """Every table there are numbers for."""
+    unfinished = f" {results.missing} policies of the recipe are not finished and not in it." if results.missing else ""
+    goals = [["", "goal", "numbers"], *([_MARKS[g.met], g.claim, g.numbers] for g in check_goals(results))]
+    found = [
+        Block(
+            "Results",
+            f"Held-out prompts, mean over training seeds ± one standard error over seeds.{unfinished}",
+            results_rows(results),
+        ),
+        Block(
+            "Differences",
+            f"Each method minus {results.best}, the best of DISA's modes (*) by {results.criterion} on validation "
+            f"prompts; paired by prompt and seed, with a {LEVEL:.0%} t interval over seeds.",
+            difference_rows(results),
+        ),
+        Block("Goals", "Goals of DISA's best mode, judged by means over seeds.", goals),
+        Block(
+            "Budget", f"{_EQUAL[results.equal]} Seconds are those of training, mean over seeds.", budget_rows(results)
+        ),
+        Block(
+            "Search",
+            f"{results.criterion} on validation prompts of every candidate, the chosen one in brackets.",
+            search_rows(results),
+        ),
+    ]
+    return [block for block in found if block.rows]

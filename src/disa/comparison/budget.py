@@ -1,0 +1,76 @@
+"""Equal budgets: what a method owes for the offline trajectories it reads, it draws less in training.
+
+With S steps of B sequences, R the offline trajectories a method reads and R_max the most that any compared method
+reads, a method that draws its own completions gets in every step::
+
+    B + (R_max - R) / S
+
+so that drawn + read = S B + R_max for all of them, at S steps each.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+
+from disa.records import ScoredTrajectory
+from disa.training.config import TrainingConfig
+from disa.training.methods import METHODS
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """What one method is given."""
+
+    steps: int
+    """Optimiser steps."""
+    prompts_per_step: int
+    """Distinct prompts of a step."""
+    sequences_per_step: int
+    """Completions a step learns from."""
+    drawn: int
+    """Completions drawn in training."""
+    read: int
+    """Offline trajectories read, for log Z, for a baseline or to learn from."""
+
+    @property
+    def completions(self) -> int:
+        """Drawn and read."""
+        return self.drawn + self.read
+
+
+def trajectories_read(method: str, config: TrainingConfig, rows: Sequence[ScoredTrajectory]) -> int:
+    """Offline trajectories of the training prompts that a method depends on, by itself or through the anchor."""
+    if METHODS[method].anchor or (METHODS[method].trajectories and method != "a2po"):
+        return len(rows)
+    return config.value_samples * len({row.prompt_id for row in rows}) if method == "a2po" else 0
+
+
+def equal_budgets(configs: Mapping[str, TrainingConfig], read: Mapping[str, int], *, equal: str) -> dict[str, Budget]:
+    """Budget of every method.
+
+    Parameters
+    ----------
+    configs : mapping of method to TrainingConfig
+    read : mapping of method to int
+        :func:`trajectories_read`.
+    equal : str
+        ``completions`` or ``steps``.
+    """
+    most = max(read.values())
+    return {
+        method: _budget(method, config, read[method], most - read[method] if equal == "completions" else 0)
+        for method, config in configs.items()
+    }
+
+
+def _budget(method: str, config: TrainingConfig, read: int, more: int) -> Budget:
+    group = config.completions_per_prompt
+    generates = METHODS[method].generates
+    # Whole groups, and whole micro-batches: a step's prompts are a multiple of this.
+    unit = math.lcm(group, config.micro_batch or group) // group
+    wanted = config.prompts_per_step + (more / (config.steps * group) if generates else 0)
+    prompts = max(unit, unit * round(wanted / unit))
+    sequences = prompts * group
+    return Budget(config.steps, prompts, sequences, config.steps * sequences if generates else 0, read)

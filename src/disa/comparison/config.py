@@ -1,0 +1,127 @@
+"""Settings of ``disa compare``."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from disa.config import StageConfig
+from disa.training.config import TrainingConfig
+from disa.training.methods import FOREIGN, METHODS, MethodName
+
+Point = dict[str, Any]
+"""Settings of training that one candidate of the search differs by."""
+
+SEARCHED = frozenset(
+    {
+        "learning_rate",
+        "schedule",
+        "warmup_steps",
+        "max_grad_norm",
+        "baseline",
+        "baseline_prior_strength",
+        "flagged",
+        "offline_share",
+        "offline_weight_cap",
+        "offline_weight_tail",
+        "log_z_learning_rate",
+    }
+)
+"""Settings that a search may choose: none that changes the target or the budget."""
+
+
+class SearchConfig(StageConfig):
+    """How every method gets its settings: from equally many candidates, on the validation split."""
+
+    points: tuple[Point, ...] = Field(
+        ({"learning_rate": 1e-4}, {"learning_rate": 3e-4}, {"learning_rate": 1e-3}), min_length=1
+    )
+    """Candidates of every method; a single one is taken without a search."""
+    points_of: dict[MethodName, tuple[Point, ...]] = {}
+    """Candidates of single methods, as many as points."""
+    steps: int | None = Field(None, ge=1)
+    """Optimiser steps of a candidate; null for training.steps."""
+    seed: int = 1000
+    """Training seed of the candidates; none of the seeds compared, so that its luck does not come back in them."""
+    criterion: Literal["mean", "pass", "kl_to_target"] = "mean"
+    """What chooses, for all methods alike: highest Mean@k or pass@k at the largest k, or lowest KL to the target."""
+
+
+class ComparisonConfig(StageConfig):
+    """Which methods are compared, with which seeds and budget."""
+
+    methods: tuple[MethodName, ...] = (
+        "sft",
+        "sft_reward",
+        "grpo",
+        "gspo",
+        "flowrl",
+        "gflowrl",
+        "vargrad",
+        "a2po",
+        "disa",
+        "disa_forward",
+        "disa_both",
+    )
+    """Methods, in the order of the table."""
+    seeds: tuple[int, ...] = Field((0, 1, 2, 3, 4), min_length=1)
+    """Training seeds; everything left of training is shared."""
+    budget: Literal["completions", "steps"] = "completions"
+    """What is equal beside the optimiser steps. ``completions``: those drawn in training plus the offline
+    trajectories a method reads; methods that read fewer draw more in every step. ``steps``: those of a step, whatever
+    was drawn before. Methods that draw none in training read the trajectories only."""
+    search: SearchConfig = SearchConfig()
+    """How each method's settings are chosen."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ComparisonConfig:
+        for name in ("methods", "seeds"):
+            if len(set(getattr(self, name))) < len(getattr(self, name)):
+                raise ValueError(f"{name} names one twice: {getattr(self, name)}")
+        if self.search.seed in self.seeds:
+            raise ValueError(f"search.seed {self.search.seed} is one of the seeds compared; choose another")
+        for method, points in self.search.points_of.items():
+            if len(points) != len(self.search.points):
+                raise ValueError(
+                    f"search.points_of.{method} has {len(points)} candidates, the other methods have "
+                    f"{len(self.search.points)}: give all equally many"
+                )
+        return self
+
+    def points(self, method: str) -> tuple[Point, ...]:
+        """Candidates of one method."""
+        return self.search.points_of.get(method, self.search.points)
+
+
+def point_training(training: TrainingConfig, method: str, point: Point) -> TrainingConfig:
+    """Training settings of one method at one point.
+
+    ``training.steps`` holds for every method: ``steps_of`` is not read.
+
+    Raises
+    ------
+    ValueError
+        Where the point sets something that may not differ or that the method does not read, or a value is not
+        allowed.
+    """
+    if unknown := set(point) - SEARCHED:
+        raise ValueError(f"a search point of {method} sets {sorted(unknown)}; it may set {sorted(SEARCHED)}")
+    if idle := set(point) & FOREIGN - set(METHODS[method].settings):
+        raise ValueError(f"a search point of {method} sets {sorted(idle)}, which the method does not read")
+    values = training.model_dump() | {"methods": (method,), "steps_of": {}, "learning_rates": {}}
+    values["learning_rate"] = training.method_learning_rate(method)
+    return TrainingConfig.model_validate(values | point)
+
+
+def check_points(comparison: ComparisonConfig, training: TrainingConfig) -> None:
+    """Refuse points that do not fit their method; errors as in :func:`point_training`."""
+    for method in comparison.methods:
+        names = [point_name(point_training(training, method, point), point) for point in comparison.points(method)]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two search points of {method} are the same: {', '.join(names)}")
+
+
+def point_name(config: TrainingConfig, point: Point) -> str:
+    """Folder name of a point: its settings as they were validated, ``learning_rate=0.0003``."""
+    return ",".join(f"{name}={getattr(config, name)}" for name in sorted(point)) or "recipe"

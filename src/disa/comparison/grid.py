@@ -1,0 +1,202 @@
+"""The cells of a comparison: every one a policy, trained and evaluated in a folder of its own.
+
+A method's candidates are trained first, with the search's seed, and see the validation split only. The one chosen is
+trained with every seed, and only these policies are evaluated on held-out prompts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Sequence
+
+from disa.anchor import Anchor
+from disa.comparison.budget import Budget, equal_budgets, trajectories_read
+from disa.comparison.config import Point, point_name, point_training
+from disa.errors import DisaError
+from disa.evaluation.metrics import clustered_mean, per_prompt
+from disa.pipeline import NotFinished, Pipeline
+from disa.recipe import Recipe
+from disa.records import EvaluationRecord, Prompt, ScoredTrajectory
+from disa.rundir import StageFolder
+from disa.scoring.run import decided
+from disa.training.config import TrainingConfig
+
+FOLDER = "comparison"
+SEARCH_SPLITS = ("validation",)
+FINAL_SPLITS = ("heldout", "validation", "train")
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One policy, or the reference."""
+
+    method: str
+    point: tuple[tuple[str, object], ...] = ()
+    """Settings that the search chose or tries."""
+    seed: int | None = None
+    """None for a candidate of the search, and for the reference."""
+
+
+REFERENCE = Cell("reference")
+
+
+class Grid:
+    """A recipe's cells, and what is known of them so far.
+
+    Parameters
+    ----------
+    recipe : Recipe
+        With a comparison section; its shared stages are finished.
+
+    Raises
+    ------
+    DisaError
+        Where there are no validation prompts, or a budget needs more prompts a step than there are.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe, self.comparison = recipe, recipe.comparison
+        self._reader = Pipeline(recipe, may_work=(), say=_silent)
+        self._worker = Pipeline(recipe, may_work=("training", "evaluation"), say=_silent)
+        prompts = self._reader.tasks().rows(Prompt)
+        self.prompts = [p for p in prompts if p.split in FINAL_SPLITS]
+        self.anchor = Anchor.load(self._reader.anchor().path)
+        self.budgets = self._budgets()
+        self._scores: dict[str, float] = {}
+        self._check()
+
+    def _check(self) -> None:
+        validation = {p.prompt_id for p in self.prompts if p.split == "validation"}
+        if not validation:
+            raise DisaError(
+                "a comparison chooses on validation prompts, found none",
+                where="tasks.validation_prompts",
+                fix="set it, for example to 64",
+            )
+        if self.criterion == "kl_to_target" and not validation <= self.anchor.estimates.keys():
+            raise DisaError(
+                "comparison.search.criterion is kl_to_target, and validation prompts have no log Z",
+                where="proposals.per_heldout_prompt",
+                fix="set it, for example to 32",
+            )
+        n_train = sum(p.split == "train" for p in self.prompts)
+        for method, budget in self.budgets.items():
+            if budget.prompts_per_step > n_train and method != "a2po":  # which repeats prompts
+                raise DisaError(
+                    f"{method} needs {budget.prompts_per_step} prompts a step, there are {n_train}",
+                    where="comparison.budget",
+                    fix="raise training.steps, lower training.prompts_per_step or proposals.per_prompt, or set "
+                    "comparison.budget: steps",
+                )
+
+    def _budgets(self) -> dict[str, Budget]:
+        wanted = {p.prompt_id for p in self.prompts if p.split == "train"}
+        rows = [r for r in decided(self._reader.scoring().rows(ScoredTrajectory)) if r.prompt_id in wanted]
+        configs = {m: point_training(self.recipe.training, m, {}) for m in self.comparison.methods}
+        read = {method: trajectories_read(method, config, rows) for method, config in configs.items()}
+        return equal_budgets(configs, read, equal=self.comparison.budget)
+
+    @property
+    def log_z(self) -> dict[str, float]:
+        """The anchor's log Z by prompt, nats."""
+        return {prompt_id: row.log_z for prompt_id, row in self.anchor.estimates.items()}
+
+    def candidates(self, method: str) -> list[Cell]:
+        """Cells of a method's search; none where there is nothing to choose."""
+        points = self.comparison.points(method)
+        return [Cell(method, tuple(point.items())) for point in points] if len(points) > 1 else []
+
+    def finals(self, method: str, seeds: Sequence[int]) -> list[Cell]:
+        """Cells of a method's chosen point; none while its search is not finished."""
+        point = self.chosen(method)
+        return [] if point is None else [Cell(method, tuple(point.items()), seed) for seed in seeds]
+
+    def training_config(self, cell: Cell) -> TrainingConfig:
+        """Everything a policy is trained with."""
+        search = self.comparison.search
+        config = point_training(self.recipe.training, cell.method, dict(cell.point))
+        return config.model_copy(
+            update={
+                "steps": (search.steps or config.steps) if cell.seed is None else config.steps,
+                "seed": search.seed if cell.seed is None else cell.seed,
+                "prompts_per_step": self.budgets[cell.method].prompts_per_step,
+            }
+        )
+
+    def folder(self, cell: Cell) -> str:
+        """Where a cell's training and evaluation go, relative to the run directory."""
+        if cell == REFERENCE:
+            return f"{FOLDER}/reference"
+        point = point_name(self.training_config(cell), dict(cell.point))
+        return f"{FOLDER}/{cell.method}/{point}/" + ("search" if cell.seed is None else f"seed-{cell.seed}")
+
+    def work(self, cell: Cell) -> None:
+        """Train and evaluate a cell, as far as that is not done."""
+        trained = self._train(self._worker, cell)
+        if trained is not None:
+            # What only a kill would have needed; with every cell's, a large model's checkpoints fill a disk.
+            shutil.rmtree(trained.path / "checkpoints", ignore_errors=True)
+        self._evaluate(self._worker, cell, trained)
+
+    def trained(self, cell: Cell) -> StageFolder | None:
+        """Folder of a finished cell's training; the reference has none."""
+        return self._train(self._reader, cell)
+
+    def evaluated(self, cell: Cell) -> StageFolder | None:
+        """Folder of a cell's evaluation, None where it is not finished."""
+        try:
+            return self._evaluate(self._reader, cell, self.trained(cell))
+        except NotFinished:
+            return None
+
+    def _train(self, pipeline: Pipeline, cell: Cell) -> StageFolder | None:
+        if cell == REFERENCE:
+            return None
+        return pipeline.train(cell.method, self.training_config(cell), f"{self.folder(cell)}/training")
+
+    def _evaluate(self, pipeline: Pipeline, cell: Cell, trained: StageFolder | None) -> StageFolder:
+        splits = SEARCH_SPLITS if cell.seed is None and cell != REFERENCE else FINAL_SPLITS
+        return pipeline.evaluate(cell.method, trained, f"{self.folder(cell)}/evaluation", splits)
+
+    def chosen(self, method: str) -> Point | None:
+        """The point a method's seeds are trained at: the best of its search, None while that is not finished."""
+        candidates = self.candidates(method)
+        if not candidates:
+            return self.comparison.points(method)[0]
+        scores = [self.score(cell) for cell in candidates]
+        if None in scores:
+            return None
+        best = min if self.lower_is_better else max
+        return dict(candidates[scores.index(best(scores))].point)
+
+    @property
+    def criterion(self) -> str:
+        """The metric that chooses."""
+        name = self.comparison.search.criterion
+        return name if name == "kl_to_target" else f"{name}@{max(self.recipe.evaluation.ks)}"
+
+    @property
+    def lower_is_better(self) -> bool:
+        """Whether the criterion is a distance."""
+        return self.comparison.search.criterion == "kl_to_target"
+
+    def score(self, cell: Cell) -> float | None:
+        """The criterion on the validation prompts, None where the cell is not finished."""
+        folder = self.evaluated(cell)
+        if folder is None:
+            return None
+        if folder.content not in self._scores:
+            values = self.values(folder.rows(EvaluationRecord))["validation"]
+            self._scores[folder.content] = clustered_mean(values[self.criterion].values()).value
+        return self._scores[folder.content]
+
+    def values(self, records: Sequence[EvaluationRecord]) -> dict[str, dict[str, dict[str, float]]]:
+        """One model's metrics by prompt: split -> metric -> prompt_id -> value."""
+        beta, ks = self.recipe.training.inverse_temperature, self.recipe.evaluation.ks
+        (values,) = per_prompt(records, self.prompts, self.log_z, beta, ks).values()
+        return values
+
+
+def _silent(line: str) -> None:
+    """Cells are reported by the comparison, not by their stages."""

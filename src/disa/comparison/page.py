@@ -1,0 +1,42 @@
+"""One self-contained HTML page of a comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import yaml
+
+from disa.comparison.blocks import Block
+from disa.comparison.tables import Row
+from disa.recipe import Recipe
+from disa.report.escape import shown
+from disa.report.html import Illustration, document, plates, section
+
+
+def page(tables: Sequence[Block], recipe: Recipe, illustrations: Sequence[Illustration]) -> str:
+    """Return the whole page: the first table, the figures, the other tables, the recipe."""
+    title = f"{recipe.run_dir}: comparison"
+    settings = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
+    first, *others = tables
+    body = [
+        f"<h1>{shown(title)}</h1>",
+        '<p class="soft">All policies start from the same reference and train on the same prompts, with beta = '
+        f"{recipe.training.inverse_temperature:g}.</p>",
+        section(first.title, _block(first) + plates(illustrations)),
+        *(section(block.title, _block(block)) for block in others),
+        # The recipe is the user's own and must be complete to be run again: no cut.
+        f"<details><summary>Recipe</summary><pre>{shown(settings, limit=len(settings))}</pre></details>",
+    ]
+    return document(title, body)
+
+
+def _block(block: Block) -> str:
+    return f"<p>{shown(block.reading)}</p>{_table(block.rows)}"
+
+
+def _table(rows: Sequence[Row]) -> str:
+    head = "".join(f"<th>{shown(cell)}</th>" for cell in rows[0])
+    body = "".join(
+        f"<tr><th>{shown(row[0])}</th>{''.join(f'<td>{shown(cell)}</td>' for cell in row[1:])}</tr>" for row in rows[1:]
+    )
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'

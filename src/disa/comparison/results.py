@@ -1,0 +1,158 @@
+"""What the finished cells of a comparison add up to.
+
+The unit of evidence is the training seed. Every metric is a mean over prompts first, then a mean over seeds with the
+standard error of those means; two methods are compared by the differences of the same prompts under the same seed,
+averaged over prompts, with a t interval over seeds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from disa.comparison.budget import Budget
+from disa.comparison.config import Point
+from disa.comparison.grid import REFERENCE, Grid
+from disa.engine import read_step_log
+from disa.evaluation.metrics import PromptValues, clustered_mean, paired_difference
+from disa.records import EvaluationRecord
+
+OWN = ("disa", "disa_forward", "disa_both")
+"""Modes of DISA, of which the best on validation prompts stands for it."""
+LEVEL = 0.95
+"""Two-sided level of the intervals."""
+
+Values = dict[str, dict[str, PromptValues]]
+"""split -> metric -> prompt_id -> value, of one policy."""
+
+
+@dataclasses.dataclass(frozen=True)
+class OverSeeds:
+    """A number that every seed gave."""
+
+    value: float
+    """Mean."""
+    se: float
+    """Standard error over seeds; NaN with one seed."""
+    seeds: int
+    low: float
+    """Interval of the mean at LEVEL, from Student's t; NaN with one seed."""
+    high: float
+
+
+@dataclasses.dataclass(frozen=True)
+class MethodResult:
+    """One method's finished seeds."""
+
+    method: str
+    point: Point
+    """The chosen settings."""
+    search: list[tuple[Point, float]]
+    """Every candidate with its score on the validation prompts; empty without a search."""
+    budget: Budget
+    values: dict[int, Values]
+    """By seed."""
+    logs: dict[int, list[dict[str, Any]]]
+    """Step logs by seed."""
+
+    def metric(self, split: str, name: str) -> OverSeeds | None:
+        """Mean over prompts, over seeds; None where a seed lacks it."""
+        found = [values.get(split, {}).get(name) for values in self.values.values()]
+        return over_seeds([clustered_mean(v.values()).value for v in found]) if all(found) else None
+
+    @property
+    def seconds(self) -> OverSeeds:
+        """Wall time of training."""
+        return over_seeds([log[-1]["wall_time"] for log in self.logs.values()])
+
+
+@dataclasses.dataclass(frozen=True)
+class ComparisonResults:
+    """Everything a comparison measured so far."""
+
+    methods: list[MethodResult]
+    reference: Values
+    best: str | None
+    """DISA's best mode on validation prompts, None where none is finished."""
+    criterion: str
+    lower_is_better: bool
+    equal: str
+    """What the budget makes equal."""
+    missing: int
+    """Policies of the recipe that are not finished."""
+
+    def __getitem__(self, method: str) -> MethodResult:
+        return next(m for m in self.methods if m.method == method)
+
+    def __contains__(self, method: str) -> bool:
+        return any(m.method == method for m in self.methods)
+
+    def metrics(self, split: str) -> list[str]:
+        """Names of what was measured on a split."""
+        return list(self.reference.get(split, {}))
+
+    def difference(self, method: str, to: str, split: str, name: str) -> OverSeeds | None:
+        """Paired difference ``method - to`` over the seeds both have."""
+        first, second = self[method].values, self[to].values
+        per_seed = [
+            paired_difference(first[s][split][name], second[s][split][name]).value
+            for s in first
+            if s in second and first[s].get(split, {}).get(name) and second[s].get(split, {}).get(name)
+        ]
+        return over_seeds(per_seed) if per_seed else None
+
+
+def over_seeds(values: Sequence[float]) -> OverSeeds:
+    """Mean over seeds with ``sd / sqrt(n)`` and ``mean ± t(n - 1) se``."""
+    x = np.asarray(values, dtype=np.float64)
+    n = len(x)
+    if n < 2:
+        return OverSeeds(float(x.mean()), math.nan, n, math.nan, math.nan)
+    se = float(x.std(ddof=1) / math.sqrt(n))
+    half = float(stats.t.ppf(0.5 + LEVEL / 2, n - 1)) * se
+    mean = float(x.mean())
+    return OverSeeds(mean, se, n, mean - half, mean + half)
+
+
+def gather(grid: Grid) -> ComparisonResults | None:
+    """Results of all finished seeds; None while there is nothing to compare with."""
+    reference = grid.evaluated(REFERENCE)
+    if reference is None:
+        return None
+    methods, missing = [], 0
+    for method in grid.comparison.methods:
+        finals = {cell.seed: cell for cell in grid.finals(method, grid.comparison.seeds)}
+        found = {seed: folder for seed, cell in finals.items() if (folder := grid.evaluated(cell))}
+        missing += len(grid.comparison.seeds) - len(found)
+        if found:
+            logs = {seed: read_step_log(grid.trained(finals[seed]).path / "steps.jsonl") for seed in found}
+            methods.append(
+                MethodResult(
+                    method=method,
+                    point=grid.chosen(method),
+                    search=[(dict(cell.point), grid.score(cell)) for cell in grid.candidates(method)],
+                    budget=grid.budgets[method],
+                    values={seed: grid.values(folder.rows(EvaluationRecord)) for seed, folder in found.items()},
+                    logs=logs,
+                )
+            )
+    return ComparisonResults(
+        methods=methods,
+        reference=grid.values(reference.rows(EvaluationRecord)),
+        best=best_mode(methods, grid.criterion, lower_is_better=grid.lower_is_better),
+        criterion=grid.criterion,
+        lower_is_better=grid.lower_is_better,
+        equal=grid.comparison.budget,
+        missing=missing,
+    )
+
+
+def best_mode(methods: Sequence[MethodResult], criterion: str, *, lower_is_better: bool) -> str | None:
+    """DISA's best mode: by the criterion of the search, on validation prompts, over the finished seeds."""
+    scores = {m.method: m.metric("validation", criterion).value for m in methods if m.method in OWN}
+    return (min if lower_is_better else max)(scores, key=scores.__getitem__) if scores else None

@@ -1,0 +1,91 @@
+"""Train and evaluate every cell, by any number of processes at once.
+
+Each process walks through the same list and takes any cell that is not done and that no other process holds; a cell
+whose process was killed is free again and continues where it stopped.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from disa.comparison.grid import REFERENCE, Cell, Grid
+from disa.pipeline import NotFinished, Pipeline
+from disa.recipe import Recipe
+from disa.rundir import StageFolder, claim, joint
+
+_POLL_SECONDS = 2.0
+"""Between looks at what other processes hold: most cells take tens of seconds."""
+
+
+def shared_run(recipe: Recipe, say: Callable[[str], None]) -> AbstractContextManager[None]:
+    """Context in which the shared stages are finished and the run directory is held jointly with other comparisons.
+
+    One process makes the shared stages, the others wait for it; ``disa run`` and the stage commands are refused.
+    """
+
+    def ready() -> bool:
+        try:
+            Pipeline(recipe, may_work=(), say=lambda line: None).anchor()
+        except NotFinished:
+            return False
+        return True
+
+    def prepare() -> None:
+        Pipeline(recipe, say=say).anchor()
+
+    return joint(Path(recipe.run_dir), ready=ready, prepare=prepare, wait=_Waiting("shared stages", say))
+
+
+def work_through(grid: Grid, methods: Sequence[str], seeds: Sequence[int], say: Callable[[str], None]) -> None:
+    """Finish every cell of these methods and seeds, together with whoever else works on them.
+
+    Searches come first, then one seed of all methods after the other, so that a table of whole seeds appears early.
+    """
+    total = 1 + sum(len(grid.candidates(method)) + len(seeds) for method in methods)
+    wait = _Waiting("remaining cells", say)
+    while unfinished := _unfinished(grid, methods, seeds):
+        worked = False
+        for cell in unfinished:
+            with claim(Path(grid.recipe.run_dir) / grid.folder(cell)) as mine:
+                # Another process may have finished it since the list was made.
+                if mine and grid.evaluated(cell) is None:
+                    started = time.monotonic()
+                    grid.work(cell)
+                    done = sum(found is not None for found in _known(grid, methods, seeds).values())
+                    seconds = time.monotonic() - started
+                    say(f"{grid.folder(cell)}: done in {seconds:.1f} s, {done} of {total}")
+                    worked = True
+        if not worked:
+            wait()
+
+
+def _unfinished(grid: Grid, methods: Sequence[str], seeds: Sequence[int]) -> list[Cell]:
+    return [cell for cell, folder in _known(grid, methods, seeds).items() if folder is None]
+
+
+def _known(grid: Grid, methods: Sequence[str], seeds: Sequence[int]) -> dict[Cell, StageFolder | None]:
+    """Evaluations by cell, in the order of work, None where one is not finished.
+
+    Seeds of a method are known once its search is finished.
+    """
+    searches = [cell for method in methods for cell in grid.candidates(method)]
+    finals = [grid.finals(method, seeds) for method in methods]
+    by_seed = [cell for cells in zip(*filter(None, finals), strict=True) for cell in cells]
+    return {cell: grid.evaluated(cell) for cell in [*searches, REFERENCE, *by_seed]}
+
+
+class _Waiting:
+    """Wait a little for other processes; say so once."""
+
+    def __init__(self, what: str, say: Callable[[str], None]) -> None:
+        self._line: str | None = f"waiting for {what} that another process works on"
+        self._say = say
+
+    def __call__(self) -> None:
+        if self._line:
+            self._say(self._line)
+            self._line = None
+        time.sleep(_POLL_SECONDS)
