@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -62,12 +62,21 @@ class Pipeline:
         Stages that may do work; any other must have finished already.
     say : callable
         Receives one line per stage.
+    finished : mapping of str to StageFolder, optional
+        By folder name, stages that finished in another run directory and are taken as they are.
     """
 
-    def __init__(self, recipe: Recipe, *, may_work: tuple[str, ...] = STAGES, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        *,
+        may_work: tuple[str, ...] = STAGES,
+        say: Callable[[str], None],
+        finished: Mapping[str, StageFolder] | None = None,
+    ) -> None:
         self.recipe, self.run_dir, self._say, self._may_work = recipe, Path(recipe.run_dir), say, may_work
         self.task = make_task(recipe.tasks)
-        self._done: dict[str, StageFolder] = {}
+        self._done: dict[str, StageFolder] = dict(finished or {})
         self._digests: dict[str, str] = {}
 
     @property

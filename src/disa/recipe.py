@@ -16,6 +16,7 @@ from disa.partition.config import PartitionConfig
 from disa.proposals.config import ProposalsConfig
 from disa.sampling import SamplingConfig
 from disa.scoring.config import ScoringConfig
+from disa.study.config import StudyConfig
 from disa.tasks import TASKS, TaskSection
 from disa.training.config import TrainingConfig
 from disa.warmup.config import WarmupConfig
@@ -55,6 +56,8 @@ class Recipe(StageConfig):
     """What is measured."""
     comparison: ComparisonConfig | None = None
     """What ``disa compare`` compares; no other command reads it."""
+    study: StudyConfig | None = None
+    """The cells of ``disa study``; no stage of a run reads it."""
 
     @model_validator(mode="after")
     def _one_origin_of_models(self) -> Recipe:

@@ -40,6 +40,10 @@ _PATIENCE = 2.0
 """Seconds after which a lock is not one that is being changed but one that is held."""
 
 
+class RunDirectoryBusy(DisaError):
+    """Another process works in the run directory."""
+
+
 class StageFolder:
     """One stage's folder in a run directory.
 
@@ -285,8 +289,10 @@ def exclusive(run_dir: Path) -> Iterator[None]:
 
     Raises
     ------
+    RunDirectoryBusy
+        Where another process holds it.
     DisaError
-        Where another process holds it, or it cannot be made.
+        Where it cannot be made.
     """
     with claim(run_dir) as held:
         if not held:
@@ -379,7 +385,7 @@ def _lock(file: IO[str], kind: int = fcntl.LOCK_EX) -> bool:
     return True
 
 
-def _busy(run_dir: Path, what: str) -> DisaError:
-    return DisaError(
+def _busy(run_dir: Path, what: str) -> RunDirectoryBusy:
+    return RunDirectoryBusy(
         f"another disa process is {what}", where=str(run_dir), fix="wait for it, stop it, or choose another run_dir"
     )

@@ -14,6 +14,7 @@ from disa.proposals.config import ProposalsConfig
 from disa.recipe import Recipe, load_recipe
 from disa.sampling import SamplingConfig
 from disa.scoring.config import ScoringConfig
+from disa.study.config import PolicyCells, StrengthConfig, StudyConfig
 from disa.tasks.config import CountdownConfig, GraphColoringConfig
 from disa.training.config import LoRAConfig, TrainingConfig
 from disa.warmup.config import SmallModelConfig, WarmupConfig, WarmupRun
@@ -34,6 +35,9 @@ CONFIGS = pytest.mark.parametrize(
         TrainingConfig,
         LoRAConfig,
         EvaluationConfig,
+        StudyConfig,
+        StrengthConfig,
+        PolicyCells,
     ],
     ids=lambda c: c.__name__,
 )
@@ -80,7 +84,7 @@ def test_a_later_override_wins(tiny_recipe, write_recipe):
     assert recipe.training.steps == 6
 
 
-@pytest.mark.parametrize("name", ["quickstart", "smollm2-countdown", "gemma3-countdown"])
+@pytest.mark.parametrize("name", ["quickstart", "smollm2-countdown", "gemma3-countdown", "study"])
 def test_the_recipes_that_come_with_the_project_load(name, pytestconfig):
     assert load_recipe(pytestconfig.rootpath / "recipes" / f"{name}.yaml").run_dir == f"runs/{name}"
 

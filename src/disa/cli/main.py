@@ -72,6 +72,11 @@ def _parser() -> argparse.ArgumentParser:
         _recipe_arguments(stage)
         stage.set_defaults(command=_one_stage, stage=name)
 
+    study = commands.add_parser("study", help="error of log Z by proposal strength, inverse temperature and size")
+    _recipe_arguments(study)
+    study.add_argument("--page", metavar="FILE.md", help="put tables and figures between this page's study markers")
+    study.set_defaults(command=_study)
+
     inspect = commands.add_parser("inspect", help="verdict on a run directory or an anchor")
     inspect.add_argument("path", metavar="RUN|ANCHOR", help="run directory, or anchor folder")
     inspect.add_argument("--json", action="store_true", help="print one JSON object instead")
@@ -119,6 +124,12 @@ def _one_stage(options: argparse.Namespace) -> int:
     from disa.cli.run import run_stages
 
     return run_stages(options.recipe, options.overrides, until=options.stage, only=options.stage)
+
+
+def _study(options: argparse.Namespace) -> int:
+    from disa.cli.study import study
+
+    return study(options.recipe, options.overrides, page=options.page)
 
 
 def _inspect(options: argparse.Namespace) -> int:

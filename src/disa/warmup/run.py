@@ -19,7 +19,7 @@ from disa.rundir import StageFolder
 from disa.sampling import SamplingConfig, check_context, encode_prompt
 from disa.tasks import Task
 from disa.warmup.base_model import base_model
-from disa.warmup.config import WarmupConfig, WarmupRun
+from disa.warmup.config import WarmupConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -37,22 +37,40 @@ def run_warmup(
     runs = ({"proposal": config.proposal} if config.proposal else {}) | {"reference": config.reference}
     for name, run in runs.items():
         if not (stage.path / name / "config.json").is_file():
-            _train(stage.path, name, run, config, task, prompts, law)
+            start = stage.path / "proposal" if run.start == "proposal" else None
+            supervise(stage.path, name, run.steps, run.noise, config, task, prompts, law, start=start)
     if processes.rank() == 0:
         stage.finish(runs={name: run.model_dump() for name, run in runs.items()})
 
 
-def _train(
+def supervise(
     folder: Path,
     name: str,
-    run: WarmupRun,
+    steps: int,
+    noise: float,
     config: WarmupConfig,
     task: Task,
     prompts: list[Prompt],
     law: SamplingConfig,
+    *,
+    start: Path | None,
 ) -> None:
-    if run.start == "proposal":
-        model, tokenizer = trainable_model(folder / "proposal"), load_tokenizer(folder / "proposal")
+    """Train on demonstrations and save the model in a folder; continue from the newest checkpoint.
+
+    Parameters
+    ----------
+    folder : Path
+    name : str
+        Of the model's folder in it, of its checkpoints and its log.
+    steps, noise
+        As in :class:`disa.warmup.config.WarmupRun`.
+    prompts : list of Prompt
+        What the demonstrations solve.
+    start : Path or None
+        The model that training starts from; None stands for the base of the warm-up section.
+    """
+    if start is not None:
+        model, tokenizer = trainable_model(start), load_tokenizer(start)
     else:
         model, tokenizer = base_model(config, task.alphabet)
     longest = max((encode_prompt(tokenizer, p.prompt, law) for p in prompts), key=len, default=[])
@@ -62,18 +80,18 @@ def _train(
         model=model,
         args=SFTConfig(
             output_dir=str(checkpoints),
-            max_steps=run.steps,
+            max_steps=steps,
             per_device_train_batch_size=processes.share(config.batch_size, "warmup.batch_size"),
             learning_rate=config.learning_rate,
             lr_scheduler_type="cosine",
-            warmup_steps=max(1, run.steps // 20),
-            save_steps=max(1, run.steps // 4),
+            warmup_steps=max(1, steps // 20),
+            save_steps=max(1, steps // 4),
             save_total_limit=1,
             seed=config.seed,
             dataset_kwargs={"skip_prepare_dataset": True},
             **trainer_arguments(config.compute, config.log_every),
         ),
-        train_dataset=demonstrations(task, prompts, tokenizer, law, config, run.noise),
+        train_dataset=demonstrations(task, prompts, tokenizer, law, config, noise),
         processing_class=tokenizer,
         callbacks=[log],
     )

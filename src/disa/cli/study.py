@@ -1,0 +1,58 @@
+"""``disa study``: the error of log Z over a grid of cells, and the policies of some of them."""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from pathlib import Path
+
+from rich.console import Console
+
+from disa.errors import DisaError
+from disa.recipe import load_recipe
+from disa.report.blocks import fill_block, markdown_table
+from disa.rundir import read_json
+
+
+def study(recipe_path: str, overrides: list[str], *, page: str | None) -> int:
+    """Run a recipe's study, print its tables, and on request put them into a page."""
+    recipe = load_recipe(recipe_path, overrides)
+    if recipe.study is None:
+        raise DisaError("the recipe has no study section", where=recipe_path, fix="recipes/study.yaml has one")
+    console = Console(highlight=False)
+    console.print(f"[bold]{recipe_path}[/bold] in {recipe.run_dir}")
+
+    # A second or two of imports, after everything that can fail fast has been checked.
+    from transformers.utils import logging
+
+    from disa.study.report import write_report
+    from disa.study.run import Study
+
+    # As in disa run: bars over small files, and a name that TRL 1.16 still asks transformers for.
+    logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+    work = Study(recipe, say=lambda line: console.print(line, markup=False))
+    work.run()
+    report = write_report(work).path
+    console.print((report / "summary.txt").read_text(encoding="utf-8"), markup=False, soft_wrap=True)
+    if page is not None:
+        fill_page(Path(page), report, f"disa study {recipe_path}" + "".join(f" --set {o}" for o in overrides))
+        console.print(f"page: {page}")
+    console.print(f"report: {report / 'study.html'}")
+    return 0
+
+
+def fill_page(page: Path, report: Path, command: str) -> None:
+    """Put tables and figures of a finished study between the page's markers ``study``, figures beside it."""
+    from disa.study.report import lead, summary_tables
+
+    results = read_json(report / "results.json")
+    parts = [f"Written by `{command} --page {page}`. {lead(results)}"]
+    parts += [f"### {title}\n\n{markdown_table(rows)}" for title, rows in summary_tables(results).items()]
+    figures = page.parent / "figures"
+    figures.mkdir(exist_ok=True)
+    for image in sorted((report / "figures").glob("*.png")):
+        target = figures / f"study_{image.name}"
+        shutil.copyfile(image, target)
+        parts.append(f"![{image.stem.replace('_', ' ')}](figures/{target.name})")
+    fill_block(page, "study", "\n\n".join(parts))
