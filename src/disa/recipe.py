@@ -52,6 +52,8 @@ class Recipe(StageConfig):
     """The policies; ``training.inverse_temperature`` is the beta of the target."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """What is measured."""
+    verl: dict[str, Any] = {}
+    """For ``disa verl`` alone: settings in verl's own names, such as ``trainer: {nnodes: 2}``."""
 
     @model_validator(mode="after")
     def _one_origin_of_models(self) -> Recipe:

@@ -86,6 +86,12 @@ def _parser() -> argparse.ArgumentParser:
     judge = commands.add_parser("judge", help="diversity of correct solutions, with a language model as judge")
     add_judge(judge)
     judge.set_defaults(command=_judge)
+
+    verl = commands.add_parser("verl", help="train a recipe's policy with verl on a Ray cluster, after checking all of it")
+    _recipe_arguments(verl)
+    verl.add_argument("--anchor", metavar="DIR", help="anchor folder; by default the run's 5_anchor")
+    verl.add_argument("--check", action="store_true", help="check and write the configuration, but start nothing")
+    verl.set_defaults(command=_verl)
     return parser
 
 
@@ -124,6 +130,12 @@ def _evaluate(options: argparse.Namespace) -> int:
     from disa.cli.evaluate import evaluate
 
     return evaluate(options)
+
+
+def _verl(options: argparse.Namespace) -> int:
+    from disa.cli.verl import train
+
+    return train(options)
 
 
 def _judge(options: argparse.Namespace) -> int:
