@@ -89,8 +89,8 @@ class Batch:
 
     def expected(self, now, prior_strength):
         """The loss of disa.objectives, with the baseline of the residuals at sampling time."""
-        log_pi = torch.stack([v.double().sum() for v in now[:ROWS]])
-        delta, at_sampling = (self.residual(v) for v in (log_pi, torch.stack([v.double().sum() for v in self.old[:ROWS]])))
+        sums = [torch.stack([v.double().sum() for v in rows[:ROWS]]) for rows in (now, self.old)]
+        delta, at_sampling = (self.residual(log_pi) for log_pi in sums)
         decided = ~delta.isnan()
         baseline = None
         if prior_strength is not None:

@@ -87,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     add_judge(judge)
     judge.set_defaults(command=_judge)
 
-    verl = commands.add_parser("verl", help="train a recipe's policy with verl on a Ray cluster, after checking all of it")
+    verl = commands.add_parser("verl", help="train a recipe's policy with verl on a Ray cluster")
     _recipe_arguments(verl)
     verl.add_argument("--anchor", metavar="DIR", help="anchor folder; by default the run's 5_anchor")
     verl.add_argument("--check", action="store_true", help="check and write the configuration, but start nothing")

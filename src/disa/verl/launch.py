@@ -27,9 +27,10 @@ TESTED = "0.9.1"
 def launch(recipe: Recipe, *, anchor: str | Path | None, check_only: bool, say: Callable[[str], None]) -> Path:
     """Train a recipe's policy with verl; returns ``RUN/verl``.
 
-    Before Ray starts: the plugin is in verl's registries, verl accepts the configuration and nothing in it changes
-    what log Z means, the anchor's fingerprint is that of the reference, the sampling law and the reward which verl
-    will use, and every prompt has a log Z. What was checked is written to ``config.yaml`` and is what runs.
+    Before Ray starts: the plugin is in verl's registries, the run is finished up to its anchor, verl accepts the
+    configuration and nothing in it changes what log Z means, the anchor's fingerprint is that of the reference, the
+    sampling law and the reward which verl will use, and every prompt has a log Z. What was checked is written to
+    ``config.yaml`` and is what runs.
 
     Parameters
     ----------
@@ -51,10 +52,13 @@ def launch(recipe: Recipe, *, anchor: str | Path | None, check_only: bool, say: 
     check_registry()
     from omegaconf import OmegaConf
 
+    from disa.pipeline import Pipeline
     from disa.verl.rows import anchor_digest, write_verl_rows
     from disa.verl.settings import compose_config
 
     run_dir, law = Path(recipe.run_dir).absolute(), recipe.sampling
+    # Nothing may work here: a stage that would have to run again says so, and its old rows are not used.
+    Pipeline(recipe, may_work=(), say=lambda line: None).run("tasks" if anchor else "anchor")
     frozen = Anchor.load(Path(anchor or run_dir / "5_anchor").absolute())
     reference = recipe.models.reference or str(run_dir / "warmup" / "reference")
     train, validation = _prompts(run_dir, frozen, recipe)
@@ -107,9 +111,9 @@ def check_registry() -> None:
             where="disa verl",
             fix=f"pip install 'verl=={TESTED}'",
         )
-    from disa.verl import plugin
-
     from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY, POLICY_LOSS_REGISTRY
+
+    from disa.verl import plugin
 
     for registry, own, what in (
         (POLICY_LOSS_REGISTRY, plugin.frozen_log_z_loss, "policy loss"),
@@ -170,7 +174,7 @@ def _fingerprint(config: DictConfig, recipe: Recipe, model: Any, tokenizer: Any)
 
 
 def _run(config: DictConfig) -> None:
-    """verl's own entry behind its command line, with the configuration that was checked."""
+    """What verl's own command line calls, with the configuration that was checked."""
     from verl.trainer.main_ppo import TaskRunnerV1, run_ppo
     from verl.utils.device import auto_set_device
 

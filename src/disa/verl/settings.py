@@ -68,7 +68,7 @@ FORWARDED = ("HF_HOME", "HF_HUB_OFFLINE", "HF_HUB_DISABLE_TELEMETRY", "TRANSFORM
 def compose_config(
     recipe: Recipe, *, reference: str, folder: Path, prompts: int, prompt_length: int, reward: str, anchor: str
 ) -> DictConfig:
-    """verl's whole configuration for a recipe, checked against what a frozen log Z requires.
+    """Everything verl is told for a recipe, checked against what a frozen log Z requires.
 
     Parameters
     ----------
@@ -169,6 +169,14 @@ def _for_workers(recipe: Recipe, reward: str, anchor: str) -> dict[str, Any]:
 
 
 def check_config(config: DictConfig, reference: str, folder: Path) -> None:
+    """Refuse a setting that changes what log Z means or what the residual is made of, then ask verl itself.
+
+    Raises
+    ------
+    DisaError
+        Naming the setting, its value, the one it must have, and why.
+    """
+    from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from verl.trainer.ppo.utils import need_critic, need_reference_policy
     from verl.utils.config import validate_config
@@ -182,12 +190,11 @@ def check_config(config: DictConfig, reference: str, folder: Path) -> None:
     for key, (wanted, why) in required.items():
         found = OmegaConf.select(config, key)
         if found != wanted:
-            raise DisaError(
-                f"{key} is {found!r}, expected {wanted!r}: {why}", where="recipe, section verl", fix="remove the setting"
-            )
+            problem = f"{key} is {found!r}, expected {wanted!r}: {why}"
+            raise DisaError(problem, where="recipe, section verl", fix="remove the setting")
     try:
         validate_config(config, need_reference_policy(config), need_critic(config))
-    except (AssertionError, ValueError, ImportError) as error:
+    except (AssertionError, ValueError, ImportError, HydraException) as error:
         problem = " ".join(str(error).split()) or type(error).__name__
         raise DisaError(
             f"verl refuses the configuration: {problem}", where="recipe, section verl", fix="correct the setting"
