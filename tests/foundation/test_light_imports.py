@@ -35,11 +35,16 @@ def test_importing_disa_loads_nothing_heavy():
 
 def test_help_of_every_command_loads_nothing_heavy():
     # One interpreter for all of them: what one command loads, the list shows.
-    commands = [["--help"], *([name, "--help"] for name in ("run", "inspect", "evaluate", "judge", "verl", *STAGES))]
+    commands = [
+        ["--help"],
+        *([name, "--help"] for name in ("run", "inspect", "evaluate", "judge", "plan", "verl", *STAGES)),
+    ]
     output, loaded = heavy_modules_after("".join(_HELP.format(arguments=command) for command in commands))
     assert loaded == []
     assert output.count("usage: disa") == len(commands)
-    assert all(f"usage: disa {name}" in output for name in ("run", "inspect", "evaluate", "judge", "verl", *STAGES))
+    assert all(
+        f"usage: disa {name}" in output for name in ("run", "inspect", "evaluate", "judge", "plan", "verl", *STAGES)
+    )
 
 
 def test_every_public_name_loads():
