@@ -4,10 +4,10 @@ BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 
-.PHONY: help install quickstart smollm2 gemma3 test lint
+.PHONY: help install quickstart smollm2 gemma3 test test-verl lint
 
 help:  ## Show the targets
-	@awk -F':.*## ' '/^[a-z0-9]+:.*## /{printf "%-12s %s\n", $$1, $$2}' Makefile
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "%-12s %s\n", $$1, $$2}' Makefile
 
 install: .venv/installed  ## Create .venv and install disa with its development tools
 
@@ -35,6 +35,14 @@ test: install  ## Lint and the CPU test suite
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not gpu"
+
+# The reasons for a folder of its own stand in the file of pins.
+test-verl: install .verl/installed  ## The verl plugin against the real verl, on a CPU
+	PYTHONPATH=.verl OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" tests/verl_plugin
+
+.verl/installed: tests/verl_plugin/requirements.txt
+	$(BIN)/pip install --quiet --no-deps --upgrade --target .verl -r $<
+	touch $@
 
 lint: install  ## Fix what ruff can fix
 	$(BIN)/ruff check --fix .

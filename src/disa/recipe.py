@@ -58,6 +58,8 @@ class Recipe(StageConfig):
     """What ``disa compare`` compares; no other command reads it."""
     study: StudyConfig | None = None
     """The cells of ``disa study``; no stage of a run reads it."""
+    verl: dict[str, Any] = {}
+    """For ``disa verl`` alone: settings in verl's own names, such as ``trainer: {nnodes: 2}``."""
 
     @model_validator(mode="after")
     def _one_origin_of_models(self) -> Recipe:

@@ -11,9 +11,10 @@ PIPELINE = ("tasks", "warmup", "proposals", "scoring", "partition", "anchor", "t
 RANK = {name: rank for rank, name in enumerate(PIPELINE)} | {
     "rewards": PIPELINE.index("tasks"),
     "objectives": PIPELINE.index("training"),
+    "verl": PIPELINE.index("training"),
 }
 LEFT_OF_THE_WALL = {"tasks", "rewards", "warmup", "proposals", "scoring", "partition", "anchor"}
-RIGHT_OF_THE_WALL = {"objectives", "training"}
+RIGHT_OF_THE_WALL = {"objectives", "training", "verl"}
 # What training may know of the offline side, each with its reason.
 THROUGH_THE_WALL = {
     # The policy is sampled and scored by the very functions the offline models were: what any model and token ids
@@ -23,6 +24,7 @@ THROUGH_THE_WALL = {
     ("training/policy_log_probs.py", "disa.scoring.log_probs.token_log_probs"),
     # The policy is judged by exactly the checked reward the offline trajectories were.
     ("training/run.py", "disa.scoring.run.task_rewards"),
+    ("verl/reward.py", "disa.scoring.run.task_rewards"),
     # The offline rows enter the forward projection with the weights that log Z was estimated with, their tail
     # smoothed as the estimator psis does: pure functions of frozen numbers, which cannot change log Z.
     ("training/trajectory_weights.py", "disa.partition.log_weights.balance_log_weights"),

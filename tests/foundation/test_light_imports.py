@@ -9,7 +9,7 @@ import pytest
 import disa
 from disa.stages import STAGES
 
-HEAVY = ("torch", "transformers", "trl", "peft", "datasets", "matplotlib", "scipy")
+HEAVY = ("torch", "transformers", "trl", "peft", "datasets", "matplotlib", "scipy", "verl")
 _HELP = (
     "from disa.cli.main import main\n"
     "try:\n    main({arguments!r})\n"
@@ -35,11 +35,12 @@ def test_importing_disa_loads_nothing_heavy():
 
 def test_help_of_every_command_loads_nothing_heavy():
     # One interpreter for all of them: what one command loads, the list shows.
-    commands = [["--help"], *([name, "--help"] for name in ("run", "study", "inspect", "evaluate", "judge", *STAGES))]
+    names = ("run", "compare", "study", "inspect", "evaluate", "judge", "plan", "verl", *STAGES)
+    commands = [["--help"], *([name, "--help"] for name in names)]
     output, loaded = heavy_modules_after("".join(_HELP.format(arguments=command) for command in commands))
     assert loaded == []
     assert output.count("usage: disa") == len(commands)
-    assert all(f"usage: disa {name}" in output for name in ("run", "study", "inspect", "evaluate", "judge", *STAGES))
+    assert all(f"usage: disa {name}" in output for name in names)
 
 
 def test_every_public_name_loads():

@@ -98,6 +98,27 @@ def _parser() -> argparse.ArgumentParser:
     judge = commands.add_parser("judge", help="diversity of correct solutions, with a language model as judge")
     add_judge(judge)
     judge.set_defaults(command=_judge)
+
+    plan = commands.add_parser("plan", help="tokens, operations, memory and time of every stage, here and on a cluster")
+    _recipe_arguments(plan)
+    plan.add_argument("--gpus", type=int, metavar="N", help="also plan for a cluster of N GPUs")
+    plan.add_argument("--gpu", choices=("a100", "h100", "h200"), default="h100", help="their kind (h100)")
+    plan.add_argument(
+        "--utilisation",
+        type=_share,
+        nargs=2,
+        metavar=("PASSES", "DECODING"),
+        help="shares of the GPUs' peak that are reached (0.35 0.05)",
+    )
+    plan.add_argument("--against", metavar="RUN", help="compare with the times of a finished run")
+    plan.add_argument("--json", action="store_true", help="print one JSON object instead")
+    plan.set_defaults(command=_plan)
+
+    verl = commands.add_parser("verl", help="train a recipe's policy with verl on a Ray cluster")
+    _recipe_arguments(verl)
+    verl.add_argument("--anchor", metavar="DIR", help="anchor folder; by default the run's 5_anchor")
+    verl.add_argument("--check", action="store_true", help="check and write the configuration, but start nothing")
+    verl.set_defaults(command=_verl)
     return parser
 
 
@@ -112,6 +133,13 @@ def _recipe_arguments(parser: argparse.ArgumentParser) -> None:
         help="override one setting, for example training.inverse_temperature=8; may be repeated",
     )
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a share above 0 and up to 1")
+    return value
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -148,6 +176,18 @@ def _evaluate(options: argparse.Namespace) -> int:
     from disa.cli.evaluate import evaluate
 
     return evaluate(options)
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from disa.cli.plan import plan
+
+    return plan(options)
+
+
+def _verl(options: argparse.Namespace) -> int:
+    from disa.cli.verl import train
+
+    return train(options)
 
 
 def _judge(options: argparse.Namespace) -> int:

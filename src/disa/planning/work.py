@@ -1,0 +1,140 @@
+"""How much every stage of a recipe has to do: a count, the same on every machine."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from disa.planning.model_shape import ModelShape
+from disa.recipe import Recipe
+from disa.training.methods import METHODS
+
+_FLOAT32 = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Lengths:
+    """Mean tokens of a recipe's texts."""
+
+    prompt: float
+    completion: float
+    """Stop token included."""
+    demonstration: float
+    """Stop token included; what a warmed-up model learns to write. 0 without a warm-up."""
+
+    @property
+    def sequence(self) -> float:
+        """Prompt and completion."""
+        return self.prompt + self.completion
+
+
+@dataclasses.dataclass(frozen=True)
+class StageWork:
+    """One stage's work."""
+
+    sequences: int
+    """Completions drawn, scored or trained on."""
+    tokens: float
+    """Prompt and completion tokens of these, each counted once."""
+    passes: float
+    """Floating-point operations of forward and backward passes over whole sequences."""
+    decoding: float
+    """Floating-point operations of drawing completions token by token, their prompts included."""
+    memory: float
+    """Bytes held at once: weights, optimiser, activations, logits, keys and values."""
+
+    @property
+    def flops(self) -> float:
+        """All floating-point operations."""
+        return self.passes + self.decoding
+
+
+def count_work(recipe: Recipe, shape: ModelShape, lengths: Lengths, prompts: dict[str, int]) -> dict[str, StageWork]:
+    """Work of the stages that run the model, by the name of their folder.
+
+    Parameters
+    ----------
+    shape : ModelShape
+        Of reference, proposal and policy, which are taken to be of one size.
+    prompts : dict
+        Number of prompts of each split.
+    """
+    training, evaluation = recipe.training, recipe.evaluation
+    per_sequence = shape.forward_flops(lengths.sequence, lengths.sequence)
+    two_models = bool(recipe.warmup.proposal if recipe.warmup else recipe.models.proposal)
+    models = 2 if two_models else 1
+    weights, limit = _FLOAT32 * shape.parameters, recipe.sampling.max_completion_length
+
+    def one(sequences: int, *, passes: float, draws: float, memory: float) -> StageWork:
+        return StageWork(
+            sequences,
+            sequences * lengths.sequence,
+            passes * per_sequence * sequences,
+            draws * per_sequence * sequences,
+            memory,
+        )
+
+    def drawing(rows: int) -> float:
+        return rows * _cache_bytes(shape, lengths.prompt + limit)
+
+    found: dict[str, StageWork] = {}
+    if recipe.warmup:
+        runs = [run for run in (recipe.warmup.proposal, recipe.warmup.reference) if run]
+        tokens = lengths.prompt + lengths.demonstration
+        sequences = sum(run.steps for run in runs) * recipe.warmup.batch_size
+        found["warmup"] = StageWork(
+            sequences,
+            sequences * tokens,
+            3 * shape.forward_flops(tokens, tokens) * sequences,
+            0.0,
+            _training_bytes(shape, recipe.warmup.batch_size * tokens, lora=False),
+        )
+    drawn = sum(
+        prompts[split] * sum(recipe.proposals.counts(split).values()) for split in ("train", "validation", "heldout")
+    )
+    found["2_proposals"] = one(
+        drawn, passes=0, draws=1, memory=models * weights + drawing(min(drawn, recipe.proposals.batch_size))
+    )
+    scored = min(recipe.scoring.tokens_per_batch, drawn * lengths.sequence)
+    found["3_scoring"] = one(
+        drawn, passes=models, draws=0, memory=models * weights + _activation_bytes(shape, scored, trained=False)
+    )
+    for method in training.methods:
+        rows = training.method_steps(method) * training.completions_per_step
+        row = METHODS[method]
+        micro_batch = training.micro_batch or training.completions_per_step
+        # Forward and backward count three; the reference's pass one; the forward projection is a batch of its own.
+        passes = 3 + (1 if row.generates else 0)
+        passes += 3 if method == "disa" and training.offline_share > 0 or method == "disa_both" else 0
+        memory = _training_bytes(shape, micro_batch * lengths.sequence, lora=training.lora is not None)
+        memory += weights if row.generates and training.lora is None else 0
+        memory += drawing(training.completions_per_step) if row.generates else 0
+        found[f"6_training/{method}"] = one(rows, passes=passes, draws=float(row.generates), memory=memory)
+    judged = prompts["heldout"] + min(evaluation.train_prompts, prompts["train"])
+    rows = judged * evaluation.samples_per_prompt
+    for model in ("reference", *training.methods):
+        memory = (1 if model == "reference" else 2) * weights + drawing(min(rows, evaluation.batch_size))
+        found[f"7_evaluation/{model}"] = one(rows, passes=2, draws=1, memory=memory)
+    return found
+
+
+def _cache_bytes(shape: ModelShape, tokens: float) -> float:
+    """Keys and values of one sequence, float32."""
+    return 2 * _FLOAT32 * shape.layers * shape.kv_width * tokens
+
+
+def _activation_bytes(shape: ModelShape, tokens: float, *, trained: bool) -> float:
+    """What a pass keeps: a layer's activations (all layers' where a backward pass follows), and the logits.
+
+    34 hidden bytes a token and layer in 16 bits (Korthikanti et al. 2022, arXiv 2205.05198, equation 2 without its
+    attention term, which fused attention does not store), twice that in float32. Of the logits, their log-softmax
+    and its gradient in training; scoring takes 2048 positions at a time.
+    """
+    layers = shape.layers if trained else 1
+    positions = 3 * tokens if trained else min(tokens, 2048)
+    return 2 * 34 * shape.hidden * tokens * layers + _FLOAT32 * shape.vocabulary * positions
+
+
+def _training_bytes(shape: ModelShape, tokens: float, *, lora: bool) -> float:
+    """Weights, gradients and the two moments of AdamW in float32, and activations; adapters are taken to be nothing."""
+    copies = 1 if lora else 4
+    return copies * _FLOAT32 * shape.parameters + _activation_bytes(shape, tokens, trained=True)

@@ -1,0 +1,49 @@
+"""Prompts in the form of verl's data files, each with its frozen log Z."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from disa.anchor import Anchor
+from disa.records import Prompt
+from disa.rundir import read_json
+from disa.sampling import SamplingConfig
+
+
+def anchor_digest(anchor: Anchor) -> str:
+    """Digest of the anchor's file, which :meth:`Anchor.load` has checked."""
+    return read_json(anchor.path / "manifest.json")["anchor"]["digest"]
+
+
+def write_verl_rows(path: Path, prompts: Sequence[Prompt], anchor: Anchor, law: SamplingConfig) -> None:
+    """Write one Parquet file: messages, the payload as verl's ground truth, and in ``extra_info`` what scores a row.
+
+    Raises
+    ------
+    DisaError
+        Where a prompt has no log Z.
+    """
+    digest = anchor_digest(anchor)
+    log_z = anchor.log_z([prompt.prompt_id for prompt in prompts])
+    rows = [
+        {
+            "data_source": f"disa/{prompt.task}",
+            "prompt": law.trainer_prompt(prompt.prompt),
+            "reward_model": {"style": "rule", "ground_truth": prompt.payload},
+            "extra_info": {
+                "index": index,
+                "log_z": float(log_z[index]),
+                "anchor": digest,
+                **dataclasses.asdict(prompt),
+            },
+        }
+        for index, prompt in enumerate(prompts)
+    ]
+    aside = path.with_name(f".{path.name}.tmp")
+    pq.write_table(pa.Table.from_pylist(rows), aside)
+    aside.replace(path)

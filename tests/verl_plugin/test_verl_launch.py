@@ -1,0 +1,255 @@
+"""What the launcher checks before Ray starts, against verl's own configuration, data set and entry."""
+
+import copy
+import json
+import os
+import subprocess
+import sys
+import warnings
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+pytest.importorskip("verl.trainer.ppo.ray_trainer", reason="needs verl 0.9.1: make test-verl")
+
+import ray
+from omegaconf import OmegaConf, open_dict
+from verl import DataProto
+from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY
+from verl.trainer.ppo.reward import get_custom_reward_fn
+from verl.utils.dataset.rl_dataset import RLHFDataset
+from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token_builder
+
+from disa.anchor import Anchor
+from disa.cli.main import main
+from disa.engine import load_tokenizer
+from disa.errors import DisaError
+from disa.recipe import load_recipe
+from disa.records import Prompt, read_rows
+from disa.sampling import encode_prompt
+from disa.tasks import make_task
+from disa.verl.launch import check_registry, launch
+from disa.verl.settings import REQUIRED, check_config
+
+
+def start(recipe_file, *overrides, anchor=None, check_only=True):
+    lines = []
+    folder = launch(load_recipe(recipe_file, list(overrides)), anchor=anchor, check_only=check_only, say=lines.append)
+    return folder, lines
+
+
+@pytest.fixture(scope="module")
+def checked(conversational_run):
+    """A checked run: recipe, folder, and the configuration written for verl."""
+    folder, _ = start(conversational_run, "verl.trainer.nnodes=2", "verl.trainer.n_gpus_per_node=1")
+    return load_recipe(conversational_run), folder, OmegaConf.load(folder / "config.yaml")
+
+
+def dataset(config, tokenizer, files):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the datasets library, on forks
+        return RLHFDataset(str(files), tokenizer, config.data)
+
+
+def test_the_configuration_says_what_the_recipe_says(checked):
+    recipe, folder, config = checked
+    actor, rollout = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
+    assert (config.trainer.nnodes, config.trainer.n_gpus_per_node) == (2, 1)
+    assert (config.data.train_batch_size, actor.ppo_mini_batch_size, rollout.n) == (2, 2, 4)
+    assert (rollout.temperature, config.data.max_response_length, actor.optim.lr) == (1.0, 7, 1e-3)
+    # Four steps of two prompts: two passes over six prompts, in batches of two.
+    assert (config.trainer.total_training_steps, config.trainer.total_epochs) == (4, 2)
+    assert config.algorithm.disa.baseline_prior_strength == 1.0
+    assert config.trainer.default_local_dir == str(folder / "checkpoints")
+    kwargs = config.reward.custom_reward_function.reward_kwargs
+    assert json.loads(kwargs.task) == recipe.tasks.model_dump(mode="json")
+
+
+def test_every_required_setting_is_checked_and_the_message_gives_its_reason(checked):
+    recipe, folder, config = checked
+    reference = config.actor_rollout_ref.model.path
+    check_config(config, reference, folder)
+    for key, (wanted, why) in REQUIRED.items():
+        if isinstance(wanted, bool):
+            other = not wanted
+        else:
+            other = wanted + 1 if isinstance(wanted, int | float) else "other"
+        changed = copy.deepcopy(config)
+        with open_dict(changed):
+            OmegaConf.update(changed, key, other, merge=False)
+        with pytest.raises(DisaError) as refused:
+            check_config(changed, reference, folder)
+        assert key in str(refused.value) and why in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("verl.trainer.nodes=2", "Could not override 'trainer.nodes'"),
+        ("verl.actor_rollout_ref.actor.ppo_mini_batch_size=1", "ppo_mini_batch_size is 1, expected 2"),
+        ("verl.data.train_files=other.parquet", "train_files is 'other.parquet'.*carry the anchor's log Z"),
+        ("verl.actor_rollout_ref.rollout.temperature=0.7", "temperature is 0.7, the anchor was estimated for 1.0"),
+        ("verl.data.max_response_length=6", "max_completion_length is 6, the anchor was estimated for 7"),
+        ("training.inverse_temperature=3", "stage partition has no finished output for this recipe"),
+        ("tasks.colors=3", "stage tasks has no finished output for this recipe"),
+        ("verl.actor_rollout_ref.actor.use_dynamic_bsz=false", "verl refuses the configuration.*micro_batch_size"),
+        ("training.offline_share=0.5", "offline_share is 0.5, which the verl plugin cannot do"),
+        ("training.flagged=group", "flagged is 'group', which the verl plugin cannot do"),
+        ("training.schedule=linear", "schedule is 'linear', which the verl plugin cannot do"),
+        ("sampling.conversational=false", "conversational is False, which the verl plugin cannot do"),
+        ("training.prompts_per_step=7", "6 training prompts, fewer than training.prompts_per_step 7"),
+    ],
+)
+def test_what_would_fail_or_mislead_on_the_cluster_is_refused_before(conversational_run, setting, message):
+    with pytest.raises(DisaError, match=message):
+        start(conversational_run, setting)
+
+
+def test_an_anchor_of_another_inverse_temperature_is_refused(conversational_run):
+    anchor = conversational_run.parent / "run" / "5_anchor"
+    with pytest.raises(DisaError, match="inverse_temperature is 3.0, the anchor was estimated for 2.0"):
+        start(conversational_run, "training.inverse_temperature=3", anchor=anchor)
+
+
+def test_another_references_weights_are_refused(conversational_run, tmp_path):
+    from disa.engine import load_model
+
+    values = yaml.safe_load(conversational_run.read_text())
+    model = load_model(values["models"]["reference"])
+    with torch.no_grad():
+        model.lm_head.weight[0, 0] += 1e-3
+    model.save_pretrained(tmp_path / "other")
+    load_tokenizer(values["models"]["reference"]).save_pretrained(tmp_path / "other")
+    with pytest.raises(DisaError, match="reference is .*, the anchor was estimated for"):
+        start(
+            conversational_run,
+            f"models.reference={tmp_path / 'other'}",
+            anchor=conversational_run.parent / "run" / "5_anchor",
+        )
+
+
+def test_an_edited_anchor_is_refused(conversational_run, tmp_path):
+    run = conversational_run.parent / "run"
+    (tmp_path / "manifest.json").write_text((run / "5_anchor" / "manifest.json").read_text())
+    (tmp_path / "anchor.parquet").write_bytes((run / "5_anchor" / "anchor.parquet").read_bytes() + b" ")
+    with pytest.raises(DisaError):
+        start(conversational_run, anchor=tmp_path)
+
+
+def test_another_plugin_under_the_name_is_refused(monkeypatch):
+    check_registry()
+    monkeypatch.setitem(POLICY_LOSS_REGISTRY, "disa", lambda **_: None)
+    with pytest.raises(DisaError, match="policy loss 'disa' is"):
+        check_registry()
+
+
+def test_verls_data_set_and_prompts_are_those_the_anchor_was_estimated_for(checked):
+    recipe, folder, config = checked
+    tokenizer = load_tokenizer(recipe.models.reference)
+    anchor = Anchor.load(f"{recipe.run_dir}/5_anchor")
+    prompts = read_rows(f"{recipe.run_dir}/1_tasks/train.parquet", Prompt)
+    rows = dataset(config, tokenizer, folder / "train.parquet")
+    assert len(rows) == len(prompts) == 6
+    builder = create_continuous_token_builder(tokenizer, model_family="default")
+    lengths = []
+    for row, prompt in zip(rows, prompts, strict=True):
+        assert row["extra_info"]["log_z"] == anchor.log_z([prompt.prompt_id])[0]
+        # The ids that the rollout engine continues, by verl's own code, against those that were scored.
+        found = list(builder.build_initial_tokens(row["raw_prompt"]))
+        assert found == encode_prompt(tokenizer, prompt.prompt, recipe.sampling)
+        lengths.append(len(found))
+    assert config.data.max_prompt_length >= max(lengths)
+
+
+def test_verls_reward_manager_gives_beta_r_minus_log_z(checked):
+    from verl.experimental.reward_loop.reward_manager import get_reward_manager_cls
+
+    recipe, folder, config = checked
+    tokenizer, task = load_tokenizer(recipe.models.reference), make_task(recipe.tasks)
+    rows = dataset(config, tokenizer, folder / "validation.parquet")
+    prompts = read_rows(f"{recipe.run_dir}/1_tasks/heldout.parquet", Prompt)
+    manager = get_reward_manager_cls(config.reward.reward_manager.name)
+    manager = manager(config=config, tokenizer=tokenizer, compute_score=get_custom_reward_fn(config))
+    fields = ("data_source", "reward_model", "extra_info")
+    for row, prompt in zip(rows, prompts, strict=True):
+        solved = task.solutions(prompt)[0]
+        for text, reward in ((solved, 1.0), (solved[1:], 0.0)):
+            ids = tokenizer(text, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
+            assert task.reward(prompt, text) == reward
+            responses = torch.tensor([ids + [tokenizer.pad_token_id]])
+            mask = torch.tensor([[1, 1] + [1] * len(ids) + [0]])
+            data = DataProto.from_dict(
+                tensors={"responses": responses, "attention_mask": mask},
+                non_tensors={key: np.array([row[key]], dtype=object) for key in fields},
+            )
+            found = manager.loop.run_until_complete(manager.run_single(data))
+            log_z = Anchor.load(f"{recipe.run_dir}/5_anchor").log_z([prompt.prompt_id])[0]
+            assert found["reward_score"] == 2.0 * reward - log_z
+            assert found["reward_extra_info"] == {
+                "score": 2.0 * reward - log_z,
+                "acc": reward,
+                "reward": reward,
+                "log_z": log_z,
+            }
+
+
+def test_ray_is_told_what_remote_nodes_need(conversational_run, monkeypatch):
+    # verl's own entry merges the runtime environment and hands it to ray.init, where this test stops it.
+    monkeypatch.setenv("HF_HOME", "/models")
+    monkeypatch.delenv("NCCL_DEBUG", raising=False)
+    given = {}
+
+    class Stopped(Exception):
+        pass
+
+    def init(**kwargs):
+        given.update(kwargs)
+        raise Stopped
+
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(Stopped):
+        start(conversational_run, check_only=False)
+    environment = given["runtime_env"]["env_vars"]
+    assert environment["VERL_USE_EXTERNAL_MODULES"] == "disa.verl.plugin"
+    assert environment["HF_HOME"] == "/models"
+    assert environment["NCCL_DEBUG"] == "WARN"  # verl's own are still there
+
+
+def test_the_command_checks_and_writes_what_it_would_run(conversational_run, capsys):
+    assert main(["verl", str(conversational_run), "--check", "--set", "verl.trainer.nnodes=3"]) == 0
+    assert "checked: 6 prompts" in capsys.readouterr().out
+    folder = conversational_run.parent / "run" / "verl"
+    assert {p.name for p in folder.iterdir()} == {"train.parquet", "validation.parquet", "config.yaml"}
+    assert OmegaConf.load(folder / "config.yaml").trainer.nnodes == 3
+    assert main(["verl", str(conversational_run), "--check", "--set", "verl.trainer.nnoodes=3"]) == 2
+    assert "nnoodes" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_ray_worker_knows_the_plugin_by_the_environment_that_the_launcher_gives(checked):
+    # A real local cluster; its workers are processes of their own.
+    _, folder, _ = checked
+    program = (
+        "import ray, json, sys\n"
+        "from omegaconf import OmegaConf\n"
+        "config = OmegaConf.load(sys.argv[1])\n"
+        "env = OmegaConf.to_container(config.ray_kwargs.ray_init.runtime_env)['env_vars']\n"
+        "ray.init(num_cpus=1, include_dashboard=False, runtime_env={'env_vars': env})\n"
+        "@ray.remote\n"
+        "def look():\n"
+        "    import verl\n"
+        "    from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY, POLICY_LOSS_REGISTRY\n"
+        "    return ['disa' in ADV_ESTIMATOR_REGISTRY, 'disa' in POLICY_LOSS_REGISTRY]\n"
+        "print(json.dumps(ray.get(look.remote())))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(folder / "config.yaml")],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env=os.environ | {"VERL_USE_EXTERNAL_PLUGINS": "none"},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads(done.stdout.splitlines()[-1]) == [True, True]
