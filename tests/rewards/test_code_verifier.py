@@ -313,7 +313,7 @@ def test_contest_programs_have_the_names_that_the_benchmarks_own_grader_gives_th
     wrong = [{"input": "5000\n", "output": "5001\n"}]
     programs = [
         from_live_code_bench(method, calls, "total"),
-        from_live_code_bench(method.replace("add", "mul"), calls, "total"),
+        from_live_code_bench(method.replace("add", "sub"), calls, "total"),
         from_live_code_bench(deep, lines, None),
         from_live_code_bench(deep, wrong, None),
     ]
