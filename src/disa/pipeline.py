@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from disa.anchor import Anchor
+from disa.anchor.anchor import VERSION as ANCHOR_VERSION
 from disa.anchor.anchor import freeze
 from disa.engine import load_model, load_tokenizer
 from disa.errors import DisaError
@@ -35,7 +36,7 @@ from disa.training import run as training
 from disa.training.methods import METHODS
 from disa.warmup import run as warmup
 
-TASKS_VERSION = ANCHOR_VERSION = 1
+TASKS_VERSION = 1
 
 
 class Pipeline:
