@@ -28,7 +28,7 @@ class DatasetTask(Task):
     """Fixed problems with gold answers or tests. Their solutions cannot be counted, so there are no modes."""
 
     name = "dataset"
-    version = 1
+    version = 2
     config: DatasetConfig
 
     @functools.cached_property
