@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from disa import processes
 from disa.anchor import Anchor
+from disa.anchor.anchor import VERSION as ANCHOR_VERSION
 from disa.anchor.anchor import freeze
 from disa.engine import load_model, load_tokenizer
 from disa.errors import DisaError
@@ -43,7 +44,7 @@ from disa.warmup import run as warmup
 
 EVALUATED_SPLITS = ("heldout", "train")
 """What a run evaluates on."""
-TASKS_VERSION = ANCHOR_VERSION = 1
+TASKS_VERSION = 1
 
 Work = Callable[[StageFolder], None]
 

@@ -24,7 +24,7 @@ class Fingerprint:
     """Everything log Z(x) = log E_ref[exp(beta r)] depends on besides the prompt."""
 
     reference: str
-    """Digest of the reference's weights."""
+    """Digest of the reference's weights and of its model settings."""
     tokenizer: str
     """Digest of the vocabulary, merges and special tokens."""
     chat_template: str
@@ -63,23 +63,44 @@ def digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+# Fields of a model's configuration that are bookkeeping, or that the fingerprint has elsewhere (stop tokens).
+_NOT_THE_LAW = frozenset(
+    "architectures dtype torch_dtype use_cache transformers_version model_name_or_path return_dict output_attentions "
+    "output_hidden_states problem_type id2label label2id bos_token_id eos_token_id pad_token_id auto_map".split()
+)
+
+
 def weights_digest(model: nn.Module) -> str:
-    """Digest of a model's base weights, equal for the plain model and for it under PEFT adapters.
+    """Digest of a model: its base weights, equal with and without PEFT adapters, and the settings they are used with.
 
     Values are hashed in float32, so that a checkpoint stored in bfloat16 and its float32 copy,
-    which hold the same numbers, have the same digest. Tied parameters count once. Parameters that are spread over
-    processes (FSDP2) are gathered one by one: all processes have to come here.
+    which hold the same numbers, have the same digest. Tied parameters count once. The settings are those of
+    ``config.json`` that the forward pass may read: another ``rope_theta`` is another distribution. Parameters that are
+    spread over processes (FSDP2) are gathered one by one: all processes have to come here.
     """
     import torch
     from torch.distributed.tensor import DTensor
 
-    hasher = hashlib.sha256()
+    config = getattr(model, "config", None)
+    hasher = hashlib.sha256(digest(_settings(config.to_dict() if config is not None else {})).encode())
     for name, parameter in _base_parameters(model):
         hasher.update(f"{name}{tuple(parameter.shape)}".encode())
         values = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
         values = values.detach().to("cpu", torch.float32).contiguous()
         hasher.update(values.numpy().data)
     return hasher.hexdigest()[:16]
+
+
+def _settings(values: dict[str, Any]) -> dict[str, Any]:
+    """Settings that may change what a model computes.
+
+    Null and false are left out: that is what a later release of transformers gives a field which it adds.
+    """
+    return {
+        name: _settings(value) if isinstance(value, dict) else value
+        for name, value in values.items()
+        if value is not None and value is not False and name not in _NOT_THE_LAW and not name.startswith("_")
+    }
 
 
 def _base_parameters(model: nn.Module) -> Iterable[tuple[str, Any]]:

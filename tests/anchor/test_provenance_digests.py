@@ -1,6 +1,7 @@
 """Digests in the anchor's fingerprint: equal for the same thing in other clothes, different for another thing."""
 
 import copy
+import json
 
 import pytest
 import torch
@@ -80,6 +81,50 @@ def test_the_smallest_change_of_any_weight_changes_the_digest(llama):
             parameter.copy_(kept)
     assert weights_digest(llama) == plain
     assert weights_digest(small_model(SHAPE, TOKENIZER, seed=1)) != plain
+
+
+# Each changes the logits of a Llama with the same weights.
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}},
+        {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}},
+        {"rms_norm_eps": 1e-2},
+        {"hidden_act": "gelu"},
+    ],
+    ids=["rope theta", "rope scaling", "epsilon", "activation"],
+)
+def test_a_changed_model_setting_changes_the_law_and_the_digest_though_the_weights_are_the_same(
+    llama, settings, tmp_path
+):
+    ids = torch.arange(2, 8)[None]
+    llama.save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | settings))
+    changed = load_model(tmp_path)
+    with torch.no_grad():
+        # Rounding of these logits, which are of order 0.1, is of order 1e-8.
+        assert (changed(ids).logits - llama.eval()(ids).logits).abs().max() > 1e-6
+    assert weights_digest(changed) != weights_digest(llama)
+    for name, parameter in llama.named_parameters():
+        assert torch.equal(parameter, changed.get_parameter(name))
+    assert weights_digest(get_peft_model(changed, LoraConfig(r=2, target_modules=["q_proj"]))) != weights_digest(llama)
+
+
+def test_what_trainers_and_loaders_write_into_the_settings_does_not_matter(llama):
+    plain = weights_digest(llama)
+    for name, value in {
+        "use_cache": False,
+        "pad_token_id": 3,
+        "bos_token_id": 4,
+        "architectures": ["Other"],
+        "dtype": torch.bfloat16,
+        "_name_or_path": "elsewhere",
+        "a_field_of_a_later_release": None,
+        "another_one": False,
+    }.items():
+        setattr(llama.config, name, value)
+        assert weights_digest(llama) == plain, name
 
 
 def test_tied_weights_count_once_whatever_the_checkpoint_stores(llama, tmp_path):

@@ -1,5 +1,7 @@
 """Sampling for evaluation: the same draws as the offline sampler's, cut to the nucleus, or greedy."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -45,6 +47,34 @@ def test_the_nucleus_is_the_smallest_set_that_reaches_top_p():
     assert nucleus(p, 0.7).tolist() == [[0, 0.4, 0, 0.3], [0.25, 0.25, 0.25, 0]]
     assert nucleus(p, 0.71).tolist()[0] == [0, 0.4, 0.2, 0.3]
     assert nucleus(p, 1e-9).tolist()[0] == [0, 0.4, 0, 0]
+
+
+def whole_sort(p, top_p):
+    """The definition, by putting every token in order."""
+    ordered, order = p.sort(dim=-1, descending=True, stable=True)
+    return torch.zeros_like(p).scatter(1, order, torch.where(ordered.cumsum(-1) - ordered < top_p, ordered, 0.0))
+
+
+@pytest.mark.parametrize("top_p", [1e-9, 0.3, 0.95, 0.999])
+def test_in_a_large_vocabulary_the_nucleus_is_that_of_all_tokens_in_order_also_among_equal_ones(top_p):
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randn(6, 5000, generator=generator, dtype=torch.float64) * torch.tensor([[0.01, 1, 2, 4, 8, 30]]).T
+    scores[1] = (scores[1] * 2).round()  # many equal probabilities
+    scores[2, 5:] = scores[2, 4]
+    p = torch.softmax(scores, dim=-1)
+    assert torch.equal(nucleus(p, top_p), whole_sort(p, top_p))
+    one = torch.full((1, 3000), 1 / 3000, dtype=torch.float64)
+    assert torch.equal(nucleus(one, top_p), whole_sort(one, top_p))
+
+
+def test_a_checkpoints_own_generation_settings_change_nothing(model, tokenizer, monkeypatch):
+    settings = GenerationSettings(temperature=0.7, max_tokens=LENGTH)
+    plain = draw(model, tokenizer, prompts(tokenizer, 16), numbers(16), settings)
+    own = copy.deepcopy(model.generation_config)
+    # Each would rule out tokens that were drawn.
+    own.no_repeat_ngram_size, own.suppress_tokens = 1, [ids[0] for ids, _ in plain[:3]]
+    monkeypatch.setattr(model, "generation_config", own)
+    assert draw(model, tokenizer, prompts(tokenizer, 16), numbers(16), settings) == plain
 
 
 def test_tokens_outside_the_nucleus_are_never_drawn_and_those_inside_in_proportion(model, tokenizer):

@@ -8,14 +8,24 @@ from pydantic import ValidationError
 
 from disa.config import StageConfig, speed_only
 from disa.errors import DisaError
+from disa.evaluation.benchmark import ServerSettings
 from disa.evaluation.config import EvaluationConfig
+from disa.evaluation.generation import GenerationSettings
 from disa.partition.config import PartitionConfig
 from disa.proposals.config import ProposalsConfig
-from disa.recipe import Recipe, load_recipe
+from disa.recipe import ModelsConfig, Recipe, load_recipe
+from disa.rewards.code import Limits
 from disa.sampling import SamplingConfig
 from disa.scoring.config import ScoringConfig
 from disa.study.config import PolicyCells, StrengthConfig, StudyConfig
-from disa.tasks.config import CountdownConfig, GraphColoringConfig
+from disa.tasks.config import (
+    CountdownConfig,
+    GraphColoringConfig,
+    NQueensConfig,
+    Puzzle24Config,
+    ShortestPathConfig,
+)
+from disa.tasks.dataset_config import DatasetConfig, SourceConfig
 from disa.training.config import LoRAConfig, TrainingConfig
 from disa.warmup.config import SmallModelConfig, WarmupConfig, WarmupRun
 
@@ -23,8 +33,14 @@ CONFIGS = pytest.mark.parametrize(
     "config",
     [
         Recipe,
+        ModelsConfig,
         CountdownConfig,
+        Puzzle24Config,
         GraphColoringConfig,
+        NQueensConfig,
+        ShortestPathConfig,
+        DatasetConfig,
+        SourceConfig,
         WarmupConfig,
         WarmupRun,
         SmallModelConfig,
@@ -38,6 +54,9 @@ CONFIGS = pytest.mark.parametrize(
         StudyConfig,
         StrengthConfig,
         PolicyCells,
+        GenerationSettings,
+        ServerSettings,
+        Limits,
     ],
     ids=lambda c: c.__name__,
 )

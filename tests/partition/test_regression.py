@@ -12,6 +12,7 @@ from scipy.special import expit
 from disa.anchor import Anchor
 from disa.anchor.anchor import freeze
 from disa.cli.inspect import inspect_path
+from disa.cli.main import main
 from disa.errors import DisaError
 from disa.partition.config import PartitionConfig
 from disa.partition.features import features_fingerprint
@@ -198,7 +199,7 @@ def test_inspect_sweeps_inverse_temperatures_from_the_runs_trajectories(world, s
             scoring = StageFolder(tmp_path, "3_scoring", version=1, identity={}, inputs={})
             scoring.begin()
             scoring.write_part("part-0", rows, ScoredTrajectory)
-        inspect_path(str(tmp_path), as_json=True, figures=None, inverse_temperatures=[1.0, BETA])
+        assert main(["inspect", str(tmp_path), "--json", "--inverse-temperature", f"1,{BETA}"]) == 0
         results.append(json.loads(capsys.readouterr().out)["sweep"])
     # Two-valued rewards: from the anchor's q and from the trajectories, the same to rounding and the difference step.
     for from_anchor, from_rows in zip(*results, strict=True):
@@ -207,5 +208,5 @@ def test_inspect_sweeps_inverse_temperatures_from_the_runs_trajectories(world, s
     train = [row.log_z for row in estimates if row.split == "train"]
     assert at_beta["log_z"] == pytest.approx(np.median(train))
     assert 0 < at_beta["mean_reward"] < 1 and at_beta["kl"] > 0
-    with pytest.raises(DisaError, match="inverse temperature 0"):
-        inspect_path(str(tmp_path), as_json=True, figures=None, inverse_temperatures=[0.0])
+    assert main(["inspect", str(tmp_path), "--inverse-temperature", "0"]) == 2
+    assert "inverse temperature 0" in capsys.readouterr().err

@@ -15,6 +15,7 @@ from disa.rewards.code import (
     from_calls,
     from_humaneval,
     from_humaneval_plus,
+    from_live_code_bench,
     from_mbpp,
     from_stdio,
 )
@@ -301,3 +302,20 @@ def test_calls_reach_a_method_of_solution_and_take_lists_for_tuples(verifier):
     source = "class Solution:\n    def pair(self, a, b):\n        return (a, [b])"
     good, bad = verifier.check([from_calls(source, "pair", [((1, 2), [1, [b]])]) for b in (2, 3)])
     assert (good.passed, bad.status) == (True, "failed")
+
+
+def test_contest_programs_have_the_names_that_the_benchmarks_own_grader_gives_them(verifier):
+    # Starter code names List and imports nothing; recursion of 5,000 is beyond Python's own limit of 1,000.
+    method = "class Solution:\n    def total(self, xs: List[int], k: int) -> int:\n        return reduce(add, xs, k)"
+    calls = [{"input": "[1, 2]\n3", "output": "6"}, {"input": "[]\n-1", "output": "-1"}]
+    deep = "def depth(n):\n    return 1 + depth(n - 1) if n else 0\nprint(float(depth(int(input()))))"
+    lines = [{"input": "5000\n", "output": "5000\n"}]
+    wrong = [{"input": "5000\n", "output": "5001\n"}]
+    programs = [
+        from_live_code_bench(method, calls, "total"),
+        from_live_code_bench(method.replace("add", "sub"), calls, "total"),
+        from_live_code_bench(deep, lines, None),
+        from_live_code_bench(deep, wrong, None),
+    ]
+    assert [verdict.status for verdict in verifier.check(programs)] == ["passed", "failed", "passed", "failed"]
+    assert not verifier.check([from_calls(method, "total", [([[1], 2], 3)])])[0].passed

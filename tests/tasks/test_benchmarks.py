@@ -109,7 +109,7 @@ def test_a_file_digest_vouches_only_where_every_file_is_known():
     files = {"a.jsonl": "0" * 64, "b.jsonl": None}
     BENCHMARKS["two"] = entry(files=files, contents=(Contents(5, None, "not seen"),))
     try:
-        found = verify("two", {"a.jsonl": "0" * 64, "b.jsonl": "1" * 64}, 5, DIGEST, where="two")
+        found = verify("two", {"a.jsonl": "0" * 64, "b.jsonl": "1" * 64}, 5, DIGEST, from_hub=True, where="two")
     finally:
         del BENCHMARKS["two"]
     assert found.startswith("not verified")
@@ -133,6 +133,22 @@ def test_without_a_path_the_published_files_are_fetched_at_their_revision(tmp_pa
     assert asked == [("org/sums", f, "dataset", "0" * 40) for f in ("one.jsonl", "two.parquet")]
     assert task.data_report().facts["sources"][0]["checked"] == "verified: digest of the published rows"
     assert {split: len(task.prompts(split)) for split in SPLITS} == dict.fromkeys(SPLITS, 0) | {"heldout": 5}
+
+
+def test_files_of_the_hub_that_are_not_the_pinned_ones_are_refused_also_where_no_rows_digest_is_known(
+    tmp_path, monkeypatch
+):
+    import huggingface_hub
+
+    (tmp_path / "test.jsonl").write_text(lines(CHANGED["an answer"]))
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *_, **__: str(tmp_path / "test.jsonl"))
+    monkeypatch.setitem(BENCHMARKS, "sums", entry(contents=(Contents(5, None, "not seen"),)))
+    task = make_task(DatasetConfig(name="dataset", sources=(SourceConfig(benchmark="sums"),)))
+    with pytest.raises(DisaError, match="the rows are not those of sums"):
+        task.prompts("heldout")
+    (tmp_path / "test.jsonl").write_text(lines(ROWS))
+    task = make_task(DatasetConfig(name="dataset", sources=(SourceConfig(benchmark="sums"),)))
+    assert task.prompts("heldout")
 
 
 NAMES = "aime2024 aime2025 amc2023 math500 minerva_math olympiadbench gsm8k dapo_math_17k humaneval humaneval_plus mbpp"
@@ -160,7 +176,7 @@ def test_an_entry_is_whole_and_its_digests_have_the_form_of_digests(name):
 
 def test_no_two_known_contents_are_the_same_rows():
     digests = [c.digest for b in BENCHMARKS.values() for c in b.contents if c.digest]
-    assert len(digests) == len(set(digests)) == 11
+    assert len(digests) == len(set(digests)) == 12
 
 
 # One row a format, as the published files have it.
@@ -217,6 +233,9 @@ def test_a_published_row_is_read_under_its_entrys_mapping(name):
     assert problem.row_id == str(values.get("task_id") or values.get("unique_id") or values.get("id", 0))
     if name == "mbpp":
         assert "assert f() is None" in problem.prompt
+    # DAPO's column of that name holds the answer alone.
+    worked = {"gsm8k": values.get("answer"), "mbpp": "def f(): pass", "humaneval": "s", "dapo_math_17k": None}
+    assert problem.solution == worked.get(name, values.get("solution"))
 
 
 def packed(cases):

@@ -19,11 +19,13 @@ from disa.provenance import Fingerprint
 from disa.records import PartitionEstimate, Prompt, read_rows, write_rows
 from disa.rundir import read_json, write_json
 
+VERSION = 2
+"""Raised whenever a frozen anchor would say something else; 2: the fingerprint covers the reference's config.json."""
 _REGRESSOR = "regressor.npz"
 
 # How to make each field agree again, shown when it does not.
 _FIXES = {
-    "reference": "train against the weights the anchor was estimated for, or estimate a new anchor for these",
+    "reference": "train against the weights the anchor was estimated for and their config.json, or make a new anchor",
     "tokenizer": "use the tokenizer saved beside the reference",
     "chat_template": "use the reference's chat template, and the anchor's system prompt, or estimate a new anchor",
     "temperature": "set sampling.temperature (DISAConfig.temperature) to the anchor's value",
@@ -70,8 +72,8 @@ class Anchor:
         Raises
         ------
         DisaError
-            Where the folder is missing, not an anchor, or was changed after it was frozen, or where its regressor
-            belongs to other features than its fingerprint says.
+            Where the folder is missing, not an anchor, of another version, or was changed after it was frozen, or where
+            its regressor belongs to other features than its fingerprint says.
         """
         path = Path(path)
         manifest = read_json(path / "manifest.json", missing="no anchor here").get("anchor")
@@ -84,6 +86,13 @@ class Anchor:
             and fields == manifest["fingerprint"].keys()
         ):
             raise DisaError("not an anchor's manifest", where=str(path / "manifest.json"), fix="give RUN/5_anchor")
+        if manifest.get("version", 1) != VERSION:
+            raise DisaError(
+                f"an anchor of version {manifest.get('version', 1)}, expected {VERSION}: its fingerprint, which "
+                "training compares, was taken in another way",
+                where=str(path),
+                fix="run the anchor stage again (disa run RECIPE --until anchor); trajectories and scores are kept",
+            )
         rows = read_rows(path / "anchor.parquet", PartitionEstimate)
         found = _file_digest(path / "anchor.parquet")
         if found != manifest["digest"]:
@@ -260,6 +269,7 @@ def freeze(
     path.mkdir(parents=True, exist_ok=True)
     write_rows(path / "anchor.parquet", list(estimates), PartitionEstimate)
     manifest = {
+        "version": VERSION,
         "fingerprint": fingerprint.as_dict(),
         "reward_range": list(reward_range),
         "binary": binary,

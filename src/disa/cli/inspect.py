@@ -63,7 +63,8 @@ def _sweep(anchor: Anchor, betas: Sequence[float]) -> list[dict[str, float]]:
     found = []
     for beta in betas:
         if not (np.isfinite(beta) and beta > 0):
-            raise DisaError(f"inverse temperature {beta}, expected a finite positive number", where="disa inspect")
+            problem = f"inverse temperature {beta}, expected a finite positive number"
+            raise DisaError(problem, where="disa inspect", fix="give numbers above 0")
         step = 1e-4 * beta
         low, log_z, high = log_z_at([beta - step, beta, beta + step])
         mean_reward = (high - low) / (2.0 * step)

@@ -47,7 +47,8 @@ def judge(options: argparse.Namespace) -> int:
             results["judge"] = {"endpoint": options.judge, "mode": options.mode, "temperature": options.temperature}
             if not _agreed(judge, groups, labelled, options):
                 return 0
-            verdicts = _ask(judge, [(g.prompt.prompt, g.texts) for g in groups], options.mode, "strategies")
+            if groups:
+                verdicts = _ask(judge, [(g.prompt.prompt, g.texts) for g in groups], options.mode, "strategies")
             rows = [row for group, found in zip(groups, verdicts, strict=True) for row in verdict_rows(group, found)]
             write_rows(output / "verdicts.parquet", rows, PairVerdict)
         if labelled:

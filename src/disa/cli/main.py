@@ -81,6 +81,12 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("path", metavar="RUN|ANCHOR", help="run directory, or anchor folder")
     inspect.add_argument("--json", action="store_true", help="print one JSON object instead")
     inspect.add_argument("--figures", metavar="DIR", help="draw the anchor's figures into this folder")
+    inspect.add_argument(
+        "--inverse-temperature",
+        type=_numbers,
+        metavar="B,B",
+        help="log Z, mean reward and KL of the target at these too; no new trajectories are needed",
+    )
     inspect.add_argument("--debug", action="store_true", help="show tracebacks")
     inspect.set_defaults(command=_inspect)
 
@@ -142,6 +148,13 @@ def _share(text: str) -> float:
     return value
 
 
+def _numbers(text: str) -> list[float]:
+    return [float(part) for part in text.split(",")]
+
+
+_numbers.__name__ = "list of numbers"  # argparse puts it into its message
+
+
 def _run(options: argparse.Namespace) -> int:
     from disa.cli.run import run_stages
 
@@ -163,7 +176,9 @@ def _study(options: argparse.Namespace) -> int:
 def _inspect(options: argparse.Namespace) -> int:
     from disa.cli.inspect import inspect_path
 
-    return inspect_path(options.path, as_json=options.json, figures=options.figures)
+    return inspect_path(
+        options.path, as_json=options.json, figures=options.figures, inverse_temperatures=options.inverse_temperature
+    )
 
 
 def _compare(options: argparse.Namespace) -> int:

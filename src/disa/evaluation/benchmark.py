@@ -120,24 +120,17 @@ def evaluate_model(
 def _sample(stage: StageFolder, model: str, benchmark: Benchmark, settings: GenerationSettings, source: Source) -> None:
     from disa.engine import progress_bar
 
-    prompts = benchmark.prompts
+    prompts, samples, size = benchmark.prompts, settings.samples, settings.problems_per_part
+    blocks = {f"part-{start:06d}": prompts[start : start + size] for start in range(0, len(prompts), size)}
+    stage.keep_parts({key: len(block) * samples for key, block in blocks.items()})
     with progress_bar() as bar:
-        row = bar.add_task(f"{model} on {benchmark.name}", total=len(prompts) * settings.samples)
-        for start in range(0, len(prompts), settings.problems_per_part):
-            block = prompts[start : start + settings.problems_per_part]
-            key = f"part-{start:06d}"
+        row = bar.add_task(f"{model} on {benchmark.name}", total=len(prompts) * samples)
+        for key, block in blocks.items():
             if not stage.part(key).is_file():
-                jobs = [(p, draw) for p in block for draw in range(settings.samples)]
+                jobs = [(p, draw) for p in block for draw in range(samples)]
                 stage.write_part(key, judged(model, benchmark, jobs, source.draw(jobs)), JudgedSample)
-            bar.advance(row, len(block) * settings.samples)
-    expected, found = len(prompts) * settings.samples, len(stage.rows(JudgedSample))
-    if found != expected:
-        raise DisaError(
-            f"{found} samples instead of {expected}: it was continued with other problems_per_part than it began with",
-            where=str(stage.path),
-            fix="delete this folder and run again",
-        )
-    stage.finish(model=model, problems=len(prompts), samples=expected, source=source.facts())
+            bar.advance(row, len(block) * samples)
+    stage.finish(model=model, problems=len(prompts), samples=len(prompts) * samples, source=source.facts())
 
 
 def judged(

@@ -239,20 +239,6 @@ def summary_to_json(summary: Summary) -> dict[str, Any]:
     }
 
 
-def summary_from_json(data: Mapping[str, Any]) -> Summary:
-    """Inverse of :func:`summary_to_json`."""
-    return {
-        model: {
-            split: {
-                metric: Measured(m["value"], math.nan if m["se"] is None else m["se"], m["n_prompts"])
-                for metric, m in metrics.items()
-            }
-            for split, metrics in splits.items()
-        }
-        for model, splits in data.items()
-    }
-
-
 def _one_prompt(
     rows: Sequence[EvaluationRecord], prompt: Prompt, log_z: float | None, beta: float, ks: Sequence[int]
 ) -> PromptValues:

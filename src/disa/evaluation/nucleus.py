@@ -16,7 +16,11 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from disa.engine import autocast
 from disa.evaluation.generation import GenerationSettings
+from disa.proposals.sampler import _without_own_defaults
 from disa.sampling import stop_token_ids
+
+# Holds the nucleus of a confident model at every step; more are sorted where it does not.
+_FIRST_SORTED = 256
 
 
 class _Pick(LogitsProcessor):
@@ -43,11 +47,23 @@ class _Pick(LogitsProcessor):
 
 
 def nucleus(p: torch.Tensor, top_p: float) -> torch.Tensor:
-    """Probabilities, shape (rows, tokens), with those outside the nucleus set to 0; not normalised again."""
-    ordered, order = p.sort(dim=-1, descending=True, stable=True)
-    # A token belongs to the nucleus while those before it have not reached top_p: the first one always does.
-    before = ordered.cumsum(dim=-1) - ordered
-    return torch.zeros_like(p).scatter(1, order, torch.where(before < top_p, ordered, 0.0))
+    """Probabilities, shape (rows, tokens), with those outside the nucleus set to 0; not normalised again.
+
+    Of equal probabilities the lower token comes first. Only the largest are put in order, as many as it takes:
+    sorting a whole vocabulary at every step takes as long as a small model's forward pass.
+    """
+    size = p.shape[-1]
+    k = min(_FIRST_SORTED, size)
+    while True:
+        index = p.topk(k).indices.sort(dim=-1).values
+        ordered, order = p.gather(1, index).sort(dim=-1, descending=True, stable=True)
+        # A token belongs to the nucleus while those before it have not reached top_p: the first one always does.
+        inside = ordered.cumsum(dim=-1) - ordered < top_p
+        smallest = torch.where(inside, ordered, torch.inf).amin(dim=-1)
+        # Tokens that were not looked at are at most as likely as the last: they are outside if it is less likely.
+        if k == size or bool((smallest > ordered[:, -1]).all()):
+            return torch.zeros_like(p).scatter(1, index.gather(1, order), torch.where(inside, ordered, 0.0))
+        k = min(8 * k, size)
 
 
 @torch.inference_mode()
@@ -80,7 +96,7 @@ def draw(
         pad_token_id=tokenizer.pad_token_id,
         repetition_penalty=1.0,
     )
-    with autocast(settings.compute):
+    with autocast(settings.compute), _without_own_defaults(model):
         output = model.generate(**padded, generation_config=generation, logits_processor=LogitsProcessorList([pick]))
     return [_cut(ids, stops) for ids in output[:, padded["input_ids"].shape[1] :].tolist()]
 

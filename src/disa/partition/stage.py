@@ -21,7 +21,7 @@ from disa.proposals.config import AdaptiveConfig
 from disa.records import PartitionEstimate, Prompt, ScoredTrajectory
 from disa.rundir import StageFolder
 
-VERSION = 2
+VERSION = 3
 
 COVERAGE_THRESHOLDS = np.array([0.0, 1.0, 2.0, 3.0, 5.0, 10.0])
 """Nats of log(pi_ref / mu) at which the coverage of the reference's successes is reported."""

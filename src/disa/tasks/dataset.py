@@ -28,7 +28,7 @@ class DatasetTask(Task):
     """Fixed problems with gold answers or tests. Their solutions cannot be counted, so there are no modes."""
 
     name = "dataset"
-    version = 1
+    version = 2
     config: DatasetConfig
 
     @functools.cached_property
@@ -234,7 +234,9 @@ def _source_facts(source: SourceConfig, raw: RawSource, problems: list[Problem])
     if source.benchmark is None:
         return facts | {"hub": source.hub, "revision": source.revision, "checked": "no benchmark named"}
     entry = BENCHMARKS[source.benchmark]
-    checked = verify(source.benchmark, raw.files, len(problems), found, where=f"benchmark {label}")
+    checked = verify(
+        source.benchmark, raw.files, len(problems), found, from_hub=source.path is None, where=f"benchmark {label}"
+    )
     return facts | {"hub": entry.hub, "revision": entry.revision, "licence": entry.licence, "checked": checked}
 
 

@@ -92,7 +92,7 @@ class CodeJudge:
     """1 where the program in the completion passes every test, by :class:`disa.rewards.code.CodeVerifier`."""
 
     reward_range = (0.0, 1.0)
-    fingerprint = "code:1"
+    fingerprint = "code:2"
 
     def __init__(self, workers: int) -> None:
         self._workers = workers
@@ -142,10 +142,7 @@ def program_of(gold: dict[str, Any], code: str) -> Program:
     if kind == "stdio":
         return build.from_stdio(code, [(given, expected) for given, expected in gold["cases"]])
     cases = [*json.loads(gold["public_test_cases"]), *unpack_tests(gold["private_test_cases"])]
-    if gold["function"] is None:
-        return build.from_stdio(code, [(case["input"], case["output"]) for case in cases])
-    calls = [([json.loads(line) for line in c["input"].splitlines()], json.loads(c["output"])) for c in cases]
-    return build.from_calls(code, gold["function"], calls)
+    return build.from_live_code_bench(code, cases, gold["function"])
 
 
 def unpack_tests(packed: str) -> list[dict[str, Any]]:

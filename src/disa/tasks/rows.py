@@ -67,7 +67,7 @@ def read_problem(source: SourceConfig, row: RawRow) -> Problem:
     # The tests first: a problem that happens to say {tests} stays as it is.
     prompt = source.few_shot + template.replace("{tests}", shown_tests).replace("{prompt}", text)
     row_id = row.get(columns.get("id", "id"))
-    solution = row.get(columns.get("solution", "solution"))
+    solution = row.get(_solution_column(columns))
     return Problem(
         text=text,
         prompt=prompt,
@@ -79,6 +79,11 @@ def read_problem(source: SourceConfig, row: RawRow) -> Problem:
         pattern=source.answer_pattern,
         solution=solution if isinstance(solution, str) and solution.strip() else None,
     )
+
+
+def _solution_column(columns: dict[str, str]) -> str:
+    """Column of the worked solution; one of that name that is mapped to something else holds none."""
+    return columns.get("solution", "" if "solution" in columns.values() else "solution")
 
 
 def _default_template(source: SourceConfig) -> str:

@@ -11,6 +11,7 @@ from disa.rewards.code.benchmarks import (
     from_calls,
     from_humaneval,
     from_humaneval_plus,
+    from_live_code_bench,
     from_mbpp,
     from_stdio,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "from_calls",
     "from_humaneval",
     "from_humaneval_plus",
+    "from_live_code_bench",
     "from_mbpp",
     "from_stdio",
 ]

@@ -1,4 +1,4 @@
-"""Programs with tests from rows of HumanEval, HumanEval+ and MBPP, and from lists of calls or of inputs and outputs.
+"""Programs with tests from rows of HumanEval, HumanEval+, MBPP, LiveCodeBench, and from lists of calls or of outputs.
 
 Field names are those of the published files; ``code=None`` takes the row's own reference solution.
 """
@@ -6,6 +6,7 @@ Field names are those of the published files; ``code=None`` takes the row's own 
 from __future__ import annotations
 
 import ast
+import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -43,6 +44,19 @@ def check(candidate):
         else:
             assert value == expected or (tolerance and _close(value, expected, tolerance)), arguments
 """
+
+# LiveCodeBench's grader puts the names of these modules in front of every program, later ones over earlier ones, and
+# allows deeper recursion (lcb_runner/evaluation/testing_util.py): starter code says List and imports nothing.
+_CONTEST_MODULES = (
+    "string re datetime collections heapq bisect copy math random statistics itertools functools operator io sys json"
+).split()
+_CONTEST_PRELUDE = "".join(
+    [
+        *(f"from {module} import *\n" for module in (*_CONTEST_MODULES, "builtins", "typing")),
+        *(f"import {module}\n" for module in _CONTEST_MODULES),
+        "sys.setrecursionlimit(50000)\n",
+    ]
+)
 
 
 def from_humaneval(row: Mapping[str, Any], code: str | None = None) -> Program:
@@ -118,6 +132,25 @@ def from_calls(code: str, name: str, calls: Sequence[tuple[Sequence[Any], Any]])
     )
     statements = (f"assert _lists({name}(*{list(given)!r})) == _lists({expected!r})" for given, expected in calls)
     return Program(code, FunctionTests((name,), tuple(statements), setup))
+
+
+def from_live_code_bench(code: str, cases: Sequence[Mapping[str, str]], name: str | None) -> Program:
+    """A LiveCodeBench problem as its own grader judges it: imports in front, numbers in outputs compared by value.
+
+    Parameters
+    ----------
+    code : str
+        A whole program.
+    cases : sequence of mapping
+        With ``input`` and ``output``, texts; for a function JSON, one argument a line.
+    name : str, optional
+        The function or method that is called; None for a program that reads standard input.
+    """
+    source = _CONTEST_PRELUDE + code
+    if name is None:
+        return from_stdio(source, [(case["input"], case["output"]) for case in cases], tolerance=0.0)
+    calls = [([json.loads(line) for line in c["input"].splitlines()], json.loads(c["output"])) for c in cases]
+    return from_calls(source, name, calls)
 
 
 def from_stdio(code: str, cases: Sequence[tuple[str, str]], tolerance: float | None = None) -> Program:
