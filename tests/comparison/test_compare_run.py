@@ -3,7 +3,11 @@
 import contextlib
 import json
 import shutil
+import signal
 import statistics
+import subprocess
+import sys
+import time
 
 import pytest
 import yaml
@@ -315,3 +319,28 @@ def test_the_page_asks_nothing_of_anyone_and_shows_every_figure(compared):
     figures = sorted(p.stem for p in (folder / "figures").iterdir())
     assert figures == ["kl_to_target", "quality_diversity", "reward_completions", "reward_time"]
     assert all(f'<figure id="{name}">' in page for name in figures)
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_work_and_one_survives_the_other_s_kill(compared_copy):
+    recipe, run_dir = compared_copy
+    before = results(run_dir)
+    for policy in policies(run_dir) - {"reference"}:
+        shutil.rmtree(run_dir / "comparison" / policy)
+    command = [sys.executable, "-c", "import sys; from disa.cli.main import main; sys.exit(main())"]
+    first, second = (subprocess.Popen([*command, "compare", str(recipe)], stdout=subprocess.PIPE) for _ in range(2))
+    while not list(run_dir.glob("comparison/*/*/*/training/steps.jsonl")):
+        time.sleep(0.05)
+    first.kill()
+    printed, _ = second.communicate()
+    first.communicate()
+    assert (first.returncode, second.returncode) == (-signal.SIGKILL, 0)
+    # The survivor did all but what the other had finished by then, and no policy twice.
+    said = [line.split(":")[0] for line in printed.decode().splitlines() if ": done in" in line]
+    assert len(said) == len(set(said)) > len(METHODS) * len(SEEDS)
+    after = results(run_dir)
+    for found in (before, after):
+        found["recipe"] = None  # its run directory is another
+        for method in found["methods"].values():
+            method["seconds"] = None
+    assert after == before

@@ -291,6 +291,8 @@ OTHER = {
     "models.proposal": None,
     "tasks.name": None,
     "warmup.proposal.start": None,
+    # Read by disa compare alone, whose policies have folders of their own.
+    "comparison": None,
 }
 
 
