@@ -9,13 +9,16 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
+from accelerate.commands.config.config_args import ClusterConfig
 from small_trainer import SmallRun
 
 from disa import processes
 from disa.engine import load_model, load_tokenizer, read_step_log
+from disa.errors import DisaError
 from disa.rundir import StageFolder
 from disa.training.config import TrainingConfig
-from disa.training.run import run_training
+from disa.training.run import _arguments, run_training
 from launched import launch
 
 TIMES = ("wall_time", "step_time")
