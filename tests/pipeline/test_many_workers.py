@@ -171,6 +171,16 @@ def test_a_batch_that_the_processes_of_a_launch_cannot_share_is_refused(monkeypa
     assert processes.share(10, "any") == 2
 
 
+def test_the_first_of_several_workers_finishes_a_stage(tmp_path):
+    first, second = open_stage(tmp_path), open_stage(tmp_path)
+    write(first, "part-0")
+    first.finish(by="first")
+    content = first.content
+    second.finish(by="second")
+    assert second.manifest["by"] == "first"
+    assert second.content == content
+
+
 @pytest.mark.slow
 def test_a_whole_run_under_accelerate_launch(tiny_recipe, write_recipe, tmp_path, finished_run):
     """From warm-up to report by two CPU processes on gloo."""
