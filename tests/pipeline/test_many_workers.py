@@ -194,6 +194,7 @@ def test_the_first_of_several_workers_finishes_a_stage(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_a_whole_run_under_accelerate_launch(tiny_recipe, write_recipe, tmp_path, finished_run):
     """From warm-up to report by two CPU processes on gloo."""
     tiny_recipe["training"] |= {"prompts_per_step": 2, "methods": ["disa", "flowrl", "sft"]}
