@@ -197,21 +197,17 @@ class StageFolder:
 
     def finish(self, **facts: Any) -> None:
         """Write the manifest: from here on the stage is skipped until something it depends on changes."""
-        if self.finished:  # by another process that made the same parts
-            return
         started = read_json(self.path / "started.json")["started_at"]
-        write_json(
-            self.path / "manifest.json",
-            self._contract
-            | {
-                "manifest_version": MANIFEST_VERSION,
-                "fingerprint": self.fingerprint,
-                "content": digest([self.fingerprint, _hash_files(self.path)]),
-                "seconds": round(time.time() - started, 3),
-                "packages": {name: _installed_version(name) for name in _RECORDED_PACKAGES},
-            }
-            | facts,
-        )
+        manifest = self._contract | {
+            "manifest_version": MANIFEST_VERSION,
+            "fingerprint": self.fingerprint,
+            "content": digest([self.fingerprint, _hash_files(self.path)]),
+            "seconds": round(time.time() - started, 3),
+            "packages": {name: _installed_version(name) for name in _RECORDED_PACKAGES},
+        }
+        # Of processes that made the parts together, the first one finishes.
+        if not self.finished:
+            write_json(self.path / "manifest.json", manifest | facts)
 
 
 def _hash_files(folder: Path) -> dict[str, str]:

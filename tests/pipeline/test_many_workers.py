@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 from killed_run import start
 from test_killed_runs import contents, tables
 
@@ -21,7 +22,7 @@ from disa.records import Prompt, ScoredTrajectory, Trajectory, read_rows
 from disa.rundir import StageFolder, shared
 from launched import launch
 
-SHARED = ("2_proposals", "3_scoring", "4_partition", "5_anchor")
+CALIBRATION = ("2_proposals", "3_scoring", "4_partition", "5_anchor")
 
 
 @pytest.fixture(scope="session")
@@ -33,17 +34,35 @@ def started_run(finished_run, tmp_path_factory):
     return folder
 
 
+def many_parts(values):
+    """The tiny recipe with more parts than processes."""
+    values["proposals"]["prompts_per_part"] = 1
+    values["scoring"] = {"trajectories_per_part": 10}
+    return values
+
+
 @pytest.fixture
 def recipe(started_run, tiny_recipe, write_recipe, tmp_path):
-    """A recipe with more parts than processes, in a run directory of its own."""
+    """A recipe of many parts, in a run directory of its own."""
 
     def make(name):
         shutil.copytree(started_run, tmp_path / name, copy_function=shutil.copy2)
-        tiny_recipe["proposals"]["prompts_per_part"] = 1
-        tiny_recipe["scoring"] = {"trajectories_per_part": 10}
-        return write_recipe(tiny_recipe | {"run_dir": str(tmp_path / name)}, f"{name}.yaml"), tmp_path / name
+        values = many_parts(tiny_recipe) | {"run_dir": str(tmp_path / name)}
+        return write_recipe(values, f"{name}.yaml"), tmp_path / name
 
     return make
+
+
+@pytest.fixture(scope="session")
+def by_one(finished_run, started_run, tmp_path_factory):
+    """What one process makes of it."""
+    folder = tmp_path_factory.mktemp("by-one")
+    shutil.copytree(started_run, folder / "run", copy_function=shutil.copy2)
+    values = many_parts(yaml.safe_load((finished_run.parent / "recipe.yaml").read_text()))
+    values["run_dir"] = str(folder / "run")
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(values))
+    assert work_together(folder / "recipe.yaml", 1) == [0]
+    return folder / "run"
 
 
 def work_together(recipe, count, points=()):
@@ -55,40 +74,36 @@ def work_together(recipe, count, points=()):
     return [worker.exitcode for worker in workers]
 
 
-def assert_nothing_is_lost_or_doubled(run_dir):
+def assert_made_together(run_dir, by_one):
+    """As one process makes it, to the byte."""
+    assert contents(run_dir) == contents(by_one)
+    assert tables(run_dir) == tables(by_one)
     drawn, scored = read_rows(run_dir / "2_proposals", Trajectory), read_rows(run_dir / "3_scoring", ScoredTrajectory)
     keys = [(t.prompt_id, t.source, t.draw) for t in drawn]
     assert len(set(keys)) == len(keys) == 6 * 16 + 3 * 8
     assert [(t.prompt_id, t.source, t.draw) for t in scored] == keys
+    Anchor.load(run_dir / "5_anchor")
+    # No claim is left, and nothing was moved aside.
+    assert list(run_dir.rglob("*.claim.tmp")) == []
+    assert not (run_dir / "superseded").exists()
 
 
-def test_the_anchor_is_the_same_from_one_two_and_five_workers(recipe):
-    runs = {}
-    for count in (1, 2, 5):
-        path, run_dir = recipe(f"by-{count}")
-        assert work_together(path, count) == [0] * count
-        assert_nothing_is_lost_or_doubled(run_dir)
-        Anchor.load(run_dir / "5_anchor")
-        runs[count] = contents(run_dir), tables(run_dir)
-        # No claim is left, and nothing was moved aside.
-        assert list(run_dir.rglob("*.tmp")) == []
-        assert not (run_dir / "superseded").exists()
-    assert runs[1][0].keys() >= set(SHARED)
-    assert runs[1] == runs[2] == runs[5]
+@pytest.mark.parametrize("count", [2, 5])
+def test_the_anchor_of_many_workers_is_that_of_one(count, recipe, by_one):
+    path, run_dir = recipe("together")
+    assert work_together(path, count) == [0] * count
+    assert contents(run_dir).keys() >= set(CALIBRATION)
+    assert_made_together(run_dir, by_one)
 
 
-def test_others_take_over_the_parts_of_a_worker_that_was_killed(recipe):
-    path, run_dir = recipe("undisturbed")
-    assert work_together(path, 1) == [0]
-    expected = contents(run_dir)
+def test_others_take_over_the_parts_of_a_worker_that_was_killed(recipe, by_one):
     path, run_dir = recipe("disturbed")
     # Two workers die with a part drawn or scored but not written, the third one makes these as well.
     points = [("before", "2_proposals/part-000000.parquet"), ("before", "3_scoring/part-00000000.parquet")]
     codes = work_together(path, 3, points)
     assert codes[2] == 0
     assert set(codes[:2]) <= {0, -signal.SIGKILL} and -signal.SIGKILL in codes[:2]
-    assert_nothing_is_lost_or_doubled(run_dir)
-    assert contents(run_dir) == expected
+    assert_made_together(run_dir, by_one)
 
 
 def run_command(arguments):
@@ -103,13 +118,10 @@ def run_aloud(recipe, log):
         return run_command(["run", str(recipe), "--until", "anchor"])
 
 
-def test_processes_of_a_launch_share_the_parts_and_one_speaks(recipe, tmp_path):
-    path, run_dir = recipe("alone")
-    assert work_together(path, 1) == [0]
-    expected = contents(run_dir)
+def test_processes_of_a_launch_share_the_parts_and_one_speaks(recipe, tmp_path, by_one):
     path, run_dir = recipe("launched")
     assert launch(run_aloud, path, tmp_path / "said", count=2) == [0, 0]
-    assert contents(run_dir) == expected
+    assert_made_together(run_dir, by_one)
     assert "5_anchor: done in" in (tmp_path / "said.0").read_text()
     assert (tmp_path / "said.1").read_text() == ""
 
@@ -171,7 +183,18 @@ def test_a_batch_that_the_processes_of_a_launch_cannot_share_is_refused(monkeypa
     assert processes.share(10, "any") == 2
 
 
+def test_the_first_of_several_workers_finishes_a_stage(tmp_path):
+    first, second = open_stage(tmp_path), open_stage(tmp_path)
+    write(first, "part-0")
+    first.finish(by="first")
+    content = first.content
+    second.finish(by="second")
+    assert second.manifest["by"] == "first"
+    assert second.content == content
+
+
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_a_whole_run_under_accelerate_launch(tiny_recipe, write_recipe, tmp_path, finished_run):
     """From warm-up to report by two CPU processes on gloo."""
     tiny_recipe["training"] |= {"prompts_per_step": 2, "methods": ["disa", "flowrl", "sft"]}
@@ -195,7 +218,6 @@ def test_a_whole_run_under_accelerate_launch(tiny_recipe, write_recipe, tmp_path
         alone, together = (read_step_log(d / f"warmup/{name}.jsonl") for d in (finished_run, tmp_path / "run"))
         assert [line["step"] for line in together] == [line["step"] for line in alone]
         assert together[0]["loss"] == pytest.approx(alone[0]["loss"], rel=1e-4)
-    assert_nothing_is_lost_or_doubled(tmp_path / "run")
     for method in ("disa", "flowrl", "sft"):
         manifest = json.loads((tmp_path / "run" / "6_training" / method / "manifest.json").read_text())
         assert manifest["processes"] == 2

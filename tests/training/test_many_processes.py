@@ -9,13 +9,16 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
+from accelerate.commands.config.config_args import ClusterConfig
 from small_trainer import SmallRun
 
 from disa import processes
 from disa.engine import load_model, load_tokenizer, read_step_log
+from disa.errors import DisaError
 from disa.rundir import StageFolder
 from disa.training.config import TrainingConfig
-from disa.training.run import run_training
+from disa.training.run import _arguments, run_training
 from launched import launch
 
 TIMES = ("wall_time", "step_time")
@@ -136,23 +139,27 @@ def test_two_processes_have_the_curve_of_one_on_policy_and_on_stored_trajectorie
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_every_method_has_the_curve_of_one_process(finished_run, tmp_path):
     methods = ["disa", "disa_forward", "disa_offline_balance", "flowrl", "flowrl_published", "gflowrl", "a2po", "gspo"]
     assert_same_curves(finished_run, tmp_path, [*methods, "sft_reward"])
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_weights_spread_by_fsdp2_have_the_curve_of_one_process(finished_run, tmp_path):
     assert_same_curves(finished_run, tmp_path, ["disa_both", "vargrad", "sft"], training=train_spread)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_adapters_on_weights_spread_by_fsdp2_have_the_curve_of_one_process(finished_run, tmp_path):
     lora = {"rank": 2, "alpha": 4}
     assert_same_curves(finished_run, tmp_path, ["disa", "disa_forward"], training=train_spread, lora=lora)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("changes", [{"lora": {"rank": 2, "alpha": 4}}, {"flagged": "group"}], ids=str)
 def test_adapters_and_group_log_z_have_the_curve_of_one_process(changes, finished_run, tmp_path):
     assert_same_curves(finished_run, tmp_path, ["disa"], **changes)
