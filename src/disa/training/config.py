@@ -108,7 +108,7 @@ class TrainingConfig(StageConfig):
         return self
 
     def identity(self) -> dict[str, Any]:
-        """Without ``vllm`` where it is null: transformers' runs keep the identity they had before there was a choice."""
+        """Without ``vllm`` where it is null: transformers' runs keep the identity of before there was a choice."""
         return {name: value for name, value in super().identity().items() if name != "vllm" or self.vllm}
 
     @property
