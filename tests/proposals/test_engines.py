@@ -108,7 +108,7 @@ def test_vllm_refuses_options_that_would_change_the_law_and_is_refused_where_it_
 
 
 def test_draws_of_a_server_have_the_exact_frequencies_of_the_table(tmp_path, folder):
-    n = 2000
+    n = 500
     with OracleServer(TABLE, "vllm") as server:
         config = from_server(server, per_prompt=n, reference_share=0, batch_size=n)
         rows, _ = draw(tmp_path, folder, config, rows=ROWS[2:3])

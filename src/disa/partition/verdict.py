@@ -66,8 +66,8 @@ def flag_prompts(
         "missing_mass": 1.0 - mean_weight > MAX_MISSING_MASS,
         "no_reference": no_reference,
     }
-    # Only the regressor makes estimates without draws.
-    assert [*raised, "predicted"] == list(FLAGS)
+    # Only the regressor makes estimates without draws, and the stage knows which draws are known as text only.
+    assert [*raised, "predicted", "text_level"] == list(FLAGS)
     codes = sum(marks.astype(np.intp) << bit for bit, marks in enumerate(raised.values()))
     names = {
         code: tuple(name for bit, name in enumerate(raised) if code >> bit & 1) for code in np.unique(codes).tolist()
