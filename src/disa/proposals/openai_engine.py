@@ -130,6 +130,7 @@ class OpenAIEngine:
             "stop_token_ids": list(self._stops),
             "logprobs": 1,
             "return_token_ids": True,  # vLLM and SGLang
+            "no_stop_trim": True,  # SGLang then keeps the stop token
             "return_tokens_as_token_ids": True,  # older vLLM
             "post_sampling_probs": law.temperature != 1.0,  # llama.cpp: probabilities after the temperature
             "verbose": True,  # llama.cpp then says which settings it used
