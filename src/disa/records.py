@@ -3,8 +3,8 @@
 Every stage talks to the next one only through these rows on disk. A row class is a frozen
 dataclass; its Parquet schema follows from its annotations, and the file's metadata names the
 record and its version, so that a reader can refuse what it does not understand. Earlier versions
-that a class still understands are its ``READS``: their columns suffice, and a missing one takes the
-field's default. Plain Parquet:
+that a class still understands are its ``READS``: a column they lack takes the field's default, as it does
+in plain Parquet of other origin. Plain Parquet:
 ``datasets.load_dataset("parquet", data_files="RUN/2_proposals/*.parquet")`` reads it.
 
 Log-probabilities are sums over the completion's tokens, in nats, float64.
@@ -209,11 +209,11 @@ def _read_file(path: Path, row_type: type[Row]) -> list[Row]:
             fix="rerun the stage that writes this file with this version of disa",
         )
     columns: dict[str, list[Any]] = {}
-    earlier = found in known[1:]
+    current = found == known[0]
     defaults = {f.name: f.default for f in dataclasses.fields(row_type) if f.default is not dataclasses.MISSING}
     for field in expected:
         if field.name not in table.column_names:
-            if earlier and field.name in defaults:
+            if field.name in defaults and not current:
                 columns[field.name] = [defaults[field.name]] * table.num_rows
                 continue
             raise DisaError(

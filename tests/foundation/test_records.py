@@ -31,10 +31,12 @@ ROWS = {
     Trajectory: [
         Trajectory("p0", 0, "reference", TEXT, [5, 0, 2**31 - 1], False, -1.2345678901234567),
         Trajectory("p0", 1, "proposal", "", [], True, -0.0),
+        Trajectory("p0", 2, "proposal", "text", [5], True, None, retokenised=True),
     ],
     ScoredTrajectory: [
         ScoredTrajectory("p0", 0, "reference", TEXT, [5, 6], False, -1e-300, -1e300, -math.inf, 1.0),
         ScoredTrajectory("p0", 1, "proposal", "", [], True, -1.0, -2.0, -3.0, 0.25),
+        ScoredTrajectory("p0", 2, "proposal", "text", [5], True, None, -2.0, None, None, retokenised=True),
     ],
     PartitionEstimate: [
         PartitionEstimate(
@@ -96,8 +98,8 @@ def test_a_row_of_the_wrong_type_is_not_written(tmp_path):
 
 
 def trajectories_table(**changed):
-    """The example trajectories as a table, columns replaced, without the record's metadata."""
-    columns = {f.name: [getattr(r, f.name) for r in ROWS[Trajectory]] for f in dataclasses.fields(Trajectory)}
+    """The first example trajectories as a table, columns replaced, without the record's metadata."""
+    columns = {f.name: [getattr(r, f.name) for r in ROWS[Trajectory][:2]] for f in dataclasses.fields(Trajectory)}
     return pa.table(columns | changed)
 
 
@@ -112,7 +114,7 @@ def refusal(path, row_type=Trajectory):
 def test_plain_parquet_with_the_right_columns_is_welcome_and_other_columns_are_ignored(tmp_path):
     table = trajectories_table().append_column("note", pa.array(["x", "y"]))
     pq.write_table(table, tmp_path / "rows.parquet")
-    assert read_rows(tmp_path / "rows.parquet", Trajectory) == ROWS[Trajectory]
+    assert read_rows(tmp_path / "rows.parquet", Trajectory) == ROWS[Trajectory][:2]
 
 
 def test_a_missing_file_is_named(tmp_path):
@@ -142,7 +144,7 @@ def test_a_wrong_type_is_named_with_both_types(field, values, found, expected, t
     assert f"expected {expected}" in message
 
 
-@pytest.mark.parametrize("field", ["prompt_id", "draw", "completion", "completion_ids", "truncated", "log_sampler"])
+@pytest.mark.parametrize("field", ["prompt_id", "draw", "completion", "completion_ids", "truncated", "retokenised"])
 def test_a_null_is_named_with_its_row(field, tmp_path):
     values = trajectories_table().column(field).to_pylist()
     table = trajectories_table(**{field: pa.array([values[0], None], trajectories_table().column(field).type)})
@@ -175,14 +177,28 @@ def test_a_nan_is_refused_where_null_would_be_allowed(tmp_path):
 def test_another_record_is_refused_though_its_columns_would_do(tmp_path):
     write_rows(tmp_path / "rows.parquet", ROWS[ScoredTrajectory], ScoredTrajectory)
     message = refusal(tmp_path / "rows.parquet", Trajectory)
-    assert "holds ScoredTrajectory rows of version 2, expected Trajectory version 1" in message
+    assert "holds ScoredTrajectory rows of version 3, expected Trajectory version 2" in message
 
 
 def test_another_version_is_refused(tmp_path):
     table = trajectories_table().cast(schema(Trajectory))
     table = table.replace_schema_metadata({"disa.record": "Trajectory", "disa.version": "0"})
     pq.write_table(table, tmp_path / "rows.parquet")
-    assert "Trajectory rows of version 0, expected Trajectory version 1" in refusal(tmp_path / "rows.parquet")
+    assert "Trajectory rows of version 0, expected Trajectory version 2" in refusal(tmp_path / "rows.parquet")
+
+
+@pytest.mark.parametrize("row_type", [Trajectory, ScoredTrajectory], ids=lambda t: t.__name__)
+def test_an_earlier_version_is_read_where_only_a_column_with_a_default_is_missing(row_type, tmp_path):
+    path = tmp_path / "rows.parquet"
+    known = [row for row in ROWS[row_type] if not row.retokenised]
+    write_rows(path, known, row_type)
+    table = pq.read_table(path).drop_columns(["retokenised"])
+    (earlier,) = row_type.READS
+    metadata = {"disa.record": row_type.__name__, "disa.version": str(earlier)}
+    pq.write_table(table.replace_schema_metadata(metadata), path)
+    assert read_rows(path, row_type) == known
+    pq.write_table(table.replace_schema_metadata(metadata | {"disa.version": str(row_type.VERSION)}), path)
+    assert "field 'retokenised' is missing" in refusal(path, row_type)
 
 
 @pytest.mark.parametrize("keep", [0, 3, 50, -9])

@@ -285,6 +285,12 @@ OTHER = {
     "sampling.top_p": None,
     "sampling.top_k": None,
     "proposals.adaptive": "{pilot: 4}",
+    # Engines that are not at hand; tests/proposals and tests/pipeline/test_imported_run.py cover them.
+    "proposals.engine": None,
+    "proposals.vllm": None,
+    "proposals.openai": None,
+    "proposals.files": None,
+    "training.vllm": None,
     "partition.method": "is",
     "partition.interval": "betting",
     "training.methods": None,

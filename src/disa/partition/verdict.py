@@ -66,7 +66,7 @@ def flag_prompts(
         "missing_mass": 1.0 - mean_weight > MAX_MISSING_MASS,
         "no_reference": no_reference,
     }
-    # The other two are not for an estimate to see: without draws, and of completions known as text.
+    # Only the regressor makes estimates without draws, and the stage knows which draws are known as text only.
     assert [*raised, "predicted", "text_level"] == list(FLAGS)
     codes = sum(marks.astype(np.intp) << bit for bit, marks in enumerate(raised.values()))
     names = {

@@ -112,7 +112,8 @@ class ProposalsConfig(StageConfig):
         """Without what is not in use: plain budgets and engines keep the identity they had before there were others."""
         unused = {"vllm": self.engine != "vllm", "openai": not self.openai, "files": not self.files}
         unused |= {"adaptive": not self.adaptive, "engine": self.engine == "transformers"}
-        return {name: value for name, value in super().identity().items() if not unused.get(name)}
+        values = super().identity() | {"openai": self.openai and self.openai.identity()}
+        return {name: value for name, value in values.items() if not unused.get(name)}
 
     def counts(self, split: str) -> dict[str, int]:
         """Draws per source for a prompt of this split; the pilot's where the budget is adaptive."""

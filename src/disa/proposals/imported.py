@@ -112,15 +112,27 @@ def text_draw(
     DisaError
         Where the law could not have written it: longer than the limit, or cut and in these tokens not at the limit.
     """
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"] + ([] if truncated else [tokenizer.eos_token_id])
+    ids = text_ids(tokenizer, text, law, truncated=truncated, where=where)
     _check_length(ids, law, where)
+    return Draw(ids, truncated, log_prob, retokenised=True)
+
+
+def text_ids(tokenizer: Tokenizer, text: str, law: SamplingConfig, *, truncated: bool, where: str) -> list[int]:
+    """Tokens of a text, the end of text behind them unless it was cut.
+
+    Raises
+    ------
+    DisaError
+        Where it was cut and in these tokens does not reach the limit.
+    """
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     if truncated and len(ids) < law.max_completion_length:
         raise DisaError(
             f"the text was cut, and it has {len(ids)} tokens where the limit is {law.max_completion_length}",
             where=where,
             fix="draw with a limit that no text reaches; leaving cut ones out would bias what is estimated",
         )
-    return Draw(ids, truncated, log_prob, retokenised=True)
+    return ids if truncated else [*ids, tokenizer.eos_token_id]
 
 
 def _draw(row: dict[str, Any], tokenizer: Tokenizer, law: SamplingConfig, stops: Sequence[int], where: str) -> Draw:

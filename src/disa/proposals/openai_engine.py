@@ -19,7 +19,7 @@ from disa.errors import DisaError
 from disa.openai_client import Endpoint, OpenAIClient
 from disa.openai_replies import Reply
 from disa.proposals.config import OpenAIConfig
-from disa.proposals.imported import text_draw
+from disa.proposals.imported import text_ids
 from disa.proposals.protocol import NEUTRAL, Job, finished_draw
 from disa.proposals.sampler import Draw
 from disa.sampling import SamplingConfig
@@ -82,7 +82,9 @@ class OpenAIEngine:
             return finished_draw(*tokens, self._stops, limit, where=where)
         truncated = reply.finish_reason == "length"
         if (tokens := self._pieces(reply)) is None:
-            return text_draw(self._tokenizer, reply.text, self._law, truncated=truncated, log_prob=None, where=where)
+            # Its own tokens need not be those that were drawn, and may be more: then it is cut at the limit as well.
+            ids = text_ids(self._tokenizer, reply.text, self._law, truncated=truncated, where=where)
+            return Draw(ids[:limit], truncated or len(ids) > limit, None, retokenised=True)
         ids, log_probs = tokens
         if truncated:
             return finished_draw(ids, log_probs, self._stops, limit, where=where)
@@ -90,10 +92,16 @@ class OpenAIEngine:
         return Draw([*ids, self._tokenizer.eos_token_id], False, None, retokenised=len(self._stops) > 1)
 
     def _pieces(self, reply: Reply) -> tuple[list[int], list[float]] | None:
-        """Tokens that are reported as text, where each is the text of exactly one token."""
+        """Tokens that are reported as text, where each is the text of exactly one token and they add up to the whole.
+
+        A token that is part of a character may be reported as something else, or as nothing.
+        """
         found = reply.logprobs if isinstance(reply.logprobs, dict) else {}
-        ids = [self._ids.get(text) for text in found.get("tokens") or []]
-        return None if None in ids or not ids else (ids, found["token_logprobs"])
+        if (texts := found.get("tokens")) is None:
+            return None
+        ids = [self._ids.get(text) for text in texts]
+        known = None not in ids and self._tokenizer.decode(ids, skip_special_tokens=False) == reply.text
+        return (ids, found["token_logprobs"]) if known else None
 
     @functools.cached_property
     def _ids(self) -> dict[str, int]:
@@ -122,6 +130,7 @@ class OpenAIEngine:
             "stop_token_ids": list(self._stops),
             "logprobs": 1,
             "return_token_ids": True,  # vLLM and SGLang
+            "no_stop_trim": True,  # SGLang then keeps the stop token
             "return_tokens_as_token_ids": True,  # older vLLM
             "post_sampling_probs": law.temperature != 1.0,  # llama.cpp: probabilities after the temperature
             "verbose": True,  # llama.cpp then says which settings it used
