@@ -25,6 +25,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, PrinterC
 from trl import GRPOConfig, GRPOTrainer
 from trl.experimental.a2po import A2POConfig, A2POTrainer
 
+from disa.engine import trainer_arguments
 from disa.training.a_star_po_trainer import AStarPOConfig, AStarPOTrainer
 from page import fill, table
 from paired import Seconds, in_turns, ratio
@@ -90,14 +91,8 @@ def ways(folder: Path, case: tuple[int, int, int, int]) -> dict[str, Callable[[]
         "per_device_train_batch_size": prompts * group,
         "max_completion_length": tokens,
         "learning_rate": 1e-4,
-        "use_cpu": True,
-        "bf16": False,
-        "report_to": "none",
-        "disable_tqdm": True,
         "save_strategy": "no",
-        "logging_steps": 1,
-        # Both keep the layers' activations.
-        "activation_checkpointing": False,
+        **trainer_arguments("float32", log_every=1),
     }
 
     def step(make: Callable[[Any], Any]) -> Callable[[], Seconds]:

@@ -142,6 +142,25 @@ def test_batches_hold_every_row_once_within_the_budget():
         assert padded <= 18 or len(batch) == 1
 
 
+@pytest.mark.parametrize("budget", [20, 60, 10_000])
+def test_batches_of_groups_hold_every_row_once_within_the_budget_and_a_prompt_as_rarely_as_they_can(budget):
+    rng = np.random.default_rng(0)
+    prompts = [[p] * rng.integers(1, 9) for p in range(6)]
+    of = rng.integers(0, 6, 50)
+    prompt_ids = [prompts[p] for p in of]
+    completion_ids = [[1] * n for n in rng.integers(0, 12, 50)]
+    batches = list(log_probs._group_batches(prompt_ids, completion_ids, budget))
+    assert sorted(row for batch in batches for row in batch) == list(range(50))
+    for batch in batches:
+        distinct = {tuple(prompt_ids[i]) for i in batch}
+        longest = max(len(completion_ids[i]) for i in batch)
+        padded = len(distinct) * max(map(len, distinct)) + len(batch) * longest
+        # A single row longer than the budget goes alone.
+        assert padded <= budget or len(batch) == 1
+    if budget == 10_000:
+        assert len(batches) == 1
+
+
 def test_bfloat16_changes_a_log_prob_by_its_rounding_and_not_more():
     prompts, completions = random_rows()
     exact = sequence_log_probs(LLAMA, prompts, completions)

@@ -4,8 +4,10 @@ import json
 
 import pytest
 import torch
+from accelerate import Accelerator
 from peft import LoraConfig, get_peft_model
 from small_trainer import GENERATIONS, PROMPTS, RecordingTrainer
+from torch.nn.utils.rnn import pad_sequence
 
 from disa.engine import trainable_model
 from disa.oracle import Space
@@ -13,6 +15,7 @@ from disa.oracle.hf import OracleConfig, OracleForCausalLM
 from disa.proposals.sampler import draw_tokens
 from disa.training.merged_adapters import merged_adapters
 from disa.training.offline_trainer import OfflineConfig, OfflineTrainer, forward_loss
+from disa.training.policy_log_probs import answer_log_probs, completion_log_probs
 from small_architectures import ragged_rows, small_architecture
 
 ROWS = PROMPTS * GENERATIONS
@@ -90,6 +93,40 @@ def test_bfloat16_computes_in_bfloat16_around_float32_weights(small_run, tmp_pat
         inputs["completion_ids"].size(1),
     )
     assert exact.dtype == inputs["ref_per_token_logps"].dtype == torch.float32
+
+
+def test_a_distributed_wrapper_passes_the_call_on_and_sees_the_backward_pass(tmp_path):
+    model, (prompts, completions) = small_architecture("llama"), ragged_rows()
+    completions = [c or [2] for c in completions]
+    prompt_ids = pad_sequence([torch.tensor(p) for p in prompts], batch_first=True, padding_side="left")
+    completion_ids = pad_sequence([torch.tensor(c) for c in completions], batch_first=True)
+    # Token 0 is padding, and no row has it.
+    inputs = (prompt_ids, (prompt_ids > 0).long(), completion_ids, (completion_ids > 0).long())
+    assert answer_log_probs([model], Accelerator(cpu=True)) is None
+    expected, _ = completion_log_probs(model, *inputs, temperature=1.0)
+    expected.sum().backward()
+    gradients = {n: p.grad.clone() for n, p in model.named_parameters()}
+    model.zero_grad()
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        wrapped = torch.nn.parallel.DistributedDataParallel(model)
+        reduced = []
+        wrapped.register_comm_hook(reduced, count_buckets)
+        found, _ = completion_log_probs(wrapped, *inputs, temperature=1.0)
+        found.sum().backward()
+    finally:
+        torch.distributed.destroy_process_group()
+    assert torch.equal(found, expected)
+    assert reduced
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter.grad, gradients[name]), name
+
+
+def count_buckets(reduced, bucket):
+    reduced.append(bucket.index())
+    done = torch.futures.Future()
+    done.set_result(bucket.buffer())
+    return done
 
 
 LORA = {"r": 2, "target_modules": "all-linear", "task_type": "CAUSAL_LM", "init_lora_weights": False}
