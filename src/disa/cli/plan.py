@@ -7,13 +7,16 @@ import dataclasses
 import json
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.table import Table
 
 from disa.errors import DisaError
 from disa.planning.cluster import GPUS, Cluster
 from disa.recipe import load_recipe
+
+if TYPE_CHECKING:
+    from disa.planning.plan import StagePlan
 
 
 def plan(options: argparse.Namespace) -> int:
@@ -38,29 +41,16 @@ def plan(options: argparse.Namespace) -> int:
         }
         print(json.dumps(found, indent=1))
         return 0
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     shape, lengths = rehearsal.shape, rehearsal.lengths
     console.print(
         f"{options.recipe}: {shape.parameters / 1e6:,.4g}M parameters, {lengths.prompt:.0f} prompt and "
         f"{lengths.completion:.0f} completion tokens on average"
     )
-    table = Table(box=None, pad_edge=False)
-    table.add_column("stage")
-    headings = ["sequences", "tokens", "TFLOP", "memory GB", "time here"]
+    headings = ["stage", "sequences", "tokens", "TFLOP", "memory GB", "time here"]
     headings += ["measured", "planned/measured"] if options.against else []
     headings += [f"on {cluster.count} {cluster.gpu}", "fits one GPU"] if cluster else []
-    for heading in headings:
-        table.add_column(heading, justify="right")
-    for one in plans:
-        work = one.work
-        row = [f"{work.sequences:,}", f"{work.tokens:,.0f}", f"{work.flops / 1e12:,.3g}", f"{work.memory / 1e9:.2f}"]
-        cells = [*(row if work else [""] * 4), _time(one.seconds)]
-        if options.against:
-            cells += ["", ""] if one.ratio is None else [_time(one.measured), f"{one.ratio:.2f}"]
-        if cluster:
-            cells += [_time(one.cluster_seconds), "yes" if cluster.fits(work) else "no"] if work else ["", ""]
-        table.add_row(one.stage, *cells)
-    console.print(table)
+    console.print(_aligned([headings, *(_cells(one, cluster, bool(options.against)) for one in plans)]))
     console.print(f"total here: {_time(sum(one.seconds for one in plans))}")
     if cluster:
         total = sum(one.cluster_seconds or 0.0 for one in plans)
@@ -70,6 +60,28 @@ def plan(options: argparse.Namespace) -> int:
             f"{cluster.decoding:.0%} in decoding"
         )
     return 0
+
+
+def _cells(one: StagePlan, cluster: Cluster | None, against: bool) -> list[str]:
+    """One row of the table."""
+    work = one.work
+    cells = [one.stage, *[""] * 4]
+    if work:
+        numbers = (f"{work.flops / 1e12:,.3g}", f"{work.memory / 1e9:.2f}")
+        cells = [one.stage, f"{work.sequences:,}", f"{work.tokens:,.0f}", *numbers]
+    cells.append(_time(one.seconds))
+    if against:
+        cells += ["", ""] if one.ratio is None else [_time(one.measured), f"{one.ratio:.2f}"]
+    if cluster:
+        cells += [_time(one.cluster_seconds), "yes" if cluster.fits(work) else "no"] if work else ["", ""]
+    return cells
+
+
+def _aligned(rows: list[list[str]]) -> str:
+    """Columns side by side, names to the left and numbers to the right, as wide as they are."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [[row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))] for row in rows]
+    return "\n".join("  ".join(line) for line in lines)
 
 
 def _cluster(options: argparse.Namespace) -> Cluster | None:

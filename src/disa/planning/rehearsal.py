@@ -55,11 +55,19 @@ class Rehearsal:
 
 
 class _FewPrompts(Pipeline):
-    """The pipeline on the first training prompts and no others."""
+    """The pipeline on the first training prompts and no others, every fourth completion of it counted as a success.
+
+    Rewards are computed as ever, which takes its time. But a model that is warmed up for a few steps solves nothing,
+    and methods that learn from solved trajectories would find none.
+    """
 
     def __init__(self, recipe: Recipe, train: int) -> None:
         super().__init__(recipe, say=lambda line: None)
         self._kept = {"train": train, "validation": 0, "heldout": 0}
+        judge, best = self.task.rewards, self.task.reward_range[1]
+        self.task.rewards = lambda prompts, completions: [
+            reward if i % 4 else best for i, reward in enumerate(judge(prompts, completions))
+        ]
 
     def _prompts(self, *splits: str) -> list[Prompt]:
         rows = super()._prompts(*splits)
