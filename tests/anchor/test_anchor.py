@@ -196,15 +196,18 @@ def test_a_folder_that_is_no_anchor_is_refused(tmp_path):
         Anchor.load(tmp_path)
 
 
-def test_an_anchor_of_another_version_is_refused_saying_so_and_what_to_run(tmp_path):
+def test_an_anchor_of_another_version_is_read_but_refused_for_training_saying_what_to_run(tmp_path):
     frozen(tmp_path)
     path = tmp_path / "manifest.json"
     manifest = json.loads(path.read_text())
     version = manifest["anchor"].pop("version")
     for other, found in ((manifest, 1), ({"anchor": manifest["anchor"] | {"version": version + 1}}, version + 1)):
         path.write_text(json.dumps(other))
-        with pytest.raises(DisaError, match=f"an anchor of version {found}, expected {version}.*--until anchor"):
-            Anchor.load(tmp_path)
+        old = Anchor.load(tmp_path)
+        assert old.estimates == {row.prompt_id: row for row in estimates()}
+        for anchor in (old, old.at_inverse_temperature(BETA)):
+            with pytest.raises(DisaError, match=f"anchor of version {found}, expected {version}.*--until anchor"):
+                anchor.verify(FINGERPRINT)
 
 
 def test_an_anchor_without_its_parquet_file_is_refused(tmp_path):

@@ -56,6 +56,8 @@ class Anchor:
         Folder it was loaded from.
     evidence : mapping
         What the partition stage found beside the estimates: null test, coverage, the regressor's report.
+    version : int
+        Of its fingerprint. An anchor of another version can be read and inspected, and is refused for training.
     """
 
     estimates: Mapping[str, PartitionEstimate]
@@ -64,6 +66,7 @@ class Anchor:
     binary: bool
     path: Path | None = None
     evidence: Mapping[str, Any] = dataclasses.field(default_factory=lambda: MappingProxyType({}))
+    version: int = VERSION
 
     @classmethod
     def load(cls, path: str | Path) -> Anchor:
@@ -72,8 +75,8 @@ class Anchor:
         Raises
         ------
         DisaError
-            Where the folder is missing, not an anchor, of another version, or was changed after it was frozen, or where
-            its regressor belongs to other features than its fingerprint says.
+            Where the folder is missing, not an anchor, or was changed after it was frozen, or where its regressor
+            belongs to other features than its fingerprint says.
         """
         path = Path(path)
         manifest = read_json(path / "manifest.json", missing="no anchor here").get("anchor")
@@ -86,13 +89,6 @@ class Anchor:
             and fields == manifest["fingerprint"].keys()
         ):
             raise DisaError("not an anchor's manifest", where=str(path / "manifest.json"), fix="give RUN/5_anchor")
-        if manifest.get("version", 1) != VERSION:
-            raise DisaError(
-                f"an anchor of version {manifest.get('version', 1)}, expected {VERSION}: its fingerprint, which "
-                "training compares, was taken in another way",
-                where=str(path),
-                fix="run the anchor stage again (disa run RECIPE --until anchor); trajectories and scores are kept",
-            )
         rows = read_rows(path / "anchor.parquet", PartitionEstimate)
         found = _file_digest(path / "anchor.parquet")
         if found != manifest["digest"]:
@@ -110,6 +106,7 @@ class Anchor:
             binary=manifest["binary"],
             path=path,
             evidence=MappingProxyType(manifest.get("evidence", {})),
+            version=manifest.get("version", 1),
         )
 
     def verify(self, fingerprint: Fingerprint) -> None:
@@ -118,8 +115,16 @@ class Anchor:
         Raises
         ------
         DisaError
-            Naming the first field that differs, the anchor's value, the other value, and the fix.
+            Naming the first field that differs, the anchor's value, the other value, and the fix; or where the
+            anchor's fingerprint is of another version.
         """
+        if self.version != VERSION:
+            raise DisaError(
+                f"anchor of version {self.version}, expected {VERSION}: its fingerprint was taken in another way and "
+                "cannot be compared",
+                where=str(self.path or "anchor"),
+                fix="run the anchor stage again (disa run RECIPE --until anchor); trajectories and scores are kept",
+            )
         for name, expected, found in self.fingerprint.differences(fingerprint):
             raise DisaError(
                 f"anchor does not fit: {name} is {found}, the anchor was estimated for {expected}",
