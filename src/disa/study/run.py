@@ -71,6 +71,12 @@ class Study:
                 where="recipe, field partition.regressor",
                 fix="set it to false",
             )
+        if recipe.proposals.adaptive:
+            raise DisaError(
+                "proposals.adaptive is set, but a study's replicates are blocks of equally many draws",
+                where="recipe, field proposals.adaptive",
+                fix="set it to null",
+            )
         self.recipe, self.config, self.say = recipe, recipe.study, say
         self.folder = Path(recipe.run_dir) / "study"
         self.base = Pipeline(recipe, say=say)
