@@ -14,9 +14,8 @@ import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from disa.engine import autocast
+from disa.engine import autocast, without_own_defaults
 from disa.evaluation.generation import GenerationSettings
-from disa.proposals.sampler import _without_own_defaults
 from disa.sampling import stop_token_ids
 
 # Holds the nucleus of a confident model at every step; more are sorted where it does not.
@@ -96,7 +95,7 @@ def draw(
         pad_token_id=tokenizer.pad_token_id,
         repetition_penalty=1.0,
     )
-    with autocast(settings.compute), _without_own_defaults(model):
+    with autocast(settings.compute), without_own_defaults(model):
         output = model.generate(**padded, generation_config=generation, logits_processor=LogitsProcessorList([pick]))
     return [_cut(ids, stops) for ids in output[:, padded["input_ids"].shape[1] :].tolist()]
 
