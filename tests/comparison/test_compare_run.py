@@ -64,8 +64,9 @@ def compared(finished_run, tmp_path_factory):
 
 
 @pytest.fixture
-def compared_copy(compared, tmp_path):
-    """A copy that a test may change, as (recipe file, run directory)."""
+def compared_copy(compared, tmp_path, monkeypatch):
+    """A copy that a test may change, as (recipe file, run directory); its figures are not drawn again."""
+    monkeypatch.setattr("disa.comparison.figures.comparison_plates", lambda results: [])
     shutil.copytree(compared / "run", tmp_path / "run", copy_function=shutil.copy2)
     values = yaml.safe_load((compared / "recipe.yaml").read_text())
     recipe = tmp_path / "recipe.yaml"
