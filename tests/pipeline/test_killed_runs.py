@@ -108,10 +108,10 @@ def test_a_step_log_cut_short_by_a_kill_is_mended(run_copy, finished_run):
     assert_same_run(run_dir, finished_run)
 
 
-def under_way(run_dir):
-    """Stages that have been begun and not finished: what a kill just now interrupted."""
-    begun = {p.parent for p in run_dir.rglob("started.json") if "superseded" not in p.parts}
-    return [p.relative_to(run_dir).parts[0] for p in begun if not (p / "manifest.json").is_file()]
+def under_way(run_dir, stages):
+    """What a kill just now interrupted: the first stage, in the order of work, that has been begun and not finished."""
+    begun = [s for s in stages if (run_dir / s / "started.json").is_file()]
+    return next((s.split("/")[0] for s in begun if not (run_dir / s / "manifest.json").is_file()), "between stages")
 
 
 def seconds_of_stages(run_dir):
@@ -155,7 +155,7 @@ def kill_at_random(recipe, run_dir, undisturbed, *, kills, workers):
         victim.kill()
         victim.join()
         if victim.exitcode == -signal.SIGKILL:
-            hit.update(set(under_way(run_dir)) or ["between stages"])
+            hit[under_way(run_dir, seconds)] += 1
         else:
             assert victim.exitcode == 0
             assert_same_run(run_dir, undisturbed)
