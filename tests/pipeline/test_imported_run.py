@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -46,8 +47,8 @@ def test_imported_trajectories_give_the_anchor_of_the_run_that_drew_them(run_cop
     run(recipe, "proposals", *importing(file))
     assert (folder / "2_proposals" / "manifest.json").stat().st_mtime_ns == before
     # Another content of the same file is another run.
-    lines = open(file).read().splitlines(keepends=True)
-    open(file, "w").write("".join(lines[1:]))
+    lines = Path(file).read_text().splitlines(keepends=True)
+    Path(file).write_text("".join(lines[1:]))
     run(recipe, "proposals", *importing(file))
     assert (
         len(read_rows(folder / "2_proposals", Trajectory))
@@ -89,7 +90,7 @@ def test_an_unknown_proposal_gives_rewards_pass_rates_and_supervised_training_bu
     without_proposal, finished_run, tmp_path
 ):
     recipe, folder = without_proposal
-    settings = importing(export(finished_run, tmp_path / "rows.jsonl"))
+    settings = importing(export(finished_run, tmp_path / "rows.jsonl", "truncated"))
     with pytest.raises(
         DisaError, match="no log-probability under the proposal, so no importance weight.*models.proposal"
     ):

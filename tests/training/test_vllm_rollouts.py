@@ -7,6 +7,7 @@ import types
 import pytest
 from trl import GRPOConfig
 
+from disa.engine import trainer_arguments
 from disa.errors import DisaError
 from disa.training.config import TrainingConfig
 from disa.training.disa_config import DISAConfig
@@ -29,7 +30,7 @@ def test_settings_become_trls_arguments(vllm, tmp_path):
         "vllm_mode": "server",
         "vllm_server_base_url": "http://localhost:8000",
     }
-    common = {"output_dir": str(tmp_path), "use_cpu": True, "bf16": False, **arguments}
+    common = {"output_dir": str(tmp_path), **trainer_arguments("float32", log_every=1), **arguments}
     # GRPO's loss reads the importance-sampling correction, the balance losses do not, and it costs a forward pass.
     assert GRPOConfig(**common).vllm_importance_sampling_correction is True
     balance = DISAConfig(inverse_temperature=2.0, **common)
