@@ -31,6 +31,9 @@ ARCHITECTURES = frozenset({"llama", "qwen2", "qwen3", "gemma3_text"})
 """Model types whose attention layers call the registered function with nothing but causal, possibly windowed,
 attention in mind. Each is compared with its own plain forward in the tests."""
 
+# Settings that change logits behind the LM head; projecting hidden states directly would miss them.
+_LOGIT_TRANSFORMS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+
 _NAME = "disa_shared_prefix"
 
 
@@ -49,6 +52,12 @@ def causal_lm(model: nn.Module) -> PreTrainedModel:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
+def logit_transform(model: PreTrainedModel) -> str | None:
+    """The setting by which the model changes logits behind its LM head, where it does."""
+    config = model.config.get_text_config()
+    return next((name for name in _LOGIT_TRANSFORMS if getattr(config, name, None) not in (None, 1.0)), None)
+
+
 def unsupported(model: nn.Module, *, training: bool = False) -> str | None:
     """Why the model, in training where it is to be trained, cannot share prompts, or None where it can."""
     model = causal_lm(model)
@@ -61,6 +70,8 @@ def unsupported(model: nn.Module, *, training: bool = False) -> str | None:
         return "it drops attention weights"
     if not isinstance(model.get_output_embeddings(), nn.Linear):
         return "its LM head is not a plain linear layer"
+    if setting := logit_transform(model):
+        return f"its setting {setting} changes logits behind the LM head"
     return None
 
 

@@ -170,6 +170,12 @@ def test_attention_that_drops_weights_or_looks_ahead_is_not_shared():
     assert unsupported(gemma) == "its attention is bidirectional"
 
 
+def test_a_model_that_changes_logits_behind_the_head_is_sampled_and_trained_the_plain_way():
+    gemma = small_architecture("gemma3")
+    gemma.config.final_logit_softcapping = 30.0
+    assert unsupported(gemma) == "its setting final_logit_softcapping changes logits behind the LM head"
+
+
 @pytest.mark.parametrize("name", ["llama", "gemma3"])
 def test_bfloat16_passes_agree_with_float32_to_their_rounding(name):
     model, (prompts, completions) = small_architecture(name, torch.float32), ragged_rows()

@@ -18,12 +18,9 @@ from transformers import PreTrainedModel
 from disa.engine import autocast
 from disa.errors import DisaError
 from disa.scoring.head import head_log_probs
-from disa.shared_prefix import PackedGroups, hidden_states, unsupported
+from disa.shared_prefix import PackedGroups, hidden_states, logit_transform, unsupported
 
 Ids = Sequence[Sequence[int]]
-
-# Settings that change logits behind the LM head; projecting hidden states directly would miss them.
-_LOGIT_TRANSFORMS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
 
 @torch.inference_mode()
@@ -168,10 +165,9 @@ class PaddedCompletions(_Completions):
 
 
 def _check(model: PreTrainedModel, prompt_ids: Ids, completion_ids: Ids) -> None:
-    transforms = [n for n in _LOGIT_TRANSFORMS if getattr(model.config.get_text_config(), n, None) not in (None, 1.0)]
-    if transforms:
+    if setting := logit_transform(model):
         raise DisaError(
-            f"model setting {transforms[0]} changes logits behind the LM head, which scoring does not support",
+            f"model setting {setting} changes logits behind the LM head, which scoring does not support",
             where=str(model.config.name_or_path),
             fix="use a model without it (Llama, Qwen2/3, Mistral and Gemma 3 have none)",
         )
