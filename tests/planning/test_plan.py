@@ -194,6 +194,13 @@ def test_a_run_without_finished_stages_is_nothing_to_compare_with(rehearsed, fin
         make_plan(load_recipe(finished_run.parent / "recipe.yaml"), rehearsed, against=tmp_path)
 
 
+def test_a_run_of_another_size_is_not_compared(rehearsed, finished_run):
+    for change, stage in (("training.steps=5", "6_training/disa"), ("proposals.per_prompt=8", "2_proposals")):
+        recipe = load_recipe(finished_run.parent / "recipe.yaml", [change])
+        with pytest.raises(DisaError, match=f"completions in {stage}, the recipe asks for"):
+            make_plan(recipe, rehearsed, against=finished_run)
+
+
 def test_the_command_prints_table_and_json(rehearsed, finished_run, monkeypatch, capsys):
     # The rehearsal above, not another one.
     monkeypatch.setattr("disa.planning.rehearsal.rehearse", lambda recipe: rehearsed)

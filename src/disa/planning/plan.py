@@ -52,7 +52,7 @@ def make_plan(
     Raises
     ------
     DisaError
-        Where ``against`` has no finished stage of the plan.
+        Where ``against`` has no finished stage of the plan, or one that drew or saw another number of completions.
     """
     work = count_work(recipe, rehearsal.shape, rehearsal.lengths, rehearsal.prompts)
     plans = []
@@ -65,7 +65,7 @@ def make_plan(
                 pace.seconds(_units(stage, recipe, rehearsal, own)),
                 own,
                 cluster.seconds(own) if cluster and own else None,
-                _measured(against, stage) if against else None,
+                _measured(against, stage, own) if against else None,
             )
         )
     if against and all(plan.measured is None for plan in plans):
@@ -99,6 +99,17 @@ def _units(stage: str, recipe: Recipe, rehearsal: Rehearsal, work: StageWork | N
     return work.sequences if work else 0.0
 
 
-def _measured(run_dir: Path, stage: str) -> float | None:
-    manifest = run_dir / stage / "manifest.json"
-    return read_json(manifest)["seconds"] if manifest.is_file() else None
+def _measured(run_dir: Path, stage: str, work: StageWork | None) -> float | None:
+    """Seconds of a finished stage, which must have done the same amount of work."""
+    path = run_dir / stage / "manifest.json"
+    if not path.is_file():
+        return None
+    manifest = read_json(path)
+    counts = [manifest[key] for key in ("sequences", "trajectories", "completions", "samples") if key in manifest]
+    if work is not None and counts and counts[0] != work.sequences:
+        raise DisaError(
+            f"the run has {counts[0]} completions in {stage}, the recipe asks for {work.sequences}",
+            where=str(path),
+            fix="plan the recipe that the run was made with, or --set what has changed since",
+        )
+    return manifest["seconds"]
