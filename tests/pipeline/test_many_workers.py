@@ -195,21 +195,12 @@ def test_the_first_of_several_workers_finishes_a_stage(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_a_whole_run_under_accelerate_launch(tiny_recipe, write_recipe, tmp_path, finished_run):
+def test_a_whole_run_under_torchrun(tiny_recipe, write_recipe, tmp_path, finished_run):
     """From warm-up to report by two CPU processes on gloo."""
     tiny_recipe["training"] |= {"prompts_per_step": 2, "methods": ["disa", "flowrl", "sft"]}
     recipe = write_recipe(tiny_recipe | {"run_dir": str(tmp_path / "run")})
-    command = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--cpu",
-        "--num_processes",
-        "2",
-        "--num_machines",
-        "1",
-    ]
-    command += ["--mixed_precision", "no", "--dynamo_backend", "no", "-m", "disa", "run", str(recipe)]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command += ["-m", "disa", "run", str(recipe)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
     assert done.stdout.count("8_report: done in") == 1
@@ -221,10 +212,6 @@ def test_a_whole_run_under_accelerate_launch(tiny_recipe, write_recipe, tmp_path
     for method in ("disa", "flowrl", "sft"):
         manifest = json.loads((tmp_path / "run" / "6_training" / method / "manifest.json").read_text())
         assert manifest["processes"] == 2
-        assert [line["step"] for line in read_step_log(tmp_path / "run" / "6_training" / method / "steps.jsonl")] == [
-            1,
-            2,
-            3,
-            4,
-        ]
+        steps = [line["step"] for line in read_step_log(tmp_path / "run" / "6_training" / method / "steps.jsonl")]
+        assert steps == [1, 2, 3, 4]
     assert list((tmp_path / "run" / "superseded").rglob("*")) == []

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import SequentialSampler
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainingArguments, set_seed
 
 from disa.anchor import Anchor
 from disa.objectives.forward_projection import forward_projection_loss
@@ -118,6 +118,8 @@ class OfflineTrainer(Trainer):
         if peft_config is not None:
             from peft import get_peft_model
 
+            # Adapters start at random: from the seed, and alike in every process.
+            set_seed(args.seed)
             model = get_peft_model(model, peft_config)
         self._trajectories, self._loss, self._pad = trajectories, loss, processing_class.pad_token_id
         rows = args.max_steps * args.gradient_accumulation_steps * args.world_size * args.per_device_train_batch_size
