@@ -105,15 +105,19 @@ class Pipeline:
         identity |= {"files": files_digest(config.files)} if config.files else {}
         return self._stage("proposals", "2_proposals", proposals.VERSION, identity, self._model_inputs(), work)
 
-    def scoring(self) -> dict[str, StageFolder]:
-        """Folders of scored trajectories: the first draws, and the rounds of an adaptive budget."""
+    def scoring(self) -> StageFolder:
+        """Log-probabilities under both models, and rewards, of the first draws and of an adaptive budget's rounds."""
+        return self.scores()["scoring"]
+
+    def scores(self) -> dict[str, StageFolder]:
+        """All folders of scored trajectories: that of the first draws, and those of the rounds."""
         folders, adaptive = {"scoring": self._score_first()}, self.recipe.proposals.adaptive
         for number in range(1, adaptive.rounds + 1 if adaptive else 1):
             folders[f"round-{number}"] = self._round(number, dict(folders))
         return folders
 
     def _score_first(self) -> StageFolder:
-        """Log-probabilities under both models, and rewards."""
+        """Log-probabilities under both models, and rewards, of the first draws."""
 
         def work(stage: StageFolder) -> None:
             prompts = self._prompts("train", "validation", "heldout")
@@ -180,7 +184,7 @@ class Pipeline:
 
         def work(stage: StageFolder) -> None:
             prompts = self._prompts("train", "validation", "heldout")
-            rows = [row for folder in self.scoring().values() for row in folder.rows(ScoredTrajectory)]
+            rows = [row for folder in self.scores().values() for row in folder.rows(ScoredTrajectory)]
             features = self._features(prompts) if config.regressor else None
             partition.run_partition(
                 stage,
@@ -199,7 +203,7 @@ class Pipeline:
             "inverse_temperature": beta,
             "reward_range": list(self.task.reward_range),
         }
-        return self._stage("partition", "4_partition", partition.VERSION, identity, self.scoring(), work)
+        return self._stage("partition", "4_partition", partition.VERSION, identity, self.scores(), work)
 
     def anchor(self) -> StageFolder:
         """The frozen estimates with their fingerprint."""
@@ -235,7 +239,7 @@ class Pipeline:
         def work(stage: StageFolder) -> None:
             anchor = Anchor.load(self.anchor().path) if METHODS[method].anchor else None
             prompts = self._prompts("train")
-            offline = scoring.decided(self._rows(self.scoring(), prompts)) if config.reads_trajectories(method) else []
+            offline = scoring.decided(self._rows(self.scores(), prompts)) if config.reads_trajectories(method) else []
             reference = self._path("reference")
             training.run_training(stage, method, config, law, self.task, prompts, reference, anchor, offline)
 
@@ -244,7 +248,7 @@ class Pipeline:
         identity |= {"reward": self.task.reward_fingerprint} | self._model_identity("reference")
         inputs = self._model_inputs()
         inputs |= {"anchor": self.anchor()} if METHODS[method].anchor else {}
-        inputs |= self.scoring() if config.reads_trajectories(method) else {}
+        inputs |= self.scores() if config.reads_trajectories(method) else {}
         return self._stage("training", f"6_training/{method}", training.VERSION, identity, inputs, work)
 
     def evaluation(self) -> list[StageFolder]:
@@ -276,13 +280,13 @@ class Pipeline:
                 anchor=Anchor.load(self.anchor().path),
                 training=dict(zip(self.recipe.training.methods, self.training(), strict=True)),
                 records=[row for folder in self.evaluation() for row in folder.rows(EvaluationRecord)],
-                parity=_parity(self.scoring()),
+                parity=_parity(self.scores()),
                 finished=list(self._done.values()),
             )
 
         inputs = {
             stage.name: stage
-            for stage in (*self.scoring().values(), self.anchor(), *self.training(), *self.evaluation())
+            for stage in (*self.scores().values(), self.anchor(), *self.training(), *self.evaluation())
         }
         identity = {"ks": list(self.recipe.evaluation.ks)}
         return self._stage("report", "8_report", report.VERSION, identity, inputs, work)

@@ -111,15 +111,15 @@ def test_the_prior_of_half_a_hit_keeps_certainty_away(hits):
     assert relative_spread(draws, 800.0) == pytest.approx([math.sqrt((1 - q) / q)], rel=1e-12)
 
 
-def successes(log_ratios, prompt=None, soft=None):
-    """Draws of the reference, all successes, with the given log(pi_ref / mu)."""
-    n = len(log_ratios)
+def successes(*prompts):
+    """Prompts with reference successes of the given log(pi_ref / mu), and one unrewarded draw of each source."""
+    ratios = [[*ratios, 0.0, 0.0] for ratios in prompts]
     return collect_draws(
-        np.ones(n) if soft is None else soft,
-        prompt_index=np.zeros(n, int) if prompt is None else prompt,
-        log_ref=np.zeros(n),
-        log_proposal=-np.array(log_ratios),
-        from_reference=np.ones(n, bool),
+        np.concatenate([[1.0] * (len(of) - 2) + [0.0, 0.0] for of in ratios]),
+        prompt_index=np.repeat(np.arange(len(ratios)), [len(of) for of in ratios]),
+        log_ref=np.zeros(sum(len(of) for of in ratios)),
+        log_proposal=-np.concatenate(ratios),
+        from_reference=np.concatenate([[True] * (len(of) - 1) + [False] for of in ratios]),
         beta=15.0,
         reward_range=(0, 1),
     )
@@ -130,7 +130,7 @@ def test_the_share_of_least_variance_has_its_limits():
     assert least_variance_share(successes([-2.0, -5.0]), 0.25) == 0.25
     assert least_variance_share(successes([0.0, 0.0]), 0.25) == 0.25
     assert least_variance_share(successes([np.inf, np.inf]), 0.25) == 1.0
-    assert least_variance_share(successes([2.0, 3.0], soft=np.zeros(2)), 0.25) == 0.25
+    assert least_variance_share(successes([]), 0.25) == 0.25
 
 
 @pytest.mark.parametrize("k", [5.0, 10.0, 17.0])
@@ -143,8 +143,8 @@ def test_the_share_of_least_variance_is_that_of_a_closed_form(k):
 
 
 def test_the_share_of_least_variance_minimises_the_second_moment_of_the_mixture():
-    # Of the two successes the proposal writes one ten times as often as the reference, the other hardly ever.
-    proposal = np.array([0.3, 0.3, 0.2, 0.0995, 0.0005, 0.1])
+    # Of the two successes the proposal writes one much more often than the reference, the other hardly ever.
+    proposal = np.array([0.3, 0.3, 0.0999, 0.0, 0.3, 0.0001])
     arrays = sample(np.random.default_rng(0), 1, 40_000, 10, proposal=proposal)
     draws = collect_draws(**arrays, beta=15.0, reward_range=(0, 1))
 
@@ -153,14 +153,16 @@ def test_the_share_of_least_variance_minimises_the_second_moment_of_the_mixture(
         return mixture @ (REFERENCE / mixture * PASSES) ** 2
 
     best = min(moment(alpha) for alpha in np.linspace(0.05, 1, 400))
-    assert min(moment(0.05), moment(1.0)) > 1.05 * best
+    assert min(moment(0.05), moment(1.0)) > 1.2 * best
     # 40,000 draws and shares in steps of 1/30, around a flat minimum.
     assert moment(least_variance_share(draws, 0.05)[0]) <= 1.01 * best
 
 
 def test_a_prompt_without_successes_takes_its_share_from_those_of_the_others():
-    draws = successes([np.inf, np.inf, np.inf, 0.0], prompt=np.array([0, 0, 0, 1]), soft=np.array([1.0, 1, 1, 0]))
-    assert least_variance_share(draws, 0.25).tolist() == [1.0, 1.0]
+    assert least_variance_share(successes([np.inf] * 3, []), 0.25).tolist() == [1.0, 1.0]
+    # One of its own counts, and does not silence them.
+    alone, among = (least_variance_share(successes(*p), 0.0)[0] for p in ([[-9.0]], [[-9.0], [np.inf]]))
+    assert alone == 0.0 < among < 1.0
 
 
 def test_at_a_moderate_divergence_further_draws_come_from_both_and_mostly_from_the_reference():

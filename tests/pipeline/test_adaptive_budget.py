@@ -7,6 +7,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+import yaml
 from killed_run import run_to_its_end
 
 from disa.anchor import Anchor
@@ -56,12 +57,11 @@ def scored(run_dir):
 @pytest.fixture(scope="module")
 def undisturbed(finished_run, tmp_path_factory):
     """Run directory of an adaptive run from the tiny run's tasks and models to a policy; only copies may change."""
-    from conftest import TINY_RECIPE
-
     folder = tmp_path_factory.mktemp("adaptive")
+    tiny = yaml.safe_load((finished_run.parent / "recipe.yaml").read_text())
     for name in ("1_tasks", "warmup"):
         shutil.copytree(finished_run / name, folder / "run" / name)
-    (folder / "recipe.json").write_text(json.dumps(values(TINY_RECIPE, folder / "run")))  # JSON is YAML
+    (folder / "recipe.json").write_text(json.dumps(values(tiny, folder / "run")))  # JSON is YAML
     assert [s for s in run(folder / "recipe.json", "training") if s.split("/")[0] in ("2_proposals", "3_scoring")] == [
         "2_proposals",
         "3_scoring",

@@ -171,6 +171,18 @@ def test_a_change_reruns_exactly_the_documented_stages(row, run):
         assert run(setting) == set(expected), setting
 
 
+def test_the_rounds_of_an_adaptive_budget_follow_its_settings_and_the_target(tiny_recipe, write_recipe, tmp_path):
+    budget = {"proposals": tiny_recipe["proposals"] | {"adaptive": {"pilot": 4, "rounds": 1}}}
+    run = changes(write_recipe(tiny_recipe | budget | {"run_dir": str(tmp_path / "run")}))
+    rounds = {"2_proposals/round-1", "3_scoring/round-1"}
+    assert run("training.inverse_temperature=3") == {*rounds, *FROM_PARTITION}
+    assert run("scoring.parity_bound=0.01") == {*rounds, *FROM_SCORING}
+    for setting in ("pilot=5", "cap=100", "precision=0.2"):
+        assert run(f"proposals.adaptive.{setting}") == {*rounds, *FROM_PROPOSALS}, setting
+    more = {"2_proposals/round-2", "3_scoring/round-2"}
+    assert run("proposals.adaptive.rounds=2") == {*rounds, *more, *FROM_PROPOSALS}
+
+
 def test_a_task_s_version_reruns_everything(run, monkeypatch):
     monkeypatch.setattr(GraphColoring, "version", GraphColoring.version + 1)
     assert run() == set(FOLDERS)
@@ -268,6 +280,7 @@ OTHER = {
     "sampling.conversational": "true",
     "sampling.top_p": None,
     "sampling.top_k": None,
+    "proposals.adaptive": "{pilot: 4}",
     # Engines that are not at hand; tests/proposals and tests/pipeline/test_imported_run.py cover them.
     "proposals.engine": None,
     "proposals.vllm": None,

@@ -1,14 +1,18 @@
 """What every line of the step log says."""
 
 import math
+import threading
 
 import pytest
 import torch
 from small_trainer import GENERATIONS, PROMPTS, RecordingTrainer
 
 from disa.engine import read_step_log
+from disa.errors import DisaError
 from disa.objectives.trajectory_balance import audit_log_z_error
+from disa.rundir import StageFolder
 from disa.training.audit import ResidualRecord, audit
+from disa.training.run import run_training
 
 AUDIT = ("residual/mean", "residual/rms", "eps_audit", "kl_to_target", "kl_to_reference")
 EVERY_STEP = ("loss", "reward", "entropy", "grad_norm", "learning_rate", *AUDIT)
@@ -89,3 +93,21 @@ def test_a_constant_residual_is_all_error_of_log_z():
     expected = {"residual/mean": 0.7, "residual/rms": 0.7, "eps_audit": 0.7, "kl_to_target": 0.0, "kl_to_reference": 0}
     assert metrics == pytest.approx(expected, abs=1e-7)  # the number of rows enters as a float32 logarithm
     assert audit_log_z_error(torch.tensor([800.0, 900.0], dtype=torch.float64)).isfinite()
+
+
+def test_the_bar_is_closed_where_training_raises(small_run, tmp_path, monkeypatch):
+    def broken(task, prompts, completions):
+        raise DisaError("no reward today")
+
+    monkeypatch.setattr("disa.training.run.task_rewards", broken)
+    stage = StageFolder(tmp_path, "6_training/disa", version=1, identity={}, inputs={})
+    stage.begin()
+    recipe = small_run.recipe
+    parts = (recipe.training, recipe.sampling, small_run.task, small_run.prompts, small_run.reference, small_run.anchor)
+    with pytest.raises(DisaError, match="no reward today"):
+        run_training(stage, "disa", *parts, [])
+    # A bar that is left open redraws itself from a thread of its own, over whatever is printed next.
+    redrawing = [thread for thread in threading.enumerate() if "Refresh" in type(thread).__name__]
+    for thread in redrawing:
+        thread.join(timeout=10)  # told to stop, it wakes up ten times a second
+    assert not any(thread.is_alive() for thread in redrawing)

@@ -21,6 +21,7 @@ OTHER_VALUE = {
     "top_k": 50,
     "min_p": 0.05,
     "repetition_penalty": 1.1,
+    "generation_kwargs": {"typical_p": 0.9},
     "num_iterations": 2,
     "sync_ref_model": True,
     "mask_truncated_completions": True,

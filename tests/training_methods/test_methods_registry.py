@@ -8,6 +8,7 @@ import pytest
 import torch
 from method_oracle import IDS, SIZE, World, settings
 
+from disa.engine import load_model
 from disa.errors import DisaError
 from disa.pipeline import Pipeline
 from disa.recipe import load_recipe
@@ -72,11 +73,20 @@ def test_one_completion_a_prompt_is_refused_for_methods_that_need_groups():
 def test_every_method_trains_from_one_finished_run(run_copy):
     recipe, run_dir = run_copy
     overrides = [f"training.methods=[{','.join(METHODS)}]", "training.value_samples=4", "training.steps=1"]
+    overrides += ["training.warmup_steps=0"]  # or the only step has a learning rate of 0
     with pytest.warns(UserWarning, match="leaks"):
         Pipeline(load_recipe(recipe, overrides), say=lambda line: None).run(until="training")
     for method in METHODS:
         assert (run_dir / "6_training" / method / "model" / "config.json").is_file(), method
         assert (run_dir / "6_training" / method / "steps.jsonl").read_text().count('"step": 1,') >= 1, method
+    # Adapters leave the embeddings alone; full fine-tuning on the same trajectories does not.
+    folders = ("warmup/reference", "6_training/sft/model", "6_training/lora_sft/model")
+    models = [load_model(run_dir / folder) for folder in folders]
+    before, full, adapted = (model.get_input_embeddings().weight for model in models)
+    assert torch.equal(adapted, before) and not torch.equal(full, before)
+    names = [models[0].get_parameter(n) for n, _ in models[0].named_parameters() if n.endswith("proj.weight")]
+    after = [models[2].get_parameter(n) for n, _ in models[2].named_parameters() if n.endswith("proj.weight")]
+    assert any(not torch.equal(a, b) for a, b in zip(after, names, strict=True))
 
 
 def test_disa_learns_from_groups_of_one(world, tmp_path):

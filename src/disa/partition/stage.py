@@ -64,10 +64,7 @@ def run_partition(
         level=config.level,
     )
     estimates = [_record(prompt, batch.row(i), reward_range) for i, prompt in enumerate(prompts)]
-    drawn = [row for row in estimates if row.split == "train"]
-    limits = {"cap": adaptive.cap, "precision": adaptive.precision} if adaptive else None
-    budget = spent(drawn, **limits) if limits else None
-    report = None
+    drawn, report = [row for row in estimates if row.split == "train"], None
     if features is not None:
         law = {"beta": beta, "reward_range": reward_range, "level": config.level}
         regressor, estimates, report = regress(estimates, batch, prompts, undrawn, features, **law)
@@ -91,7 +88,7 @@ def run_partition(
             "share": None if np.isnan(profile).any() else profile.tolist(),
         },
         regressor=report,
-        budget=budget,
+        budget=spent(drawn, cap=adaptive.cap, precision=adaptive.precision) if adaptive else None,
     )
 
 

@@ -97,11 +97,11 @@ def _effective_sample_sizes(estimates: Sequence[PartitionEstimate]) -> Plate:
     axes.set_yticks(ticks, [f"{t:g}" for t in ticks])
     axes.minorticks_off()
     axes.legend(loc="lower right")
-    draws = np.median([e.n for e in estimates])
+    (draws,) = _columns(estimates, "n")
     reading = (
-        f"Of {draws:.0f} draws a prompt (median), weighting leaves {np.median(ess):.0f} effective draws and "
-        f"{np.median(hits):.1f} effective rewarded draws at the median prompt. {np.sum(hits < FEW_HITS)} "
-        f"of {n} prompts rest on fewer than {FEW_HITS:g} effective rewarded draws."
+        f"Of {np.median(draws):.0f} draws a prompt (median; {draws.min():.0f} to {draws.max():.0f}), weighting leaves "
+        f"{np.median(ess):.0f} effective and {np.median(hits):.1f} effective rewarded draws at the median prompt. "
+        f"{np.sum(hits < FEW_HITS)} of {n} prompts rest on fewer than {FEW_HITS:g} effective rewarded draws."
     )
     return Plate("ess", figure, reading)
 

@@ -212,6 +212,7 @@ _BUILDERS = {
     "gspo": _gspo,
     "sft": _sft,
     "sft_reward": _sft_reward,
+    "lora_sft": _sft,
 }
 assert _BUILDERS.keys() == METHODS.keys()
 

@@ -79,7 +79,7 @@ class TrainingConfig(StageConfig):
     value_samples: int = Field(8, ge=1)
     """Reference trajectories that A*-PO takes a prompt's value from."""
     lora: LoRAConfig | None = None
-    """Adapters; null for full fine-tuning."""
+    """Adapters of every method; null for full fine-tuning, except of lora_sft, which takes the defaults."""
     vllm: RolloutConfig | None = None
     """Draw the completions with vLLM; null draws them with transformers."""
     compute: Literal["float32", "bfloat16"] = "float32"
@@ -124,6 +124,10 @@ class TrainingConfig(StageConfig):
         """Peak learning rate of one method."""
         return self.learning_rates.get(method, self.learning_rate)
 
+    def method_lora(self, method: str) -> LoRAConfig | None:
+        """Adapters of one method."""
+        return self.lora or (LoRAConfig() if METHODS[method].adapters else None)
+
     def reads_trajectories(self, method: str) -> bool:
         """Whether one method reads the stored trajectories."""
         return METHODS[method].trajectories or (method == "disa" and self.offline_share > 0)
@@ -135,4 +139,6 @@ class TrainingConfig(StageConfig):
         foreign |= set() if METHODS[method].generates else {"vllm"}
         own = {name: value for name, value in self.identity().items() if name not in foreign}
         steps, rate = self.method_steps(method), self.method_learning_rate(method)
+        lora = self.method_lora(method)
+        own |= {"lora": lora and lora.identity()}
         return own | {"method": method, "steps": steps, "learning_rate": rate}

@@ -27,6 +27,8 @@ class Method:
     """Draws completions in training."""
     alone: bool = True
     """Learns from groups of one completion."""
+    adapters: bool = False
+    """Trains low-rank adapters also where ``TrainingConfig.lora`` is null."""
 
 
 METHODS: dict[str, Method] = {
@@ -69,6 +71,12 @@ METHODS: dict[str, Method] = {
     "gspo": Method("GSPO", alone=False),
     "sft": Method("Supervised on the correct trajectories", trajectories=True, generates=False),
     "sft_reward": Method("Supervised on trajectories in proportion to reward", trajectories=True, generates=False),
+    "lora_sft": Method(
+        "LoRA-SFT: supervised on the correct trajectories, adapters",
+        trajectories=True,
+        generates=False,
+        adapters=True,
+    ),
 }
 
 MethodName = Literal[
@@ -86,6 +94,7 @@ MethodName = Literal[
     "gspo",
     "sft",
     "sft_reward",
+    "lora_sft",
 ]
 
 FOREIGN = frozenset(name for method in METHODS.values() for name in method.settings)

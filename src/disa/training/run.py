@@ -19,7 +19,7 @@ from disa.sampling import SamplingConfig, encode_prompt
 from disa.scoring.run import task_rewards
 from disa.tasks import Task
 from disa.training.build import Ingredients, build_trainer
-from disa.training.config import TrainingConfig
+from disa.training.config import LoRAConfig, TrainingConfig
 from disa.training.methods import METHODS
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def run_training(
         shared={
             "model": trainable_model(reference),
             "processing_class": tokenizer,
-            "peft_config": _peft_config(config),
+            "peft_config": _peft_config(config.method_lora(method)),
             "callbacks": [log],
         },
         dataset=dataset(prompts, task, law),
@@ -157,15 +157,15 @@ def _rollouts(config: TrainingConfig) -> dict[str, Any]:
     return {"use_vllm": True, "vllm_mode": config.vllm.mode, **options}
 
 
-def _peft_config(config: TrainingConfig) -> PeftConfig | None:
-    if config.lora is None:
+def _peft_config(lora: LoRAConfig | None) -> PeftConfig | None:
+    if lora is None:
         return None
     from peft import LoraConfig
 
     return LoraConfig(
-        r=config.lora.rank,
-        lora_alpha=config.lora.alpha,
-        target_modules=config.lora.target_modules,
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        target_modules=lora.target_modules,
         task_type="CAUSAL_LM",
     )
 
