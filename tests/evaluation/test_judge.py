@@ -7,7 +7,7 @@ import pytest
 from openai_server import OpenAIServer
 
 from disa.cli.main import main
-from disa.evaluation.judge import ANSWER_TRIES, Judge
+from disa.evaluation.judge import ANSWER_TRIES, CHARACTERS_PER_TOKEN, Judge
 from disa.evaluation.judge_protocol import label_messages, pair_messages, read_labels, read_pair
 from disa.evaluation.samples import JudgedSample
 from disa.evaluation.strategies import PairVerdict
@@ -144,7 +144,7 @@ def test_the_estimate_is_what_is_then_asked(tmp_path):
             # Six pairs, of which one is b with itself, written differently.
             assert len(sent) == cost.requests == (10 if mode == "pairs" else 2)
             characters = sum(len(m["content"]) for r in sent for m in r["messages"])
-            assert cost.prompt_tokens == round(characters / 3)
+            assert cost.prompt_tokens == round(characters / CHARACTERS_PER_TOKEN)
             assert cost.completion_tokens == 50 * len(sent)
 
 

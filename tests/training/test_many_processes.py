@@ -19,6 +19,7 @@ from disa.errors import DisaError
 from disa.rundir import StageFolder
 from disa.training.config import TrainingConfig
 from disa.training.run import _arguments, run_training
+from disa.training.shared_prompt_trainer import SharedPromptTrainer
 from launched import launch
 
 TIMES = ("wall_time", "step_time")
@@ -56,7 +57,8 @@ def train(run_dir, folder, methods, changes):
             seen[ids] += self.num_generations > 1
         return found, None
 
-    GRPOTrainer._generate_single_turn = stored
+    # The balance trainers have a turn of their own, GRPO the engine's.
+    GRPOTrainer._generate_single_turn = SharedPromptTrainer._generate_single_turn = stored
     for method in methods:
         stage = StageFolder(Path(folder), method, version=1, identity={}, inputs={})
         if processes.rank() == 0:

@@ -187,14 +187,6 @@ def test_the_manifest_says_which_trainers_shared_prompts(finished_run):
     assert said == {"disa": None, "grpo": "the trainer is TRL's own"}
 
 
-def test_settings_that_only_the_engine_knows_leave_sampling_to_it(small_run, tmp_path, tokens_of):
-    trainer = small_run.trainer(tmp_path, generation_kwargs={"use_cache": False})
-    policy = tokens_of(trainer.model)
-    trainer.train()
-    # Without a cache the engine computes whole rows again at every token.
-    assert max(policy) > 2 * ROWS and sum(size >= ROWS for size in policy) > 2
-
-
 def test_the_offline_trainer_shares_prompts_too_and_gives_the_plain_way_s_loss(small_run, tmp_path, tokens_of):
     stored, losses, sizes = small_run.offline(), [], []
     for shared in (True, False):

@@ -77,7 +77,7 @@ class _FewPrompts(Pipeline):
         """All stages that run the model; one evaluation stands for all."""
         self.run("training")
         with exclusive(self.run_dir):
-            self._evaluate("reference", None)
+            self.evaluate("reference", None, "7_evaluation/reference")
 
     def model_and_tokenizer(self) -> tuple[Any, Any]:
         """The rehearsed reference."""
@@ -119,7 +119,8 @@ def _small(recipe: Recipe, folder: str) -> Recipe:
     judged = min(evaluation.prompts_per_part, max(1, batches * evaluation.batch_size // evaluation.samples_per_prompt))
     prompts = max(parts * block, parts * judged)
     changes: dict[str, dict[str, Any]] = {
-        "proposals": {"prompts_per_part": block},
+        # An adaptive budget spends as much as a uniform one, and what it learns about log Z is not rehearsed.
+        "proposals": {"prompts_per_part": block, "adaptive": None},
         "scoring": {"trajectories_per_part": -(-prompts * proposals.per_prompt // parts)},
         # A regressor and flags are for estimates of some quality.
         "partition": {"regressor": False},

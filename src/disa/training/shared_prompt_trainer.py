@@ -44,13 +44,7 @@ class SharedPromptTrainer(SamplingTrainer):
         has_tool_images: bool = False,
     ) -> tuple[list[list[int]], list[list[float]] | None]:
         elsewhere = self.use_vllm or self.use_transformers_continuous_batching
-        if (
-            self.prompts_not_shared
-            or elsewhere
-            or images is not None
-            or multimodal_fields
-            or self.args.generation_kwargs
-        ):
+        if self.prompts_not_shared or elsewhere or images is not None or multimodal_fields:
             return super()._generate_single_turn(
                 prompt_ids, images, multimodal_fields, num_generations, has_tool_images
             )
