@@ -122,14 +122,14 @@ def _sample(stage: StageFolder, model: str, benchmark: Benchmark, settings: Gene
 
     prompts, samples, size = benchmark.prompts, settings.samples, settings.problems_per_part
     blocks = {f"part-{start:06d}": prompts[start : start + size] for start in range(0, len(prompts), size)}
-    stage.keep_parts({key: len(block) * samples for key, block in blocks.items()})
+    sizes = {key: len(block) * samples for key, block in blocks.items()}
     with progress_bar() as bar:
         row = bar.add_task(f"{model} on {benchmark.name}", total=len(prompts) * samples)
-        for key, block in blocks.items():
-            if not stage.part(key).is_file():
-                jobs = [(p, draw) for p in block for draw in range(samples)]
-                stage.write_part(key, judged(model, benchmark, jobs, source.draw(jobs)), JudgedSample)
-            bar.advance(row, len(block) * samples)
+        for key in stage.parts_to_make(sizes):
+            bar.update(row, completed=stage.made(sizes))
+            jobs = [(p, draw) for p in blocks[key] for draw in range(samples)]
+            stage.write_part(key, judged(model, benchmark, jobs, source.draw(jobs)), JudgedSample)
+        bar.update(row, completed=len(prompts) * samples)
     stage.finish(model=model, problems=len(prompts), samples=len(prompts) * samples, source=source.facts())
 
 
