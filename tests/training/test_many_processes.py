@@ -81,8 +81,8 @@ def train(run_dir, folder, methods, changes):
 def train_spread(*arguments):
     """Train under FSDP2 where there are several processes.
 
-    accelerate 1.15 offers FSDP to accelerators only. These CPU processes pass for some: what wraps, gathers, digests,
-    saves and resumes the model is the same code, on gloo instead of NCCL.
+    accelerate 1.15 offers FSDP to accelerators only. These CPU processes pass for some: what wraps, gathers, digests
+    and saves the model is the same code, on gloo instead of NCCL.
     """
     if processes.count() > 1:
         import torch
