@@ -34,7 +34,7 @@ from disa.training.methods import METHODS
 if TYPE_CHECKING:
     from peft import PeftConfig
 
-VERSION = 3
+VERSION = 4
 
 
 class TaskReward:
