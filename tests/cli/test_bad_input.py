@@ -63,7 +63,9 @@ class Run:
 
     def files(self):
         """Digest of every file, wherever in the run directory it lies: a superseded folder has moved."""
-        files = [p for p in self.path.rglob("*") if p.is_file() and p.name != ".lock"]
+        # Locks, and the note of what they are held for, are no results.
+        locks = (".lock", ".work")
+        files = [p for p in self.path.rglob("*") if p.is_file() and not p.name.startswith(locks)]
         return collections.Counter(hashlib.sha256(p.read_bytes()).hexdigest() for p in files)
 
 
@@ -201,7 +203,7 @@ def wrong_column_type(run):
     return run.command("partition", AGAIN["partition"])
 
 
-@case(r"part-00000000\.parquet: holds Trajectory rows of version 1, expected ScoredTrajectory version 2")
+@case(r"part-00000000\.parquet: holds Trajectory rows of version 2, expected ScoredTrajectory version 3")
 def rows_of_another_stage(run):
     shutil.copy(run.path / "2_proposals/part-000000.parquet", run.path / "3_scoring/part-00000000.parquet")
     return run.command("partition", AGAIN["partition"])

@@ -39,8 +39,8 @@ class Imagined(StageFolder):
 class WithoutWork(Pipeline):
     """The pipeline's decisions, the stages' work left out."""
 
-    def _stage(self, name, folder, version, identity, inputs, work):
-        return super()._stage(name, folder, version, identity, inputs, lambda stage: stage.finish())
+    def _stage(self, name, folder, version, identity, inputs, work, by="one"):
+        return super()._stage(name, folder, version, identity, inputs, lambda stage: stage.finish(), by)
 
 
 def fingerprints(recipe):
@@ -312,6 +312,8 @@ OTHER = {
     "warmup.proposal.start": None,
     # Read by disa compare alone, whose policies have folders of their own.
     "comparison": None,
+    "study": None,
+    "verl": None,
 }
 
 

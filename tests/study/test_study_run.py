@@ -7,6 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
+import yaml
 
 from disa import estimate_log_partition_batch
 from disa.anchor import Anchor
@@ -63,18 +64,17 @@ def worked(lines):
 
 
 def state(folder):
-    files = [p for p in folder.rglob("*") if p.is_file() and p.name != ".lock"]
+    files = [p for p in folder.rglob("*") if p.is_file() and not p.name.startswith((".lock", ".work"))]
     return {str(p.relative_to(folder)): (p.stat().st_mtime_ns, p.read_bytes()) for p in files}
 
 
 @pytest.fixture(scope="module")
 def finished_study(finished_run, tmp_path_factory):
     """Run directory of the finished study, and the lines that it said. Read it; change only copies."""
-    from conftest import TINY_RECIPE
-
     folder = tmp_path_factory.mktemp("study")
     shutil.copytree(finished_run, folder / "run", copy_function=shutil.copy2)
-    (folder / "recipe.yaml").write_text(json.dumps(TINY_RECIPE | {"run_dir": str(folder / "run"), "study": STUDY}))
+    recipe = yaml.safe_load((finished_run.parent / "recipe.yaml").read_text())
+    (folder / "recipe.yaml").write_text(json.dumps(recipe | {"run_dir": str(folder / "run"), "study": STUDY}))
     lines = run(load_recipe(folder / "recipe.yaml"))
     return folder / "run", lines
 

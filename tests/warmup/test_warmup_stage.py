@@ -18,7 +18,6 @@ from disa.rundir import StageFolder
 from disa.sampling import SamplingConfig, decode_completion, encode_prompt
 from disa.tasks import make_task
 from disa.tasks.config import GraphColoringConfig
-from disa.warmup import run as warmup
 from disa.warmup.base_model import base_model
 from disa.warmup.config import WarmupConfig
 from disa.warmup.run import run_warmup
@@ -148,7 +147,7 @@ def test_a_kill_while_the_model_is_saved_leaves_no_half_written_folder_behind(tm
         raise Kill
 
     with monkeypatch.context() as patch:
-        patch.setattr(warmup, "replace_folder", cut)
+        patch.setattr("disa.engine.replace_folder", cut)
         with pytest.raises(Kill):
             warm_up(tmp_path, proposal=None)
     assert not (tmp_path / "warmup" / "reference").exists()
