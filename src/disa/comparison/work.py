@@ -58,6 +58,7 @@ def work_through(grid: Grid, methods: Sequence[str], seeds: Sequence[int], say: 
                     seconds = time.monotonic() - started
                     say(f"{grid.folder(cell)}: done in {seconds:.1f} s, {done} of {total}")
                     worked = True
+                    break  # a finished search adds cells, of which some come before the rest of this list
         if not worked:
             wait()
 
