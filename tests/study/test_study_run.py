@@ -17,7 +17,7 @@ from disa.errors import DisaError
 from disa.partition.stage import trajectory_columns
 from disa.recipe import load_recipe
 from disa.records import EvaluationRecord, Prompt, ScoredTrajectory, read_rows
-from disa.rundir import RunDirectoryBusy, exclusive
+from disa.locks import RunDirectoryBusy, exclusive
 from disa.study import run as study_run
 from disa.study import share as sharing
 from disa.study.report import write_report

@@ -8,10 +8,11 @@ from typing import Any
 
 import yaml
 
+from disa.locks import exclusive
 from disa.report.canvas import png, style
 from disa.report.escape import shown
 from disa.report.html import document, plates, section
-from disa.rundir import StageFolder, exclusive, write_json
+from disa.rundir import StageFolder, write_json
 from disa.study.figures import study_plates
 from disa.study.results import (
     aligned,

@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 
 from disa.errors import DisaError
+from disa.locks import exclusive
 from disa.partition.stage import trajectory_columns
 from disa.pipeline import Pipeline
 from disa.proposals.config import ProposalsConfig
 from disa.recipe import ModelsConfig, Recipe
 from disa.records import Prompt, ScoredTrajectory
-from disa.rundir import StageFolder, exclusive, write_json
+from disa.rundir import StageFolder, write_json
 from disa.scoring.run import decided
 from disa.study.errors import Pool, cell_error, in_block, truth_from_reference, whole_blocks
 from disa.study.share import share
