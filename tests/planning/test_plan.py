@@ -63,7 +63,7 @@ def test_bytes_of_training_are_those_of_weights_gradients_and_adamw(llama):
     optimiser.step()
     held = [t for p in model.parameters() for t in (p, p.grad, *optimiser.state[p].values()) if t.numel() > 1]
     shape = ModelShape.of(model)
-    assert _training_bytes(shape, 0, lora=False) == sum(t.numel() * t.element_size() for t in held)
+    assert _training_bytes(shape, 0, lora=False, whole_logits=True) == sum(t.numel() * t.element_size() for t in held)
 
 
 def test_bytes_of_keys_and_values_are_those_of_a_real_cache(llama):
@@ -83,7 +83,7 @@ def test_activations_are_of_the_size_that_autograd_keeps(llama):
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         loss = llama(input_ids=ids, labels=ids).loss
-    planned = _activation_bytes(ModelShape.of(llama), ids.numel(), trained=True)
+    planned = _activation_bytes(ModelShape.of(llama), ids.numel(), trained=True, whole_logits=True)
     assert loss.requires_grad and 0.5 < planned / sum(kept.values()) < 2.0
 
 
@@ -117,8 +117,29 @@ def test_a_stage_costs_more_where_it_does_more(tiny_recipe, write_recipe):
     # Policy forward and backward (3), reference (1); with offline trajectories another batch forward and backward.
     assert plain["6_training/disa"].passes == 4 * plain["6_training/disa"].sequences * forward
     assert work(["training.offline_share=0.5"])["6_training/disa"].passes == 7 / 4 * plain["6_training/disa"].passes
-    assert work(["training.methods=[sft]"])["6_training/sft"].decoding == 0
+    # TRL loads no reference for its own losses.
+    assert plain["6_training/grpo"].passes == 3 * plain["6_training/grpo"].sequences * forward
+    offline = work(["training.methods=[sft, lora_sft]"])
+    assert offline["6_training/sft"].decoding == 0
+    assert offline["6_training/lora_sft"].memory < offline["6_training/sft"].memory
     assert work(["training.lora={}"])["6_training/disa"].memory < plain["6_training/disa"].memory
+
+
+def test_an_adaptive_budget_costs_what_a_uniform_one_does(tiny_recipe, write_recipe):
+    shape = ModelShape(parameters=1000, embedding=0, layers=1, hidden=8, kv_width=8, vocabulary=10)
+    prompts = {"train": 6, "validation": 0, "heldout": 3}
+    uniform, adaptive = (
+        count_work(load_recipe(write_recipe(tiny_recipe), changes), shape, LENGTHS, prompts)
+        for changes in ([], ["proposals.adaptive={pilot: 4, rounds: 2}"])
+    )
+    assert adaptive == uniform
+
+
+def test_a_scored_batch_holds_one_block_of_logits_however_large_the_vocabulary():
+    shape = ModelShape(parameters=1000, embedding=0, layers=1, hidden=8, kv_width=8, vocabulary=10**5)
+    other = dataclasses.replace(shape, vocabulary=10**6)
+    sizes = [_activation_bytes(s, 10**4, trained=False, whole_logits=False) for s in (shape, other)]
+    assert sizes[0] == sizes[1]
 
 
 def test_a_clusters_time_is_operations_over_reached_peak(tiny_recipe, write_recipe):
