@@ -13,9 +13,9 @@ from disa.cli.main import main
 from disa.errors import DisaError
 from disa.planning.cluster import GPUS, Cluster
 from disa.planning.model_shape import ModelShape
-from disa.planning.plan import make_plan
+from disa.planning.plan import _measured, make_plan
 from disa.planning.rehearsal import Rehearsal, _of_parts, _of_steps, rehearse
-from disa.planning.work import Lengths, _activation_bytes, _cache_bytes, _training_bytes, count_work
+from disa.planning.work import Lengths, StageWork, _activation_bytes, _cache_bytes, _training_bytes, count_work
 from disa.recipe import load_recipe
 from disa.records import EvaluationRecord, Trajectory, read_rows, write_rows
 from disa.rundir import read_json, write_json
@@ -220,6 +220,16 @@ def test_a_run_of_another_size_is_not_compared(rehearsed, finished_run):
         recipe = load_recipe(finished_run.parent / "recipe.yaml", [change])
         with pytest.raises(DisaError, match=f"completions in {stage}, the recipe asks for"):
             make_plan(recipe, rehearsed, against=finished_run)
+
+
+def test_the_rounds_of_an_adaptive_budget_belong_to_their_stage_and_may_leave_some_of_it(tmp_path):
+    for folder, trajectories, seconds in (("2_proposals", 60, 2.0), ("2_proposals/round-1", 30, 1.0)):
+        (tmp_path / folder).mkdir()
+        write_json(tmp_path / folder / "manifest.json", {"trajectories": trajectories, "seconds": seconds})
+    for asked in (90, 100):
+        assert _measured(tmp_path, "2_proposals", StageWork(asked, 0.0, 0.0, 0.0, 0.0)) == 3.0
+    with pytest.raises(DisaError, match="the run has 90 completions in 2_proposals, the recipe asks for 80"):
+        _measured(tmp_path, "2_proposals", StageWork(80, 0.0, 0.0, 0.0, 0.0))
 
 
 def test_the_command_prints_table_and_json(rehearsed, finished_run, monkeypatch, capsys):
