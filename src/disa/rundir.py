@@ -30,7 +30,7 @@ import pyarrow.parquet as pq
 from disa.errors import DisaError
 from disa.locks import WAIT, awaited, try_lock
 from disa.provenance import digest
-from disa.records import Row, read_rows, write_rows
+from disa.records import Row, aside, read_rows, write_rows
 
 MANIFEST_VERSION = 1
 _RECORDED_PACKAGES = ("disa", "torch", "transformers", "trl", "numpy")
@@ -216,12 +216,12 @@ def _installed_version(package: str) -> str | None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON so that the file appears whole or not at all."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with aside.open("w", encoding="utf-8") as file:
+    beside = aside(path)
+    with beside.open("w", encoding="utf-8") as file:
         json.dump(value, file, indent=1, sort_keys=True)
         file.flush()
         os.fsync(file.fileno())
-    aside.replace(path)
+    beside.replace(path)
 
 
 def read_json(path: Path, *, missing: str = "file not found") -> dict[str, Any]:
@@ -244,8 +244,8 @@ def read_json(path: Path, *, missing: str = "file not found") -> dict[str, Any]:
     return value
 
 
-def replace_folder(aside: Path, target: Path) -> None:
+def replace_folder(finished: Path, target: Path) -> None:
     """Put a finished folder in its place; an older one there goes first."""
     if target.exists():
         shutil.rmtree(target)
-    aside.rename(target)
+    finished.rename(target)
