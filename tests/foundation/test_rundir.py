@@ -138,4 +138,3 @@ def test_a_folder_takes_the_place_of_an_older_one(tmp_path):
     replace_folder(tmp_path / "model.tmp", tmp_path / "model")
     assert (tmp_path / "model" / "file").read_text() == "new"
     assert not (tmp_path / "model.tmp").exists()
-

@@ -102,7 +102,10 @@ def count_work(recipe: Recipe, shape: ModelShape, lengths: Lengths, prompts: dic
     )
     scored = min(recipe.scoring.tokens_per_batch, drawn * lengths.sequence)
     found["3_scoring"] = one(
-        drawn, passes=models, draws=0, memory=models * weights + _activation_bytes(shape, scored, trained=False, whole_logits=False)
+        drawn,
+        passes=models,
+        draws=0,
+        memory=models * weights + _activation_bytes(shape, scored, trained=False, whole_logits=False),
     )
     for method in training.methods:
         rows = training.method_steps(method) * training.completions_per_step
