@@ -28,6 +28,7 @@ from disa.errors import DisaError
 from disa.rewards.maths import Gold, MathsVerifier, Verdict
 from maths_hostile import HOSTILE
 from maths_near_misses import NEAR_MISSES, respell
+from page import fill
 
 FILES = ("aime2024", "amc2023", "math500", "olympiadbench", "gsm8k_test", "gsm8k_train", "math_train")
 PER_KIND = 150
@@ -189,16 +190,6 @@ def throughput(folder: Path, seed: int) -> list[str]:
     ]
 
 
-def fill(page: Path, name: str, text: str) -> None:
-    """Replace what stands between the markers of one part."""
-    start, end = f"<!-- maths_verifier {name}: start -->", f"<!-- maths_verifier {name}: end -->"
-    before, found_start, rest = page.read_text(encoding="utf-8").partition(start)
-    _, found_end, after = rest.partition(end)
-    if not found_start or not found_end:
-        raise SystemExit(f"{page} has no lines {start} and {end}")
-    page.write_text(f"{before}{start}\n{text}\n{end}{after}", encoding="utf-8")
-
-
 def main() -> None:
     """Measure, print, fill the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -219,7 +210,7 @@ def main() -> None:
         if options.only in (None, name):
             text = "\n".join(measure())
             print(text, flush=True)
-            fill(options.page, name, text)
+            fill(f"maths_verifier {name}", text, options.page)
 
 
 if __name__ == "__main__":

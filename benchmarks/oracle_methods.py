@@ -54,6 +54,7 @@ from disa.oracle import (
 from disa.oracle.hf import PROMPTS, from_causal_lm, oracle_tokenizer, save_oracle
 from disa.provenance import Fingerprint, chat_template_digest, tokenizer_digest, weights_digest
 from disa.records import PartitionEstimate, ScoredTrajectory
+from disa.report.blocks import fill_block
 from disa.training.a_star_po_trainer import AStarPOConfig, AStarPOTrainer, reference_values
 from disa.training.flowrl_trainer import FlowRLConfig, FlowRLTrainer
 from disa.training.group_trainer import GFlowRLConfig, GFlowRLTrainer, VarGradConfig, VarGradTrainer
@@ -391,13 +392,6 @@ def _spread(values: list[float]) -> str:
     return f"{np.mean(values):.4f} ± {np.std(values, ddof=1) / np.sqrt(len(values)):.4f}"
 
 
-def fill_block(page: Path, text: str) -> None:
-    """Replace what stands between the page's markers."""
-    start, end = "<!-- oracle_methods: start -->", "<!-- oracle_methods: end -->"
-    before, rest = page.read_text(encoding="utf-8").split(start)
-    page.write_text(f"{before}{start}\n{text}\n{end}{rest.split(end)[1]}", encoding="utf-8")
-
-
 def main() -> None:
     """Run, print one line a policy, and fill the page."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -422,7 +416,7 @@ def main() -> None:
                 found.append(
                     {e: cells.get(seed, f"{what}, eps {e:+g}", lambda w=world, e=e, f=compute: f(w, e)) for e in EPS}
                 )
-    fill_block(options.page, markdown(options.seeds, options.steps, table, on, off))
+    fill_block(options.page, "oracle_methods", markdown(options.seeds, options.steps, table, on, off))
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from disa.anchor.anchor import freeze
 from disa.engine import load_model, load_tokenizer
 from disa.errors import DisaError
 from disa.evaluation import run as evaluation
+from disa.locks import shared
 from disa.partition import plan as budget
 from disa.partition import stage as partition
 from disa.partition.features import features_fingerprint, prompt_features
@@ -32,7 +33,7 @@ from disa.provenance import Fingerprint, chat_template_digest, digest, tokenizer
 from disa.recipe import Recipe
 from disa.records import EvaluationRecord, PartitionEstimate, Prompt, ScoredTrajectory, Trajectory
 from disa.report import stage as report
-from disa.rundir import StageFolder, read_json, shared, write_json
+from disa.rundir import StageFolder, read_json, write_json
 from disa.sampling import encode_prompt, stop_token_ids
 from disa.scoring import run as scoring
 from disa.stages import STAGES

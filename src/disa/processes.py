@@ -42,6 +42,22 @@ def share(total: int, setting: str) -> int:
     return total // count()
 
 
+def refuse_launch(command: str) -> None:
+    """Refuse a launch of a command whose processes each look for work of their own.
+
+    Raises
+    ------
+    DisaError
+        Where there are several: they would wait in one training for processes that are at another.
+    """
+    if count() > 1:
+        raise DisaError(
+            f"{count()} processes of one launch",
+            where=command,
+            fix="start it plainly, as often as you like where several may share the work",
+        )
+
+
 def meet() -> None:
     """Wait until every process of the launch has come here."""
     if count() > 1:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import secrets
 import types
 import typing
 from collections.abc import Iterable, Sequence
@@ -173,12 +174,17 @@ def write_rows(path: str | Path, rows: Sequence[Row], row_type: type[Row]) -> No
     path = Path(path)
     columns = {f.name: [getattr(r, f.name) for r in rows] for f in dataclasses.fields(row_type)}
     table = pa.table(columns, schema=schema(row_type))
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with aside.open("wb") as file:
+    beside = aside(path)
+    with beside.open("wb") as file:
         pq.write_table(table, file)
         file.flush()
         os.fsync(file.fileno())
-    aside.replace(path)
+    beside.replace(path)
+
+
+def aside(path: Path) -> Path:
+    """Where a file is written before it takes its place: a name of its own also among processes on several nodes."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
 
 
 def read_rows(paths: str | Path | Iterable[Path], row_type: type[Row]) -> list[Row]:

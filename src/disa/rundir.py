@@ -8,14 +8,13 @@ under way and ``manifest.json``, written last, that of the finished work::
 
 A folder whose fingerprint no longer matches is moved aside to ``superseded/``, not deleted.
 
-Several processes may do the same work together (:func:`shared`): each claims the parts it makes, and
+Several processes may do the same work together (:func:`disa.locks.shared`): each claims the parts it makes, and
 the claim goes with the process, so that the parts of one that was killed are made by the others.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import importlib.metadata
 import json
@@ -24,24 +23,17 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pyarrow.parquet as pq
 
 from disa.errors import DisaError
+from disa.locks import WAIT, awaited, try_lock
 from disa.provenance import digest
-from disa.records import Row, read_rows, write_rows
+from disa.records import Row, aside, read_rows, write_rows
 
 MANIFEST_VERSION = 1
 _RECORDED_PACKAGES = ("disa", "torch", "transformers", "trl", "numpy")
-_WAIT = 0.1
-"""Seconds between looks at what another process holds: short beside a part, long beside a look."""
-_PATIENCE = 2.0
-"""Seconds after which a lock is not one that is being changed but one that is held."""
-
-
-class RunDirectoryBusy(DisaError):
-    """Another process works in the run directory."""
 
 
 class StageFolder:
@@ -130,8 +122,7 @@ class StageFolder:
         """Write one part whole."""
         write_rows(self.part(key), rows, row_type)
 
-    @contextlib.contextmanager
-    def alone(self, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+    def alone(self, waiting: Callable[[], None] = lambda: None) -> contextlib.AbstractContextManager[None]:
         """Hold this stage among all processes that work in the run directory.
 
         Parameters
@@ -139,11 +130,7 @@ class StageFolder:
         waiting : callable
             Called once where another process holds it and this one has to wait.
         """
-        with self._lock.open("w") as file:
-            if not _lock(file):
-                waiting()
-                fcntl.flock(file, fcntl.LOCK_EX)
-            yield
+        return awaited(self._lock, waiting)
 
     def parts_to_make(self, rows: dict[str, int]) -> Iterator[str]:
         """Keys of the parts that this process is to make, until all are there.
@@ -170,7 +157,7 @@ class StageFolder:
                     if mine:
                         yield key
             if not claimed:
-                time.sleep(_WAIT)
+                time.sleep(WAIT)
 
     @contextlib.contextmanager
     def _claim(self, key: str, count: int) -> Iterator[bool]:
@@ -178,7 +165,7 @@ class StageFolder:
         path = self.path / f".{key}.claim.tmp"
         with path.open("w") as file:
             try:
-                yield _lock(file) and not self._is_made(key, count)
+                yield try_lock(file) and not self._is_made(key, count)
             finally:
                 if self._is_made(key, count):
                     path.unlink(missing_ok=True)
@@ -229,12 +216,12 @@ def _installed_version(package: str) -> str | None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON so that the file appears whole or not at all."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with aside.open("w", encoding="utf-8") as file:
+    beside = aside(path)
+    with beside.open("w", encoding="utf-8") as file:
         json.dump(value, file, indent=1, sort_keys=True)
         file.flush()
         os.fsync(file.fileno())
-    aside.replace(path)
+    beside.replace(path)
 
 
 def read_json(path: Path, *, missing: str = "file not found") -> dict[str, Any]:
@@ -257,131 +244,8 @@ def read_json(path: Path, *, missing: str = "file not found") -> dict[str, Any]:
     return value
 
 
-def replace_folder(aside: Path, target: Path) -> None:
+def replace_folder(finished: Path, target: Path) -> None:
     """Put a finished folder in its place; an older one there goes first."""
     if target.exists():
         shutil.rmtree(target)
-    aside.rename(target)
-
-
-@contextlib.contextmanager
-def claim(folder: Path) -> Iterator[bool]:
-    """Hold a folder for one process and yield True, or yield False where another one holds it.
-
-    The lock goes with the process, also when it is killed.
-
-    Raises
-    ------
-    DisaError
-        Where the folder cannot be made.
-    """
-    with _lock_file(folder) as file:
-        yield _lock(file, fcntl.LOCK_EX)
-
-
-@contextlib.contextmanager
-def exclusive(run_dir: Path) -> Iterator[None]:
-    """Hold a run directory for one process.
-
-    Raises
-    ------
-    RunDirectoryBusy
-        Where another process holds it.
-    DisaError
-        Where it cannot be made.
-    """
-    with claim(run_dir) as held:
-        if not held:
-            raise _busy(run_dir, "working in this run directory")
-        yield
-
-
-@contextlib.contextmanager
-def shared(run_dir: Path, work: str) -> Iterator[None]:
-    """Hold a run directory together with any number of processes that do the same work.
-
-    Parameters
-    ----------
-    run_dir : Path
-    work : str
-        Digest of what is to be done: processes that do something else are kept out.
-
-    Raises
-    ------
-    DisaError
-        Where a process that does other work holds it, or it cannot be made.
-    """
-    with _lock_file(run_dir) as file:
-        path = run_dir / ".work"
-
-        def said() -> str | None:
-            return path.read_text(encoding="utf-8") if path.is_file() else None
-
-        for _ in range(round(_PATIENCE / _WAIT)):
-            if _lock(file) and said() != work:  # nobody else is here: say what is done
-                path.write_text(work, encoding="utf-8")
-            # Changing a lock lets go of it for an instant, so what is said is read under the new one.
-            if _lock(file, fcntl.LOCK_SH):
-                break
-            time.sleep(_WAIT)
-        else:
-            raise _busy(run_dir, "working in this run directory")
-        if said() != work:
-            raise _busy(run_dir, "working in this run directory with other settings")
-        yield
-
-
-@contextlib.contextmanager
-def joint(
-    run_dir: Path, *, ready: Callable[[], bool], prepare: Callable[[], None], wait: Callable[[], None]
-) -> Iterator[None]:
-    """Hold a run directory together with other processes that only add to it.
-
-    Parameters
-    ----------
-    ready : callable
-        Whether everything these processes share is there.
-    prepare : callable
-        Makes it; called in one process while no other holds the directory.
-    wait : callable
-        Called between attempts, while another process works alone.
-
-    Raises
-    ------
-    DisaError
-        Where the directory cannot be made.
-    """
-    with _lock_file(run_dir) as file:
-        while not (_lock(file, fcntl.LOCK_SH) and ready()):
-            if _lock(file, fcntl.LOCK_EX):
-                prepare()
-            else:
-                wait()
-        yield
-
-
-@contextlib.contextmanager
-def _lock_file(folder: Path) -> Iterator[IO[str]]:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DisaError(
-            f"cannot make the run directory ({error.strerror})", where=str(folder), fix="choose another run_dir"
-        ) from error
-    with (folder / ".lock").open("w") as file:
-        yield file
-
-
-def _lock(file: IO[str], kind: int = fcntl.LOCK_EX) -> bool:
-    """Take or change the lock without waiting; where that fails, none is held."""
-    try:
-        fcntl.flock(file, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _busy(run_dir: Path, what: str) -> RunDirectoryBusy:
-    return RunDirectoryBusy(
-        f"another disa process is {what}", where=str(run_dir), fix="wait for it, stop it, or choose another run_dir"
-    )
+    finished.rename(target)

@@ -49,6 +49,17 @@ def test_every_finished_stage_alone_exits_with_0(stage, finished, capsys):
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.parametrize(
+    "command, recipe", [("compare", "compare-countdown"), ("study", "study"), ("plan", "quickstart")]
+)
+def test_commands_whose_processes_find_their_own_work_refuse_a_launch(
+    command, recipe, pytestconfig, monkeypatch, capsys
+):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main([command, str(pytestconfig.rootpath / "recipes" / f"{recipe}.yaml")]) == 2
+    assert capsys.readouterr().err.startswith(f"disa: disa {command}: 2 processes of one launch. Fix: start it plainly")
+
+
 def test_one_json_object_comes_from_inspect(finished, capsys):
     _, run_dir = finished
     assert main(["inspect", str(run_dir), "--json"]) == 0

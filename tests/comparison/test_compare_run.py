@@ -16,10 +16,10 @@ from disa.cli.main import main
 from disa.comparison.grid import Cell, Grid
 from disa.errors import DisaError
 from disa.evaluation.metrics import kl_to_target, mean_at_k
+from disa.locks import RunDirectoryBusy, claim, exclusive
 from disa.pipeline import Pipeline
 from disa.recipe import load_recipe
 from disa.records import EvaluationRecord, PartitionEstimate, Prompt, ScoredTrajectory, read_rows
-from disa.rundir import claim, exclusive
 
 METHODS, SEEDS = ("sft", "vargrad", "disa"), (0, 1)
 
@@ -247,16 +247,30 @@ def test_a_policy_that_another_process_works_on_is_left_to_it(compared_copy, mon
     assert [line.split(":")[0] for line in lines[1:]] == [grid.folder(cell)]
 
 
-def test_a_run_is_refused_where_a_comparison_works(compared_copy):
+def test_only_the_same_comparison_may_join_one_that_is_at_work(compared_copy):
     from disa.comparison.work import shared_run
 
-    recipe = load_recipe(compared_copy[0])
-    with shared_run(recipe, lambda line: None):
-        with shared_run(recipe, lambda line: None):
-            pass
-        with pytest.raises(DisaError, match="another disa process is working"), exclusive(compared_copy[1]):
-            pass
+    path, run_dir = compared_copy
+    recipe = load_recipe(path)
+    # That a run has been here before says nothing about who is here now.
     Pipeline(recipe, say=lambda line: None).run("anchor")
+    with shared_run(recipe):
+        with shared_run(recipe):
+            pass
+        with pytest.raises(RunDirectoryBusy), exclusive(run_dir):
+            pass
+        with pytest.raises(RunDirectoryBusy, match="with other settings"):
+            Pipeline(recipe, say=lambda line: None).run("anchor")
+        # Its policies would go to the same folders, and each would move the other's aside.
+        with pytest.raises(RunDirectoryBusy, match="with other settings"):
+            say_compare(path, "training.steps=8")
+    Pipeline(recipe, say=lambda line: None).run("anchor")
+
+
+def test_a_table_of_nothing_makes_nothing(compared_copy, tmp_path):
+    with pytest.raises(DisaError, match="no policy is finished yet"):
+        say_compare(compared_copy[0], f"run_dir={tmp_path / 'fresh'}", work=False)
+    assert not list((tmp_path / "fresh").glob("[0-9]*"))
 
 
 def test_prompts_to_choose_on_are_asked_for(compared_copy):

@@ -10,7 +10,7 @@ from scipy import stats
 from disa.comparison.budget import Budget
 from disa.comparison.goals import check_goals
 from disa.comparison.results import ComparisonResults, MethodResult, best_mode, over_seeds
-from disa.comparison.tables import aligned, difference_rows, interval_text, pipes, results_rows, seeds_text
+from disa.comparison.tables import difference_rows, interval_text, results_rows, seeds_text
 
 PROMPTS = [f"p{i}" for i in range(4)]
 BUDGET = Budget(steps=10, prompts_per_step=2, sequences_per_step=16, drawn=160, read=40)
@@ -151,9 +151,3 @@ def test_without_countable_modes_there_is_no_column_for_them():
     for values in (results.reference, *(m.values[0] for m in results.methods)):
         values["heldout"].pop("effective_modes", None)
     assert results_rows(results)[0] == ["method", "seeds", "Mean@8 ↑", "KL to target (nats) ↓"]
-
-
-def test_text_and_markdown_show_the_same_cells():
-    rows = [["method", "x"], ["disa *", "0.5"], ["g", "1"]]
-    assert aligned(rows) == "method  x\ndisa *  0.5\ng       1"
-    assert pipes(rows) == "| method | x |\n| --- | --- |\n| disa * | 0.5 |\n| g | 1 |"

@@ -1,14 +1,12 @@
 """Finished work is skipped, half-done work continues, other work is kept aside."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 
 from disa.errors import DisaError
 from disa.records import Prompt
-from disa.rundir import StageFolder, exclusive, read_json, replace_folder, write_json
+from disa.rundir import StageFolder, read_json, replace_folder, write_json
 
 ROW = Prompt("p0", "countdown", "train", "1 2 3=6:", "{}", 1)
 
@@ -140,41 +138,3 @@ def test_a_folder_takes_the_place_of_an_older_one(tmp_path):
     replace_folder(tmp_path / "model.tmp", tmp_path / "model")
     assert (tmp_path / "model" / "file").read_text() == "new"
     assert not (tmp_path / "model.tmp").exists()
-
-
-_HOLDER = """
-import sys, time
-from pathlib import Path
-from disa.rundir import exclusive
-with exclusive(Path(sys.argv[1])):
-    print("held", flush=True)
-    time.sleep(60)
-"""
-
-
-def test_a_second_process_is_refused_while_the_first_works_and_a_kill_frees_the_run(tmp_path):
-    with subprocess.Popen(
-        [sys.executable, "-c", _HOLDER, str(tmp_path / "run")], stdout=subprocess.PIPE, text=True
-    ) as holder:
-        try:
-            assert holder.stdout.readline() == "held\n"
-            with pytest.raises(DisaError, match="another disa process is working.*Fix: "), exclusive(tmp_path / "run"):
-                pass
-        finally:
-            holder.kill()
-            holder.wait()
-    with exclusive(tmp_path / "run"):
-        pass
-
-
-def test_the_lock_is_free_again_after_an_error(tmp_path):
-    with pytest.raises(RuntimeError), exclusive(tmp_path):
-        raise RuntimeError
-    with exclusive(tmp_path):
-        pass
-
-
-def test_a_run_directory_that_is_a_file_is_refused(tmp_path):
-    (tmp_path / "run").write_text("")
-    with pytest.raises(DisaError, match="run.*Fix: "), exclusive(tmp_path / "run"):
-        pass

@@ -390,6 +390,14 @@ def test_undecided_draws_are_counted_numbered_and_otherwise_left_alone():
     assert plan_round(none, budget=300, **limits, beta=15.0, reward_range=(0.0, 1.0)) == {}
 
 
+def test_a_budget_is_not_allocated_without_the_proposals_word_on_every_draw():
+    rows = trajectories(np.random.default_rng(7), 4, "reference", 0.3, 0.5)
+    rows[1] = dataclasses.replace(rows[1], log_proposal=None)
+    limits = {"cap": 30, "reference_share": 0.25, "precision": 0.01, "outlook": 36.0}
+    with pytest.raises(DisaError, match="1 of 4 trajectories have no log-prob.*set proposals.adaptive: null"):
+        plan_round(rows, budget=9, **limits, beta=15.0, reward_range=(0.0, 1.0))
+
+
 def test_what_a_budget_came_to_counts_prompts_that_reached_the_precision_and_the_cap():
     row = PartitionEstimate("x", "train", 1.0, 0.5, 0.5, 1.5, 16, 4, 0.5, 9.0, 0.0, 1.0, None, "mixture", [])
     rows = [

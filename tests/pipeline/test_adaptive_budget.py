@@ -8,7 +8,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import yaml
-from killed_run import run_to_its_end
+from killed_run import run_to_its_end, start
 
 from disa.anchor import Anchor
 from disa.cli.main import main
@@ -101,6 +101,22 @@ def test_every_round_and_the_training_name_what_they_were_made_from(undisturbed)
     scores |= {"round-2": contents["3_scoring/round-2"]}
     assert manifests["4_partition"]["inputs"] == scores
     assert scores.items() <= manifests["6_training/disa_forward"]["inputs"].items()
+
+
+def test_two_workers_make_the_same_anchor_as_one(undisturbed, tiny_recipe, write_recipe, tmp_path):
+    for name in ("1_tasks", "warmup"):
+        shutil.copytree(undisturbed / name, tmp_path / "run" / name)
+    recipe = write_recipe(values(tiny_recipe, tmp_path / "run"))
+    workers = [start(recipe, None, "--until", "anchor") for _ in range(2)]
+    for worker in workers:
+        worker.join()
+    assert [worker.exitcode for worker in workers] == [0, 0]
+    found, expected = (
+        json.loads((d / "5_anchor" / "manifest.json").read_text()) for d in (tmp_path / "run", undisturbed)
+    )
+    assert (found["anchor"], found["content"]) == (expected["anchor"], expected["content"])
+    assert scored(tmp_path / "run") == scored(undisturbed)
+    assert not (tmp_path / "run" / "superseded").exists()
 
 
 def test_a_killed_run_ends_with_the_same_anchor(undisturbed, tiny_recipe, write_recipe, tmp_path):

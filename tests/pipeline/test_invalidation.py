@@ -117,12 +117,15 @@ ROWS = {
         ["partition.method=is", "partition.level=0.8", "training.inverse_temperature=3"],
         FROM_PARTITION,
     ),
-    "`training.baseline`, `baseline_prior_strength`, `offline_share`, `offline_weight_cap`": (
+    "`training.baseline`, `baseline_prior_strength`, `flagged`, `offline_share`, `offline_weight_cap`, "
+    "`offline_weight_tail`": (
         [
             "training.baseline=none",
             "training.baseline_prior_strength=2",
+            "training.flagged=group",
             "training.offline_share=0.5",
             "training.offline_weight_cap=9",
+            "training.offline_weight_tail=pareto",
         ],
         DISA,
     ),

@@ -16,10 +16,11 @@ from disa import processes
 from disa.anchor import Anchor
 from disa.engine import read_step_log
 from disa.errors import DisaError
+from disa.locks import shared
 from disa.pipeline import Pipeline
 from disa.recipe import load_recipe
 from disa.records import Prompt, ScoredTrajectory, Trajectory, read_rows
-from disa.rundir import StageFolder, shared
+from disa.rundir import StageFolder
 from launched import launch
 
 CALIBRATION = ("2_proposals", "3_scoring", "4_partition", "5_anchor")

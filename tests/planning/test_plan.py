@@ -13,9 +13,9 @@ from disa.cli.main import main
 from disa.errors import DisaError
 from disa.planning.cluster import GPUS, Cluster
 from disa.planning.model_shape import ModelShape
-from disa.planning.plan import make_plan
+from disa.planning.plan import _measured, make_plan
 from disa.planning.rehearsal import Rehearsal, _of_parts, _of_steps, rehearse
-from disa.planning.work import Lengths, _activation_bytes, _cache_bytes, _training_bytes, count_work
+from disa.planning.work import Lengths, StageWork, _activation_bytes, _cache_bytes, _training_bytes, count_work
 from disa.recipe import load_recipe
 from disa.records import EvaluationRecord, Trajectory, read_rows, write_rows
 from disa.rundir import read_json, write_json
@@ -63,7 +63,7 @@ def test_bytes_of_training_are_those_of_weights_gradients_and_adamw(llama):
     optimiser.step()
     held = [t for p in model.parameters() for t in (p, p.grad, *optimiser.state[p].values()) if t.numel() > 1]
     shape = ModelShape.of(model)
-    assert _training_bytes(shape, 0, lora=False) == sum(t.numel() * t.element_size() for t in held)
+    assert _training_bytes(shape, 0, lora=False, whole_logits=True) == sum(t.numel() * t.element_size() for t in held)
 
 
 def test_bytes_of_keys_and_values_are_those_of_a_real_cache(llama):
@@ -83,7 +83,7 @@ def test_activations_are_of_the_size_that_autograd_keeps(llama):
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         loss = llama(input_ids=ids, labels=ids).loss
-    planned = _activation_bytes(ModelShape.of(llama), ids.numel(), trained=True)
+    planned = _activation_bytes(ModelShape.of(llama), ids.numel(), trained=True, whole_logits=True)
     assert loss.requires_grad and 0.5 < planned / sum(kept.values()) < 2.0
 
 
@@ -117,8 +117,29 @@ def test_a_stage_costs_more_where_it_does_more(tiny_recipe, write_recipe):
     # Policy forward and backward (3), reference (1); with offline trajectories another batch forward and backward.
     assert plain["6_training/disa"].passes == 4 * plain["6_training/disa"].sequences * forward
     assert work(["training.offline_share=0.5"])["6_training/disa"].passes == 7 / 4 * plain["6_training/disa"].passes
-    assert work(["training.methods=[sft]"])["6_training/sft"].decoding == 0
+    # TRL loads no reference for its own losses.
+    assert plain["6_training/grpo"].passes == 3 * plain["6_training/grpo"].sequences * forward
+    offline = work(["training.methods=[sft, lora_sft]"])
+    assert offline["6_training/sft"].decoding == 0
+    assert offline["6_training/lora_sft"].memory < offline["6_training/sft"].memory
     assert work(["training.lora={}"])["6_training/disa"].memory < plain["6_training/disa"].memory
+
+
+def test_an_adaptive_budget_costs_what_a_uniform_one_does(tiny_recipe, write_recipe):
+    shape = ModelShape(parameters=1000, embedding=0, layers=1, hidden=8, kv_width=8, vocabulary=10)
+    prompts = {"train": 6, "validation": 0, "heldout": 3}
+    uniform, adaptive = (
+        count_work(load_recipe(write_recipe(tiny_recipe), changes), shape, LENGTHS, prompts)
+        for changes in ([], ["proposals.adaptive={pilot: 4, rounds: 2}"])
+    )
+    assert adaptive == uniform
+
+
+def test_a_scored_batch_holds_one_block_of_logits_however_large_the_vocabulary():
+    shape = ModelShape(parameters=1000, embedding=0, layers=1, hidden=8, kv_width=8, vocabulary=10**5)
+    other = dataclasses.replace(shape, vocabulary=10**6)
+    sizes = [_activation_bytes(s, 10**4, trained=False, whole_logits=False) for s in (shape, other)]
+    assert sizes[0] == sizes[1]
 
 
 def test_a_clusters_time_is_operations_over_reached_peak(tiny_recipe, write_recipe):
@@ -199,6 +220,16 @@ def test_a_run_of_another_size_is_not_compared(rehearsed, finished_run):
         recipe = load_recipe(finished_run.parent / "recipe.yaml", [change])
         with pytest.raises(DisaError, match=f"completions in {stage}, the recipe asks for"):
             make_plan(recipe, rehearsed, against=finished_run)
+
+
+def test_the_rounds_of_an_adaptive_budget_belong_to_their_stage_and_may_leave_some_of_it(tmp_path):
+    for folder, trajectories, seconds in (("2_proposals", 60, 2.0), ("2_proposals/round-1", 30, 1.0)):
+        (tmp_path / folder).mkdir()
+        write_json(tmp_path / folder / "manifest.json", {"trajectories": trajectories, "seconds": seconds})
+    for asked in (90, 100):
+        assert _measured(tmp_path, "2_proposals", StageWork(asked, 0.0, 0.0, 0.0, 0.0)) == 3.0
+    with pytest.raises(DisaError, match="the run has 90 completions in 2_proposals, the recipe asks for 80"):
+        _measured(tmp_path, "2_proposals", StageWork(80, 0.0, 0.0, 0.0, 0.0))
 
 
 def test_the_command_prints_table_and_json(rehearsed, finished_run, monkeypatch, capsys):

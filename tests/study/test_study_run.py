@@ -14,10 +14,10 @@ from disa.anchor import Anchor
 from disa.cli.study import fill_page
 from disa.cli.study import study as study_command
 from disa.errors import DisaError
+from disa.locks import RunDirectoryBusy, exclusive
 from disa.partition.stage import trajectory_columns
 from disa.recipe import load_recipe
 from disa.records import EvaluationRecord, Prompt, ScoredTrajectory, read_rows
-from disa.rundir import RunDirectoryBusy, exclusive
 from disa.study import run as study_run
 from disa.study import share as sharing
 from disa.study.report import write_report
@@ -346,6 +346,8 @@ def test_unlike_blocks_regressors_and_missing_sections_are_refused(study_recipe,
     assert "6 trajectories of which a share of 0.25" in refused(study_recipe(tmp_path, trajectories=[4, 6]))
     assert "partition.regressor is true" in refused(study_recipe(tmp_path, ["partition.regressor=true"]))
     assert "proposals.adaptive is set" in refused(study_recipe(tmp_path, ["proposals.adaptive={pilot: 4}"]))
+    elsewhere = ["proposals.engine=import", "proposals.files=[theirs.jsonl]"]
+    assert "proposals.engine import brings a proposal of its own" in refused(study_recipe(tmp_path, elsewhere))
     assert "no study section" in refused(load_recipe(write_recipe(tiny_recipe)))
     given = ["warmup=null", "models.reference=x"]
     assert "no warmup section" in refused(study_recipe(tmp_path, given))

@@ -23,7 +23,7 @@ from disa.training.offline_trainer import (
     supervised,
 )
 from disa.training.stored import StoredTrajectories
-from disa.training.trajectory_weights import supervised_weights, target_weights
+from disa.training.trajectory_weights import equal_prompts, supervised_weights, target_weights
 
 PER_PROMPT = 2000
 
@@ -187,6 +187,15 @@ def test_weights_towards_the_target_have_mean_one_and_the_targets_expectations(w
     # Means of 2,000 weights below 4 exp(2) / Z: four standard errors are below 0.15.
     assert np.abs(table.sum(axis=1) - 1).max() < 0.15
     assert (0.5 * np.abs(table / table.sum(axis=1, keepdims=True) - np.exp(world.target)).sum(axis=1)).max() < 0.1
+
+
+def test_a_prompt_counts_once_however_many_trajectories_it_has(world, rows):
+    # Equally many, as every budget but an adaptive one has them: nothing changes, to the bit.
+    assert equal_prompts(rows).eq(1.0).all()
+    uneven = [row for row in rows if row.prompt_id != "0" or row.draw < 100]
+    shares = by_completion(world, uneven, equal_prompts(uneven)).sum(axis=1)
+    # Sums of thousands of floats.
+    assert len(uneven) < len(rows) and shares == pytest.approx(len(uneven) / SIZE, rel=1e-10)
 
 
 def test_the_cap_bounds_every_weight_and_changes_no_smaller_one(world, rows):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ import numpy as np
 
 from disa.errors import DisaError
 from disa.provenance import Fingerprint
-from disa.records import PartitionEstimate, Prompt, read_rows, write_rows
+from disa.records import PartitionEstimate, Prompt, aside, read_rows, write_rows
 from disa.rundir import read_json, write_json
 
 VERSION = 2
@@ -283,9 +282,9 @@ def freeze(
         "evidence": dict(evidence or {}),
     }
     if regressor is not None:
-        aside = path / f".{_REGRESSOR}.{os.getpid()}.tmp"
-        shutil.copyfile(regressor, aside)
-        aside.replace(path / _REGRESSOR)
+        beside = aside(path / _REGRESSOR)
+        shutil.copyfile(regressor, beside)
+        beside.replace(path / _REGRESSOR)
         manifest["regressor"] = _file_digest(path / _REGRESSOR)
     write_json(path / "manifest.json", {"anchor": manifest})
     return manifest

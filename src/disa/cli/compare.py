@@ -8,6 +8,7 @@ import warnings
 from rich.console import Console
 
 from disa.errors import DisaError
+from disa.processes import refuse_launch
 from disa.recipe import load_recipe
 
 
@@ -17,6 +18,7 @@ def compare(options: argparse.Namespace) -> int:
     if recipe.comparison is None:
         fix = "add one, for example 'comparison: {}'; docs/comparison.md explains it"
         raise DisaError("the recipe has no comparison section", where=options.recipe, fix=fix)
+    refuse_launch("disa compare")
     methods = _selected(options.methods, recipe.comparison.methods, "methods")
     seeds = _selected(options.seeds, recipe.comparison.seeds, "seeds")
     console = Console(highlight=False, soft_wrap=True)

@@ -20,10 +20,10 @@ from disa.evaluation.generation import GenerationSettings
 from disa.evaluation.leaderboard import Results, summary_table
 from disa.evaluation.models import ModelSpec
 from disa.evaluation.samples import JudgedSample, ProblemScore, problem_scores
+from disa.locks import exclusive
 from disa.openai_client import check_request
 from disa.recipe import load_recipe
 from disa.records import write_rows
-from disa.rundir import exclusive
 from disa.tasks import TASKS, TaskSection, make_task
 from disa.tasks.benchmarks import BENCHMARKS
 from disa.tasks.dataset_config import DatasetConfig, SourceConfig

@@ -18,9 +18,10 @@ from disa.evaluation.leaderboard import comparison_json, summary_table
 from disa.evaluation.metrics import summary_to_json
 from disa.evaluation.solutions import Group, correct_solutions, diversity_values, labelled_pairs, verdict_rows
 from disa.evaluation.strategies import PairVerdict, agreement
+from disa.locks import exclusive
 from disa.openai_client import Endpoint, OpenAIClient, check_request
 from disa.records import write_rows
-from disa.rundir import exclusive, write_json
+from disa.rundir import write_json
 
 _METRICS = ("simpson", "effective_strategies", "self_bleu", "vendi")
 

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from disa.errors import DisaError
 from disa.planning.cluster import GPUS, Cluster
+from disa.processes import refuse_launch
 from disa.recipe import load_recipe
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ def plan(options: argparse.Namespace) -> int:
     """Rehearse the recipe, then print its plan as a table or as JSON."""
     recipe = load_recipe(options.recipe, options.overrides)
     cluster = _cluster(options)
+    refuse_launch("disa plan")
     from transformers.utils import logging
 
     from disa.planning.plan import make_plan

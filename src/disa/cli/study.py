@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from disa.errors import DisaError
+from disa.processes import refuse_launch
 from disa.recipe import load_recipe
 from disa.report.blocks import fill_block, markdown_table
 from disa.rundir import read_json
@@ -19,6 +20,7 @@ def study(recipe_path: str, overrides: list[str], *, page: str | None) -> int:
     recipe = load_recipe(recipe_path, overrides)
     if recipe.study is None:
         raise DisaError("the recipe has no study section", where=recipe_path, fix="recipes/study.yaml has one")
+    refuse_launch("disa study")
     console = Console(highlight=False)
     console.print(f"[bold]{recipe_path}[/bold] in {recipe.run_dir}")
 

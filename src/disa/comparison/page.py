@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import yaml
 
 from disa.comparison.blocks import Block
-from disa.comparison.tables import Row
 from disa.recipe import Recipe
 from disa.report.escape import shown
 from disa.report.html import Illustration, document, plates, section
+from disa.report.tables import rows_html
 
 
 def page(tables: Sequence[Block], recipe: Recipe, illustrations: Sequence[Illustration]) -> str:
@@ -31,12 +31,4 @@ def page(tables: Sequence[Block], recipe: Recipe, illustrations: Sequence[Illust
 
 
 def _block(block: Block) -> str:
-    return f"<p>{shown(block.reading)}</p>{_table(block.rows)}"
-
-
-def _table(rows: Sequence[Row]) -> str:
-    head = "".join(f"<th>{shown(cell)}</th>" for cell in rows[0])
-    body = "".join(
-        f"<tr><th>{shown(row[0])}</th>{''.join(f'<td>{shown(cell)}</td>' for cell in row[1:])}</tr>" for row in rows[1:]
-    )
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    return f"<p>{shown(block.reading)}</p>{rows_html(block.rows)}"

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from disa.comparison.grid import FOLDER, Grid
 from disa.comparison.results import gather
-from disa.comparison.work import shared_run, work_through
+from disa.comparison.work import make_shared_stages, shared_run, work_through
 from disa.comparison.write import write_results
 from disa.errors import DisaError
+from disa.pipeline import NotFinished
 from disa.recipe import Recipe
 
 
@@ -41,14 +42,21 @@ def run_comparison(
 
     Raises
     ------
+    RunDirectoryBusy
+        Where another process works in the run directory on something else.
     DisaError
         Where nothing is finished that a table could be made of.
     """
-    with shared_run(recipe, say):
-        grid = Grid(recipe)
+    with shared_run(recipe):
         if work:
-            work_through(grid, methods or recipe.comparison.methods, seeds or recipe.comparison.seeds, say)
-        results = gather(grid)
+            make_shared_stages(recipe, say)
+        try:
+            grid = Grid(recipe)
+            if work:
+                work_through(grid, methods or recipe.comparison.methods, seeds or recipe.comparison.seeds, say)
+            results = gather(grid)
+        except NotFinished:  # without work, where not even the shared stages are there
+            results = None
         if results is None:
             raise DisaError("no policy is finished yet", where=recipe.run_dir, fix="run the command without --table")
         folder = Path(recipe.run_dir) / FOLDER

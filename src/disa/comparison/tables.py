@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 from disa.comparison.results import ComparisonResults, OverSeeds
 from disa.evaluation.metrics import clustered_mean
@@ -59,17 +58,6 @@ def search_rows(results: ComparisonResults) -> list[Row]:
             rows.append([method.method, *cells])
     width = max((len(row) for row in rows), default=1) - 1
     return [["method", *(f"candidate {i + 1}" for i in range(width))], *rows] if rows else []
-
-
-def aligned(rows: Sequence[Row]) -> str:
-    """Plain text with columns of equal width."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in rows)
-
-
-def pipes(rows: Sequence[Row]) -> str:
-    """The same as a Markdown table."""
-    return "\n".join("| " + " | ".join(row) + " |" for row in (rows[0], ["---"] * len(rows[0]), *rows[1:]))
 
 
 def seeds_text(number: OverSeeds | None) -> str:

@@ -12,31 +12,37 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from disa.comparison.grid import REFERENCE, Cell, Grid
+from disa.locks import claim, shared
 from disa.pipeline import NotFinished, Pipeline
+from disa.provenance import digest
 from disa.recipe import Recipe
-from disa.rundir import StageFolder, claim, joint
+from disa.rundir import StageFolder
 
 _POLL_SECONDS = 2.0
 """Between looks at what other processes hold: most cells take tens of seconds."""
 
 
-def shared_run(recipe: Recipe, say: Callable[[str], None]) -> AbstractContextManager[None]:
-    """Context in which the shared stages are finished and the run directory is held jointly with other comparisons.
+def shared_run(recipe: Recipe) -> AbstractContextManager[None]:
+    """Hold the run directory together with other processes of this very comparison.
 
-    One process makes the shared stages, the others wait for it; ``disa run`` and the stage commands are refused.
+    Other commands are kept out, and so are comparisons with other settings: cells have the same folders whatever the
+    settings are, and each comparison would move the other's aside.
+
+    Raises
+    ------
+    RunDirectoryBusy
+        Where another process works in the run directory on something else.
     """
+    work = digest(["comparison", recipe.model_dump(mode="json", exclude={"run_dir"})])
+    return shared(Path(recipe.run_dir), work)
 
-    def ready() -> bool:
-        try:
-            Pipeline(recipe, may_work=(), say=lambda line: None).anchor()
-        except NotFinished:
-            return False
-        return True
 
-    def prepare() -> None:
+def make_shared_stages(recipe: Recipe, say: Callable[[str], None]) -> None:
+    """Bring the stages that all cells read to their finished state; nothing is said where they are there."""
+    try:
+        Pipeline(recipe, may_work=(), say=lambda line: None).anchor()
+    except NotFinished:
         Pipeline(recipe, say=say).anchor()
-
-    return joint(Path(recipe.run_dir), ready=ready, prepare=prepare, wait=_Waiting("shared stages", say))
 
 
 def work_through(grid: Grid, methods: Sequence[str], seeds: Sequence[int], say: Callable[[str], None]) -> None:
@@ -45,7 +51,7 @@ def work_through(grid: Grid, methods: Sequence[str], seeds: Sequence[int], say: 
     Searches come first, then one seed of all methods after the other, so that a table of whole seeds appears early.
     """
     total = 1 + sum(len(grid.candidates(method)) + len(seeds) for method in methods)
-    wait = _Waiting("remaining cells", say)
+    wait = _Waiting(say)
     while unfinished := _unfinished(grid, methods, seeds):
         worked = False
         for cell in unfinished:
@@ -81,8 +87,8 @@ def _known(grid: Grid, methods: Sequence[str], seeds: Sequence[int]) -> dict[Cel
 class _Waiting:
     """Wait a little for other processes; say so once."""
 
-    def __init__(self, what: str, say: Callable[[str], None]) -> None:
-        self._line: str | None = f"waiting for {what} that another process works on"
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._line: str | None = "waiting for remaining cells that another process works on"
         self._say = say
 
     def __call__(self) -> None:

@@ -11,8 +11,10 @@ from disa.comparison.blocks import blocks
 from disa.comparison.goals import check_goals
 from disa.comparison.page import page
 from disa.comparison.results import ComparisonResults, OverSeeds
-from disa.comparison.tables import aligned, pipes
 from disa.recipe import Recipe
+from disa.report.blocks import markdown_table
+from disa.report.tables import aligned
+from disa.report.write import write_figures
 from disa.rundir import write_json
 
 VERSION = 1
@@ -22,19 +24,17 @@ def write_results(folder: Path, results: ComparisonResults, recipe: Recipe) -> s
     """Write ``results.json``, ``table.txt``, ``table.md``, ``figures/`` and ``report.html``; returns the text table."""
     # matplotlib takes a second to load
     from disa.comparison.figures import comparison_plates
-    from disa.report.canvas import png, style
+    from disa.report.canvas import illustrations, style
 
     tables = blocks(results)
     text = "\n\n".join(f"{block.reading}\n{aligned(block.rows)}" for block in tables)
     write_json(folder / "results.json", as_json(results, recipe))
     (folder / "table.txt").write_text(text + "\n", encoding="utf-8")
-    markdown = "\n\n".join(f"{block.reading}\n\n{pipes(block.rows)}" for block in tables)
+    markdown = "\n\n".join(f"{block.reading}\n\n{markdown_table(block.rows)}" for block in tables)
     (folder / "table.md").write_text(markdown + "\n", encoding="utf-8")
     with style():
-        drawn = [(plate.name, png(plate.figure), plate.reading) for plate in comparison_plates(results)]
-    (folder / "figures").mkdir(exist_ok=True)
-    for name, image, _ in drawn:
-        (folder / "figures" / f"{name}.png").write_bytes(image)
+        drawn = illustrations(comparison_plates(results))
+    write_figures(folder / "figures", drawn)
     (folder / "report.html").write_text(page(tables, recipe, drawn), encoding="utf-8")
     return text
 

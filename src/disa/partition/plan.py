@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from disa.errors import DisaError
 from disa.partition.allocation import next_round
 from disa.partition.budget import trajectory_arrays
 from disa.partition.draws import collect_draws
-from disa.partition.weighable import weighable
 from disa.records import PartitionEstimate, ScoredTrajectory
 
 SOURCES = ("reference", "proposal")
@@ -56,7 +56,13 @@ def plan_round(
     DisaError
         Where a draw has no log-probability under the proposal.
     """
-    weighable(list(rows), "mixture")  # an adaptive budget weighs the proposal's draws, whatever the estimator
+    if unknown := sum(row.log_proposal is None for row in rows):
+        raise DisaError(
+            f"{unknown} of {len(rows)} trajectories have no log-probability under the proposal, and a budget is "
+            "allocated by importance weights",
+            where="recipe, field proposals.adaptive",
+            fix="give models.proposal, or set proposals.adaptive: null",
+        )
     made = Counter((row.prompt_id, row.source) for row in rows)
     by_prompt: dict[str, list[ScoredTrajectory]] = {}
     for row in sorted(rows, key=lambda row: (row.prompt_id, row.source, row.draw)):

@@ -28,6 +28,7 @@ from scipy.special import log_expit
 from disa.errors import DisaError
 from disa.partition.log_weights import Array, soft_success
 from disa.partition.logit_normal import posterior_nodes, quantiles
+from disa.records import aside
 
 FORMAT = 1
 
@@ -129,9 +130,9 @@ class Regressor:
         path = Path(path)
         values = dataclasses.asdict(self)
         arrays = {name: values.pop(name) for name in ("centre", "scale", "weights")}
-        aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        beside = aside(path)
         arrays["header"] = np.array(json.dumps({"format": FORMAT, **values}))
-        with aside.open("wb") as file:
+        with beside.open("wb") as file:
             # As numpy.savez, but without the time of writing, so that equal regressors are equal files.
             with zipfile.ZipFile(file, "w") as archive:
                 for name, array in arrays.items():
@@ -140,7 +141,7 @@ class Regressor:
                     archive.writestr(zipfile.ZipInfo(f"{name}.npy"), content.getvalue())
             file.flush()
             os.fsync(file.fileno())
-        aside.replace(path)
+        beside.replace(path)
 
     @classmethod
     def load(cls, path: str | Path, *, features_fingerprint: str) -> Regressor:

@@ -100,16 +100,19 @@ def _units(stage: str, recipe: Recipe, rehearsal: Rehearsal, work: StageWork | N
 
 
 def _measured(run_dir: Path, stage: str, work: StageWork | None) -> float | None:
-    """Seconds of a finished stage, which must have done the same amount of work."""
+    """Seconds of a finished stage and its rounds, which must have done the same amount of work."""
     path = run_dir / stage / "manifest.json"
     if not path.is_file():
         return None
-    manifest = read_json(path)
-    counts = [manifest[key] for key in ("sequences", "trajectories", "completions", "samples") if key in manifest]
-    if work is not None and counts and counts[0] != work.sequences:
+    rounds = sorted((run_dir / stage).glob("round-*/manifest.json"))
+    manifests = [read_json(found) for found in (path, *rounds)]
+    keys = [key for key in ("sequences", "trajectories", "completions", "samples") if key in manifests[0]]
+    found = sum(manifest[keys[0]] for manifest in manifests) if keys else None
+    # An adaptive budget may end before it is spent.
+    if work is not None and found is not None and (found > work.sequences or (found < work.sequences and not rounds)):
         raise DisaError(
-            f"the run has {counts[0]} completions in {stage}, the recipe asks for {work.sequences}",
+            f"the run has {found} completions in {stage}, the recipe asks for {work.sequences}",
             where=str(path),
             fix="plan the recipe that the run was made with, or --set what has changed since",
         )
-    return manifest["seconds"]
+    return sum(manifest["seconds"] for manifest in manifests)

@@ -19,12 +19,13 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from disa.engine import load_model, read_step_log
+from disa.locks import exclusive
 from disa.pipeline import Pipeline
 from disa.planning.model_shape import ModelShape
 from disa.planning.work import Lengths
 from disa.recipe import Recipe
 from disa.records import Prompt, Trajectory, read_rows
-from disa.rundir import exclusive, read_json
+from disa.rundir import read_json
 from disa.sampling import encode_prompt
 
 

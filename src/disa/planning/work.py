@@ -10,6 +10,12 @@ from disa.training.methods import METHODS
 
 _FLOAT32 = 4
 
+_BLOCK_LOGITS = 2**24
+"""Logits of one block of :mod:`disa.scoring.head`."""
+
+_ENGINES_OWN = ("grpo", "gspo")
+"""Methods whose loss is the engine's own: no reference is loaded, and the logits of a batch are whole."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Lengths:
@@ -86,27 +92,31 @@ def count_work(recipe: Recipe, shape: ModelShape, lengths: Lengths, prompts: dic
             sequences * tokens,
             3 * shape.forward_flops(tokens, tokens) * sequences,
             0.0,
-            _training_bytes(shape, recipe.warmup.batch_size * tokens, lora=False),
+            _training_bytes(shape, recipe.warmup.batch_size * tokens, lora=False, whole_logits=True),
         )
-    drawn = sum(
-        prompts[split] * sum(recipe.proposals.counts(split).values()) for split in ("train", "validation", "heldout")
-    )
+    # An adaptive budget spends as much as a uniform one, in rounds that belong to the same two stages.
+    uniform = recipe.proposals.model_copy(update={"adaptive": None})
+    drawn = sum(prompts[split] * sum(uniform.counts(split).values()) for split in ("train", "validation", "heldout"))
     found["2_proposals"] = one(
         drawn, passes=0, draws=1, memory=models * weights + drawing(min(drawn, recipe.proposals.batch_size))
     )
     scored = min(recipe.scoring.tokens_per_batch, drawn * lengths.sequence)
     found["3_scoring"] = one(
-        drawn, passes=models, draws=0, memory=models * weights + _activation_bytes(shape, scored, trained=False)
+        drawn,
+        passes=models,
+        draws=0,
+        memory=models * weights + _activation_bytes(shape, scored, trained=False, whole_logits=False),
     )
     for method in training.methods:
         rows = training.method_steps(method) * training.completions_per_step
-        row = METHODS[method]
+        row, lora, own = METHODS[method], training.method_lora(method) is not None, method in _ENGINES_OWN
+        reference = row.generates and not own
         micro_batch = training.micro_batch or training.completions_per_step
         # Forward and backward count three; the reference's pass one; the forward projection is a batch of its own.
-        passes = 3 + (1 if row.generates else 0)
+        passes = 3 + (1 if reference else 0)
         passes += 3 if method == "disa" and training.offline_share > 0 or method == "disa_both" else 0
-        memory = _training_bytes(shape, micro_batch * lengths.sequence, lora=training.lora is not None)
-        memory += weights if row.generates and training.lora is None else 0
+        memory = _training_bytes(shape, micro_batch * lengths.sequence, lora=lora, whole_logits=own)
+        memory += weights if reference and not lora else 0
         memory += drawing(training.completions_per_step) if row.generates else 0
         found[f"6_training/{method}"] = one(rows, passes=passes, draws=float(row.generates), memory=memory)
     judged = prompts["heldout"] + min(evaluation.train_prompts, prompts["train"])
@@ -122,19 +132,21 @@ def _cache_bytes(shape: ModelShape, tokens: float) -> float:
     return 2 * _FLOAT32 * shape.layers * shape.kv_width * tokens
 
 
-def _activation_bytes(shape: ModelShape, tokens: float, *, trained: bool) -> float:
+def _activation_bytes(shape: ModelShape, tokens: float, *, trained: bool, whole_logits: bool) -> float:
     """What a pass keeps: a layer's activations (all layers' where a backward pass follows), and the logits.
 
     34 hidden bytes a token and layer in 16 bits (Korthikanti et al. 2022, arXiv 2205.05198, equation 2 without its
-    attention term, which fused attention does not store), twice that in float32. Of the logits, their log-softmax
-    and its gradient in training; scoring takes 2048 positions at a time.
+    attention term, which fused attention does not store), twice that in float32. Whole logits come with their
+    log-softmax and its gradient; else there is one block at a time.
     """
     layers = shape.layers if trained else 1
-    positions = 3 * tokens if trained else min(tokens, 2048)
-    return 2 * 34 * shape.hidden * tokens * layers + _FLOAT32 * shape.vocabulary * positions
+    logits = shape.vocabulary * tokens
+    held = 3 * logits if whole_logits else min(logits, _BLOCK_LOGITS)
+    return 2 * 34 * shape.hidden * tokens * layers + _FLOAT32 * held
 
 
-def _training_bytes(shape: ModelShape, tokens: float, *, lora: bool) -> float:
+def _training_bytes(shape: ModelShape, tokens: float, *, lora: bool, whole_logits: bool) -> float:
     """Weights, gradients and the two moments of AdamW in float32, and activations; adapters are taken to be nothing."""
     copies = 1 if lora else 4
-    return copies * _FLOAT32 * shape.parameters + _activation_bytes(shape, tokens, trained=True)
+    activations = _activation_bytes(shape, tokens, trained=True, whole_logits=whole_logits)
+    return copies * _FLOAT32 * shape.parameters + activations

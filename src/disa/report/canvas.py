@@ -92,6 +92,11 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
+def illustrations(plates: Iterable[Plate]) -> list[tuple[str, bytes, str]]:
+    """Name, PNG and reading of every plate, as pages take them."""
+    return [(plate.name, png(plate.figure), plate.reading) for plate in plates]
+
+
 def model_styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
     """Colour, marker and line of every model, the same in every figure of a report."""
     names = list(names)

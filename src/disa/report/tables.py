@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from disa.evaluation.metrics import Measured, PromptValues, Summary, paired_difference, per_prompt
 from disa.report.content import ReportContent, models_in_order
@@ -28,9 +28,23 @@ def metrics_table_text(summary: Summary) -> str:
         for metric in metrics:
             cells = [summary[m][split].get(metric) for m in models]
             rows.append([metric_label(metric), *(measured_text(c) if c else "" for c in cells)])
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        blocks.append("\n".join("  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in rows))
+        blocks.append(aligned(rows))
     return "\n\n".join(blocks)
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Plain text with columns of equal width."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+def rows_html(rows: Sequence[Sequence[str]]) -> str:
+    """Return header and rows as an HTML table, the first cell of a row as its name."""
+    head = "".join(f"<th>{shown(cell)}</th>" for cell in rows[0])
+    body = "".join(
+        f"<tr><th>{shown(row[0])}</th>{''.join(f'<td>{shown(cell)}</td>' for cell in row[1:])}</tr>" for row in rows[1:]
+    )
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def metrics_table_html(content: ReportContent) -> str:

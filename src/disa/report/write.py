@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable
 from pathlib import Path
 
 from disa.report.content import ReportContent, models_in_order
-from disa.report.html import page
+from disa.report.html import Illustration, page
 
 
 def write_report(report_dir: Path, content: ReportContent) -> Path:
@@ -26,7 +28,7 @@ def write_report(report_dir: Path, content: ReportContent) -> Path:
         The page.
     """
     # matplotlib takes a second to load and only this stage needs it
-    from disa.report.canvas import model_styles, png, style
+    from disa.report.canvas import illustrations, model_styles, style
     from disa.report.evaluation_figures import modes_found, quality_against_diversity
     from disa.report.partition_figures import partition_plates
     from disa.report.training_figures import training_plates
@@ -41,14 +43,17 @@ def write_report(report_dir: Path, content: ReportContent) -> Path:
             "partition": partition_plates(content.estimates, content.beta),
             "training": training_plates(content.training_logs, styles),
         }
-        drawn = {name: [(p.name, png(p.figure), p.reading) for p in group] for name, group in plates.items()}
-    figures = report_dir / "figures"
-    figures.mkdir(parents=True, exist_ok=True)
-    for old in figures.glob("*.png"):
-        old.unlink()
-    for group in drawn.values():
-        for name, image, _ in group:
-            (figures / f"{name}.png").write_bytes(image)
+        drawn = {name: illustrations(group) for name, group in plates.items()}
+    write_figures(report_dir / "figures", itertools.chain(*drawn.values()))
     path = report_dir / "report.html"
     path.write_text(page(content, drawn), encoding="utf-8")
     return path
+
+
+def write_figures(folder: Path, drawn: Iterable[Illustration]) -> None:
+    """Write one PNG a figure; those of an earlier report go."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("*.png"):
+        old.unlink()
+    for name, image, _ in drawn:
+        (folder / f"{name}.png").write_bytes(image)

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from disa.report.canvas import png, style
+from disa.locks import exclusive
+from disa.report.canvas import illustrations, style
 from disa.report.escape import shown
 from disa.report.html import document, plates, section
-from disa.rundir import StageFolder, exclusive, write_json
+from disa.report.tables import aligned, rows_html
+from disa.report.write import write_figures
+from disa.rundir import StageFolder, write_json
 from disa.study.figures import study_plates
-from disa.study.results import (
-    aligned,
-    cell_row,
-    error_table,
-    policy_rows,
-    policy_table,
-    reference_row,
-    strength_table,
-)
+from disa.study.results import cell_row, error_table, policy_rows, policy_table, reference_row, strength_table
 from disa.study.run import Study
 from disa.study.share import share
 
@@ -86,17 +81,14 @@ def _write(folder: Path, results: dict[str, Any], recipe: str) -> None:
     text = "\n\n".join(f"{title}\n{aligned(rows)}" for title, rows in tables.items())
     (folder / "summary.txt").write_text(text + "\n", encoding="utf-8")
     with style():
-        drawn = [(plate.name, png(plate.figure), plate.reading) for plate in study_plates(results)]
-    figures = folder / "figures"
-    figures.mkdir(exist_ok=True)
-    for name, image, _ in drawn:
-        (figures / f"{name}.png").write_bytes(image)
+        drawn = illustrations(study_plates(results))
+    write_figures(folder / "figures", drawn)
     page = document(
         "Study of the anchor",
         [
             "<h1>Study of the anchor</h1>",
             f'<p class="soft">{shown(lead(results))}</p>',
-            *(section(title, _table(rows)) for title, rows in tables.items()),
+            *(section(title, rows_html(rows)) for title, rows in tables.items()),
             section("Figures", plates(drawn)),
             section("Recipe", f"<pre>{shown(recipe, limit=len(recipe))}</pre>"),
         ],
@@ -123,10 +115,3 @@ def lead(results: Mapping[str, Any]) -> str:
         f"subtracted from bias²). A cell's replicates are disjoint blocks of a pool of {results['pool']} trajectories. "
         f"Intervals have level {results['level']:g}; ± is one standard error over prompts."
     )
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    head, *body = rows
-    html = "".join(f"<th>{shown(cell)}</th>" for cell in head)
-    lines = "".join("<tr>" + "".join(f"<td>{shown(cell)}</td>" for cell in row) + "</tr>" for row in body)
-    return f'<div class="wide"><table><thead><tr>{html}</tr></thead><tbody>{lines}</tbody></table></div>'

@@ -153,12 +153,6 @@ def policy_table(results: Mapping[str, Any]) -> list[list[str]]:
     return rows
 
 
-def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Plain text, columns aligned."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
-
-
 def _shown(measured: Mapping[str, Any], name: str = "") -> str:
     digits = 1 if name in ("ess", "hits_ess") else 3
     error = "" if measured["se"] is None else f" ± {measured['se']:.{digits}f}"

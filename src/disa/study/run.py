@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 
 from disa.errors import DisaError
+from disa.locks import exclusive
 from disa.partition.stage import trajectory_columns
 from disa.pipeline import Pipeline
 from disa.proposals.config import ProposalsConfig
 from disa.recipe import ModelsConfig, Recipe
 from disa.records import Prompt, ScoredTrajectory
-from disa.rundir import StageFolder, exclusive, write_json
+from disa.rundir import StageFolder, write_json
 from disa.scoring.run import decided
 from disa.study.errors import Pool, cell_error, in_block, truth_from_reference, whole_blocks
 from disa.study.share import share
@@ -57,7 +58,8 @@ class Study:
     Raises
     ------
     DisaError
-        Where the recipe has no such sections, asks for a regressor, or its blocks would not be alike.
+        Where the recipe has no such sections, asks for a regressor, brings its proposal, or its blocks would not be
+        alike.
     """
 
     def __init__(self, recipe: Recipe, *, say: Callable[[str], None]) -> None:
@@ -77,15 +79,21 @@ class Study:
                 where="recipe, field proposals.adaptive",
                 fix="set it to null",
             )
+        if recipe.proposals.drawn_elsewhere:
+            raise DisaError(
+                f"proposals.engine {recipe.proposals.engine} brings a proposal of its own, but a study makes its own",
+                where="recipe, field proposals.engine",
+                fix="use transformers or vllm",
+            )
         self.recipe, self.config, self.say = recipe, recipe.study, say
         self.folder = Path(recipe.run_dir) / "study"
         self.base = Pipeline(recipe, say=say)
         self.evaluations: dict[tuple[Cell, int], list[StageFolder]] = {}
         """Of the policies that are there, by cell and seed, the reference's first."""
-        share = recipe.proposals.reference_share
-        if uneven := [n for n in self.config.trajectories if abs(share * n - round(share * n)) > 1e-9]:
+        alpha = recipe.proposals.reference_share
+        if uneven := [n for n in self.config.trajectories if abs(alpha * n - round(alpha * n)) > 1e-9]:
             raise DisaError(
-                f"{uneven[0]} trajectories of which a share of {share:g} comes from the reference make no whole number",
+                f"{uneven[0]} trajectories of which a share of {alpha:g} comes from the reference make no whole number",
                 where="recipe, field study.trajectories",
                 fix="choose sizes for which proposals.reference_share gives whole numbers of draws",
             )

@@ -125,6 +125,6 @@ def _reference_rewards(rows: Sequence[ScoredTrajectory], n: int) -> dict[str, li
             raise DisaError(
                 f"prompt {prompt_id} has {len(found)} reference trajectories, its value needs {n}",
                 where="training: A*-PO",
-                fix="raise proposals.per_prompt or proposals.reference_share",
+                fix="raise proposals.per_prompt (proposals.adaptive.pilot, where that is set) or reference_share",
             )
     return {prompt_id: found[:n] for prompt_id, found in rewards.items()}

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import Dataset, concatenate_datasets
 from transformers import Trainer
 from trl import GRPOConfig
@@ -37,7 +36,7 @@ from disa.training.offline_trainer import (
 from disa.training.sampling_trainer import SamplingTrainer
 from disa.training.stored import StoredTrajectories
 from disa.training.trainer import DISATrainer
-from disa.training.trajectory_weights import supervised_weights, target_weights
+from disa.training.trajectory_weights import equal_prompts, supervised_weights, target_weights
 
 BOTH_SHARE = 0.5
 """Share of the forward projection in ``disa_both``."""
@@ -96,10 +95,9 @@ def _disa(parts: Ingredients, *, share: float | None = None) -> Trainer:
 
 def _towards_target(parts: Ingredients) -> StoredTrajectories:
     config = parts.config
-    weights = target_weights(
-        parts.trajectories, parts.anchor, tail=config.offline_weight_tail, cap=config.offline_weight_cap
-    )
-    return StoredTrajectories(parts.trajectories, parts.prompt_ids, weights, seed=config.seed)
+    rows = parts.trajectories
+    weights = target_weights(rows, parts.anchor, tail=config.offline_weight_tail, cap=config.offline_weight_cap)
+    return StoredTrajectories(rows, parts.prompt_ids, weights * equal_prompts(rows), seed=config.seed)
 
 
 def _disa_both(parts: Ingredients) -> Trainer:
@@ -115,8 +113,7 @@ def _disa_offline_balance(parts: Ingredients) -> Trainer:
     _verify(parts)
     rows = parts.trajectories
     log_z = conservative_log_z(parts.anchor, [row.prompt_id for row in rows])
-    uniform = torch.ones(len(rows), dtype=torch.float64)
-    stored = StoredTrajectories(rows, parts.prompt_ids, uniform, seed=parts.config.seed, log_z=log_z)
+    stored = StoredTrajectories(rows, parts.prompt_ids, equal_prompts(rows), seed=parts.config.seed, log_z=log_z)
     return _offline(parts, stored, balance(parts.config.inverse_temperature))
 
 

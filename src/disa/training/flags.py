@@ -61,8 +61,8 @@ def flag_plan(anchor: Anchor, prompt_ids: Sequence[str], policy: FlagPolicy) -> 
         raise DisaError(
             f"{len(marked)} of {len(prompt_ids)} prompts are flagged and to be resampled: {named}",
             where="training, flagged=resample",
-            fix="draw more trajectories for them (proposals.per_prompt, or disa.partition.budget), estimate and freeze "
-            "again; 'disa inspect' says what each flag asks for",
+            fix="draw more trajectories (proposals.per_prompt, or proposals.adaptive), estimate and freeze again; "
+            "'disa inspect' says what each flag asks for",
         )
     if policy == "skip" and len(marked) == len(prompt_ids):
         raise DisaError(

@@ -64,6 +64,16 @@ def target_weights(
     return target_weight(*(torch.from_numpy(x) for x in (log_w, reward, log_z)), beta=beta, cap=cap)
 
 
+def equal_prompts(rows: Sequence[ScoredTrajectory]) -> Tensor:
+    """``mean(N) / N_x`` of every row, N_x being the rows of its prompt: with it every prompt counts once.
+
+    An adaptive budget draws more where log Z is uncertain, which is no reason to train more on such a prompt. 1 where
+    all prompts have equally many rows.
+    """
+    _, prompt, counts = np.unique([row.prompt_id for row in rows], return_inverse=True, return_counts=True)
+    return torch.from_numpy((counts.mean() / counts)[prompt])
+
+
 def supervised_weights(rows: Sequence[ScoredTrajectory], kind: Literal["correct", "reward"]) -> Tensor:
     """Return 1 for correct completions and 0 for others, or the reward itself.
 
