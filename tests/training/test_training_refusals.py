@@ -8,10 +8,11 @@ from transformers import PreTrainedTokenizerFast
 from trl import GRPOConfig
 
 from disa import DISAConfig
-from disa.engine import load_tokenizer, trainer_arguments
+from disa.engine import load_tokenizer, trainable_model, trainer_arguments
 from disa.errors import DisaError
 from disa.training.a_star_po_trainer import AStarPOConfig
 from disa.training.balance_config import _REFUSED, _UNREAD
+from disa.training.build import Ingredients, build_trainer
 from disa.training.flowrl_trainer import FlowRLConfig
 from disa.training.group_trainer import VarGradConfig
 from disa.training.trainer import reward_fingerprint
@@ -150,6 +151,27 @@ def test_an_anchor_estimated_under_another_condition_is_refused_by_name(field, s
     anchor = small_run.anchor_for(**{field: OTHER_CONDITION[field]})
     with pytest.raises(DisaError, match=f"anchor does not fit: {field} is .*, the anchor was estimated for .*Fix: "):
         small_run.trainer(tmp_path, parts={"anchor": anchor})
+
+
+@pytest.mark.parametrize("field", OTHER_CONDITION)
+def test_offline_training_refuses_an_anchor_of_another_condition_as_well(field, small_run):
+    tokenizer = load_tokenizer(small_run.reference)
+    parts = Ingredients(
+        config=small_run.recipe.training,
+        law=small_run.recipe.sampling,
+        task=small_run.task,
+        prompt_ids={},
+        reference=small_run.reference,
+        anchor=small_run.anchor_for(**{field: OTHER_CONDITION[field]}),
+        trajectories=[],
+        arguments={},
+        sampling={},
+        shared={"model": trainable_model(small_run.reference), "processing_class": tokenizer},
+        dataset=small_run.rows,
+        reward=None,
+    )
+    with pytest.raises(DisaError, match=f"anchor does not fit: {field} is .*, the anchor was estimated for .*Fix: "):
+        build_trainer("disa_forward", parts)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from disa.engine import SeededEpochs
 from disa.errors import DisaError
 from disa.provenance import chat_template_digest, tokenizer_digest, weights_digest
 from disa.records import ScoredTrajectory
-from disa.sampling import SamplingConfig
+from disa.sampling import SamplingConfig, stop_token_ids
 from disa.tasks import Task
 from disa.training.a_star_po_trainer import AStarPOConfig, AStarPOTrainer, reference_values, unsolved
 from disa.training.config import TrainingConfig
@@ -235,6 +235,7 @@ def _verify(parts: Ingredients) -> None:
         ),
         temperature=law.temperature,
         max_completion_length=law.max_completion_length,
+        stop_token_ids=stop_token_ids(parts.shared["model"], tokenizer),
         reward=parts.task.reward_fingerprint,
         inverse_temperature=parts.config.inverse_temperature,
         task=parts.task.fingerprint,
