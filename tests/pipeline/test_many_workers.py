@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -97,7 +98,6 @@ def test_the_anchor_of_many_workers_is_that_of_one(count, recipe, by_one):
     assert_made_together(run_dir, by_one)
 
 
-@pytest.mark.slow  # of ten runs under load two failed, for a reason not found yet
 def test_others_take_over_the_parts_of_a_worker_that_was_killed(recipe, by_one):
     path, run_dir = recipe("disturbed")
     # One dies with a part drawn but not written, before others begin: alone, it is sure to come to that part.
@@ -124,7 +124,8 @@ def test_processes_of_a_launch_share_the_parts_and_one_speaks(recipe, tmp_path, 
     path, run_dir = recipe("launched")
     assert launch(run_aloud, path, tmp_path / "said", count=2) == [0, 0]
     assert_made_together(run_dir, by_one)
-    assert "5_anchor: done in" in (tmp_path / "said.0").read_text()
+    # It says of every stage that it is done, or finished earlier where the other process was faster.
+    assert re.search("^5_anchor: (done in|finished earlier)", (tmp_path / "said.0").read_text(), re.MULTILINE)
     assert (tmp_path / "said.1").read_text() == ""
 
 
