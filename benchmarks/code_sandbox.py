@@ -2,7 +2,7 @@
 
 Writes its block into docs/verifiers-code.md; three minutes on a quiet machine with two cores::
 
-    OMP_NUM_THREADS=1 python benchmarks/code_sandbox.py --data ../shared/data/code
+    OMP_NUM_THREADS=1 python benchmarks/code_sandbox.py --data data/code
 """
 
 from __future__ import annotations
@@ -170,7 +170,7 @@ def processor_seconds() -> float:
 def main() -> None:
     """Run everything and write the block."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    default = Path(os.environ.get("DISA_DATA", "../shared/data")) / "code"
+    default = Path(os.environ.get("DISA_DATA", "data")) / "code"
     parser.add_argument("--data", type=Path, default=default, help="folder with the three .jsonl files")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--page", type=Path, default=PAGE)

@@ -3,7 +3,7 @@ r"""Measure the maths verifier: gold answers, generated near-misses, hostile ans
 Fills the marked blocks of ``docs/verifiers-maths.md``. The data are local JSON Lines files with ``id``, ``answer`` and,
 where present, ``answers``, ``unit``, ``error``, ``multiple``::
 
-    OMP_NUM_THREADS=1 python benchmarks/maths_verifier.py --data ../shared/data/maths
+    OMP_NUM_THREADS=1 python benchmarks/maths_verifier.py --data data/maths
 
 The near-misses of each kind are wrong by construction. Beside the verifier stands math-verify as its documentation has
 it, ``verify(parse(gold), parse(answer))``.
@@ -193,7 +193,7 @@ def throughput(folder: Path, seed: int) -> list[str]:
 def main() -> None:
     """Measure, print, fill the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    default = Path(os.environ.get("DISA_DATA", "../shared/data")) / "maths"
+    default = Path(os.environ.get("DISA_DATA", "data")) / "maths"
     parser.add_argument("--data", type=Path, default=default, help="folder of the JSON Lines files")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--deadline", type=float, default=5.0, help="seconds a hostile answer may take")
