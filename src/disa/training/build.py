@@ -39,7 +39,7 @@ from disa.training.trainer import DISATrainer
 from disa.training.trajectory_weights import equal_prompts, supervised_weights, target_weights
 
 BOTH_SHARE = 0.5
-"""Share of the forward projection in ``disa_both``."""
+"""Share of the forward projection in ``disa_both`` where ``offline_share`` is 0."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,9 +77,9 @@ def build_trainer(method: str, parts: Ingredients) -> Trainer:
     return _BUILDERS[method](parts)
 
 
-def _disa(parts: Ingredients, *, share: float | None = None) -> Trainer:
+def _disa(parts: Ingredients, *, default_share: float = 0.0) -> Trainer:
     config = parts.config
-    share = config.offline_share if share is None else share
+    share = config.offline_share or default_share
     args = DISAConfig(
         inverse_temperature=config.inverse_temperature,
         baseline=config.baseline,
@@ -101,7 +101,7 @@ def _towards_target(parts: Ingredients) -> StoredTrajectories:
 
 
 def _disa_both(parts: Ingredients) -> Trainer:
-    return _disa(parts, share=BOTH_SHARE)
+    return _disa(parts, default_share=BOTH_SHARE)
 
 
 def _disa_forward(parts: Ingredients) -> Trainer:

@@ -45,8 +45,8 @@ METHODS: dict[str, Method] = {
         generates=False,
     ),
     "disa_both": Method(
-        "DISA: both projections in equal shares",
-        ("inverse_temperature", *_BASELINE, *_PROJECTION),
+        "DISA: both projections, half each unless offline_share is set",
+        ("inverse_temperature", *_BASELINE, "offline_share", *_PROJECTION),
         anchor=True,
         trajectories=True,
     ),
