@@ -7,7 +7,9 @@ Weights are float32 everywhere (bfloat16 parameters swallow updates at RL learni
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
+import logging
 import os
 import time
 from collections.abc import Iterator
@@ -35,6 +37,8 @@ from disa.rundir import replace_folder
 # Fast tokenizers warn when a process forks after using threads; nothing here is tokenizer-bound.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+_log = logging.getLogger(__name__)
+
 
 def device() -> torch.device:
     """Return this process's CUDA device where there are any, else the CPU."""
@@ -42,6 +46,25 @@ def device() -> torch.device:
         return torch.device("cpu")
     # A launcher that shows each process its own device only leaves them one each.
     return torch.device("cuda", local_rank() % torch.cuda.device_count())
+
+
+def affordable(compute: str) -> str:
+    """Return ``compute``, or float32 where a CPU has no bfloat16 arithmetic and would emulate it, tens of times slower.
+
+    The log says so, once a process. Float32 is the more exact of the two, so nothing else changes.
+    """
+    return "float32" if compute == "bfloat16" and _emulates_bfloat16() else compute
+
+
+@functools.cache
+def _emulates_bfloat16() -> bool:
+    capabilities = getattr(torch.cpu, "get_capabilities", None)  # older releases of torch do not tell
+    if device().type != "cpu" or not capabilities:
+        return False
+    if any(there for name, there in capabilities().items() if "bf16" in name):  # avx512_bf16, amx_bf16, bf16, sve_bf16
+        return False
+    _log.warning("compute: bfloat16, but this CPU has no bfloat16 arithmetic: float32 is used, which is faster here")
+    return True
 
 
 def autocast(compute: str) -> contextlib.AbstractContextManager[None]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from disa.engine import progress_bar
+from disa.engine import affordable, progress_bar
 from disa.evaluation.config import EvaluationConfig
 from disa.proposals.sampler import sample, uniforms
 from disa.records import EvaluationRecord, Prompt
@@ -80,17 +80,17 @@ def _evaluate_block(
     for prompt in block:
         check_context(model, encoded[prompt.prompt_id], law, where=f"prompt {prompt.prompt_id}")
     jobs = [(p, draw) for p in block for draw in range(config.samples_per_prompt)]
-    draws = []
+    draws, compute = [], affordable(config.compute)
     for start in range(0, len(jobs), config.batch_size):
         batch = jobs[start : start + config.batch_size]
         numbers = np.stack(
             [uniforms(config.seed, p.prompt_id, "evaluation", draw, law.max_completion_length) for p, draw in batch]
         )
-        draws += sample(model, tokenizer, [encoded[p.prompt_id] for p, _ in batch], numbers, law, config.compute)
+        draws += sample(model, tokenizer, [encoded[p.prompt_id] for p, _ in batch], numbers, law, compute)
     prompt_ids, completion_ids = [encoded[p.prompt_id] for p, _ in jobs], [d.completion_ids for d in draws]
     # Both sides of a log ratio come from the scorer: the sampler's rounding would not cancel.
     log_pi, log_ref = (
-        sequence_log_probs(m, prompt_ids, completion_ids, temperature=law.temperature, compute=config.compute)
+        sequence_log_probs(m, prompt_ids, completion_ids, temperature=law.temperature, compute=compute)
         for m in (model, reference)
     )
     completions = [decode_completion(tokenizer, d.completion_ids) for d in draws]

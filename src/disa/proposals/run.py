@@ -9,7 +9,7 @@ import numpy as np
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from disa.engine import progress_bar
+from disa.engine import affordable, progress_bar
 from disa.proposals.config import ProposalsConfig
 from disa.proposals.imported import ImportedTrajectories
 from disa.proposals.protocol import Engine, Job, job_seed
@@ -137,4 +137,6 @@ def _sampled(
     numbers = np.stack(
         [uniforms(config.seed, prompt_id, source, draw, law.max_completion_length) for prompt_id, draw in batch]
     )
-    return sample(model, tokenizer, [encoded[prompt_id] for prompt_id, _ in batch], numbers, law, config.compute)
+    return sample(
+        model, tokenizer, [encoded[prompt_id] for prompt_id, _ in batch], numbers, law, affordable(config.compute)
+    )

@@ -7,7 +7,7 @@ import numbers
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from disa.engine import progress_bar
+from disa.engine import affordable, progress_bar
 from disa.errors import DisaError
 from disa.records import Prompt, ScoredTrajectory, Trajectory
 from disa.rundir import StageFolder, write_json
@@ -109,7 +109,7 @@ def _score_block(
             prompt_ids,
             completion_ids,
             temperature=law.temperature,
-            compute=config.compute,
+            compute=affordable(config.compute),
             tokens_per_batch=config.tokens_per_batch,
         )
         for key, model in distinct.items()

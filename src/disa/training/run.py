@@ -14,6 +14,7 @@ from disa import processes
 from disa.anchor import Anchor
 from disa.engine import (
     StepLog,
+    affordable,
     last_checkpoint,
     load_tokenizer,
     require_vllm,
@@ -164,7 +165,7 @@ def _arguments(method: str, config: TrainingConfig, output_dir: Path) -> dict[st
         "seed": config.seed,
         "save_steps": config.save_every,
         "save_total_limit": 1,
-        **trainer_arguments(config.compute, config.log_every),
+        **trainer_arguments(affordable(config.compute), config.log_every),
     }
 
 

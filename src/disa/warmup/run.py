@@ -12,7 +12,15 @@ from transformers import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
 from disa import processes
-from disa.engine import StepLog, last_checkpoint, load_tokenizer, save_trained, trainable_model, trainer_arguments
+from disa.engine import (
+    StepLog,
+    affordable,
+    last_checkpoint,
+    load_tokenizer,
+    save_trained,
+    trainable_model,
+    trainer_arguments,
+)
 from disa.errors import DisaError
 from disa.records import Prompt
 from disa.rundir import StageFolder
@@ -89,7 +97,7 @@ def supervise(
             save_total_limit=1,
             seed=config.seed,
             dataset_kwargs={"skip_prepare_dataset": True},
-            **trainer_arguments(config.compute, config.log_every),
+            **trainer_arguments(affordable(config.compute), config.log_every),
         ),
         train_dataset=demonstrations(task, prompts, tokenizer, law, config, noise),
         processing_class=tokenizer,
