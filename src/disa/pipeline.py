@@ -26,6 +26,7 @@ from disa.partition import plan as budget
 from disa.partition import stage as partition
 from disa.partition.features import features_fingerprint, prompt_features
 from disa.partition.regression import PromptFeatures
+from disa.proposals import imported as importer
 from disa.proposals import run as proposals
 from disa.proposals.engines import make_engines
 from disa.proposals.imported import files_digest
@@ -130,7 +131,7 @@ class Pipeline:
 
         config, law = self.recipe.proposals, self.recipe.sampling
         identity = {"proposals": config.identity(), "sampling": law.identity()} | self._model_identity("proposal")
-        identity |= {"files": files_digest(config.files)} if config.files else {}
+        identity |= {"files": files_digest(config.files), "importer": importer.VERSION} if config.files else {}
         inputs = self._model_inputs()
         return self._stage("proposals", "2_proposals", proposals.VERSION, identity, inputs, work, by="parts")
 
