@@ -10,8 +10,8 @@ from six_outcomes import PASSES, PROPOSAL, REFERENCE, exact_log_z, sample
 from disa.errors import DisaError
 from disa.partition import estimate_log_partition_batch
 from disa.partition.allocation import allocate, least_variance_share, next_round, relative_spread
-from disa.partition.budget import adaptive_budget, trajectory_arrays
-from disa.partition.draws import collect_draws
+from disa.partition.budget import adaptive_budget
+from disa.partition.draws import collect_draws, trajectory_arrays
 from disa.partition.plan import plan_round, spent
 from disa.records import PartitionEstimate, ScoredTrajectory
 

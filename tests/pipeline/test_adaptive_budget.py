@@ -14,7 +14,7 @@ from disa.anchor import Anchor
 from disa.cli.main import main
 from disa.errors import DisaError
 from disa.partition import estimate_log_partition_batch
-from disa.partition.stage import trajectory_columns
+from disa.partition.draws import trajectory_columns
 from disa.pipeline import Pipeline
 from disa.proposals.config import AdaptiveConfig, ProposalsConfig
 from disa.recipe import load_recipe

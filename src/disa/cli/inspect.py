@@ -13,7 +13,7 @@ from rich.table import Table
 
 from disa.anchor import Anchor
 from disa.errors import DisaError
-from disa.partition.stage import trajectory_columns
+from disa.partition.draws import trajectory_columns
 from disa.partition.sweep import sweep_log_partition
 from disa.partition.verdict import verdict
 from disa.partition.weighable import weighable

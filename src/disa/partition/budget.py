@@ -9,14 +9,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from disa.errors import DisaError
 from disa.partition.allocation import Counts, next_round
-from disa.partition.draws import collect_draws
+from disa.partition.draws import collect_draws, trajectory_arrays
 from disa.partition.estimate import LogPartitionBatch, estimate_log_partition_batch
 from disa.records import ScoredTrajectory
 
@@ -142,19 +141,6 @@ def _drawn(draw: Draw, prompt: int, n: int, source: str) -> list[ScoredTrajector
             fix="return exactly the trajectories asked for",
         )
     return found
-
-
-def trajectory_arrays(rows: Sequence[Sequence[ScoredTrajectory]]) -> dict[str, Any]:
-    """Trajectories by prompt as the arrays that the estimators take."""
-    flat = [row for prompt in rows for row in prompt]
-    return {
-        "rewards": np.array([row.reward for row in flat]),
-        "prompt_index": np.repeat(np.arange(len(rows)), [len(prompt) for prompt in rows]),
-        "log_ref": np.array([row.log_ref for row in flat]),
-        "log_proposal": np.array([row.log_proposal for row in flat]),
-        "from_reference": np.array([row.source == "reference" for row in flat]),
-        "lengths": np.array([len(row.completion_ids) for row in flat], dtype=np.float64),
-    }
 
 
 def _check_settings(

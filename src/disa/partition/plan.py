@@ -14,8 +14,7 @@ import numpy as np
 
 from disa.errors import DisaError
 from disa.partition.allocation import next_round
-from disa.partition.budget import trajectory_arrays
-from disa.partition.draws import collect_draws
+from disa.partition.draws import collect_draws, trajectory_columns
 from disa.records import PartitionEstimate, ScoredTrajectory
 
 SOURCES = ("reference", "proposal")
@@ -64,14 +63,13 @@ def plan_round(
             fix="give models.proposal, or set proposals.adaptive: null",
         )
     made = Counter((row.prompt_id, row.source) for row in rows)
-    by_prompt: dict[str, list[ScoredTrajectory]] = {}
-    for row in sorted(rows, key=lambda row: (row.prompt_id, row.source, row.draw)):
-        if row.reward is not None:
-            by_prompt.setdefault(row.prompt_id, []).append(row)
-    if not by_prompt:
+    in_order = sorted(rows, key=lambda row: (row.prompt_id, row.source, row.draw))
+    decided = [row for row in in_order if row.reward is not None]
+    counts = Counter(row.prompt_id for row in decided)
+    if not counts:
         return {}
-    undecided = [sum(made[prompt_id, s] for s in SOURCES) - len(decided) for prompt_id, decided in by_prompt.items()]
-    draws = collect_draws(**trajectory_arrays(list(by_prompt.values())), beta=beta, reward_range=reward_range)
+    undecided = [sum(made[prompt_id, s] for s in SOURCES) - count for prompt_id, count in counts.items()]
+    draws = collect_draws(**trajectory_columns(list(counts), decided), beta=beta, reward_range=reward_range)
     further = next_round(
         draws,
         budget,
@@ -86,7 +84,7 @@ def plan_round(
             source: range(made[prompt_id, source], made[prompt_id, source] + int(sizes[i]))
             for source, sizes in zip(SOURCES, further, strict=True)
         }
-        for i, prompt_id in enumerate(by_prompt)
+        for i, prompt_id in enumerate(counts)
     }
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from disa.errors import DisaError
 from disa.partition.config import PartitionConfig
 from disa.partition.diagnostics import bennett_null_test, coverage_profile
-from disa.partition.draws import collect_draws
+from disa.partition.draws import collect_draws, trajectory_columns
 from disa.partition.estimate import LogPartition, estimate_log_partition_batch
 from disa.partition.plan import spent
 from disa.partition.regression import PromptFeatures, regress
@@ -104,20 +104,6 @@ def _arrays(
     kept = [prompt for prompt in prompts if prompt.prompt_id in drawn] if predict else prompts
     prompts = _prompts_with_rows(kept, rows)
     return prompts, undrawn, trajectory_columns([prompt.prompt_id for prompt in prompts], rows)
-
-
-def trajectory_columns(prompt_ids: Sequence[str], rows: Sequence[ScoredTrajectory]) -> dict[str, Any]:
-    """Trajectories in any order as the arrays that the estimators take, prompts numbered as given."""
-    index = {prompt_id: i for i, prompt_id in enumerate(prompt_ids)}
-    return {
-        "rewards": np.array([row.reward for row in rows]),
-        "prompt_index": np.array([index[row.prompt_id] for row in rows]),
-        "n_prompts": len(prompt_ids),
-        "log_ref": np.array([row.log_ref for row in rows]),
-        "log_proposal": np.array([row.log_proposal for row in rows]),
-        "from_reference": np.array([row.source == "reference" for row in rows]),
-        "lengths": np.array([len(row.completion_ids) for row in rows], dtype=np.float64),
-    }
 
 
 def _record(prompt: Prompt, estimate: LogPartition, reward_range: tuple[float, float]) -> PartitionEstimate:
