@@ -223,7 +223,7 @@ class Pipeline:
                 beta,
                 self.task.reward_range,
                 prompts,
-                scoring.decided(rows),
+                rows,
                 features,
                 self.recipe.proposals.adaptive,
             )
@@ -234,6 +234,9 @@ class Pipeline:
             "inverse_temperature": beta,
             "reward_range": list(self.task.reward_range),
         }
+        if adaptive := self.recipe.proposals.adaptive:
+            # What the flag capped depends on; runs without such a budget keep their identity.
+            identity["capped"] = {"cap": adaptive.cap, "precision": adaptive.precision}
         return self._stage("partition", "4_partition", partition.VERSION, identity, self.scores(), work)
 
     def anchor(self) -> StageFolder:

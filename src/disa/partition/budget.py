@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from disa.errors import DisaError
-from disa.partition.allocation import Counts, next_round
+from disa.partition.allocation import Counts, capped, next_round
 from disa.partition.draws import collect_draws, trajectory_arrays
 from disa.partition.estimate import LogPartitionBatch, estimate_log_partition_batch
 from disa.records import ScoredTrajectory
@@ -31,7 +31,7 @@ class BudgetResult:
     draws: tuple[tuple[ScoredTrajectory, ...], ...]
     """Every prompt's trajectories, the pilot's first."""
     capped: NDArray[np.bool_]
-    """Prompts that reached the cap short of the precision: treat them as flagged."""
+    """Prompts that reached the cap short of the precision; the estimates carry it as a flag."""
     spent: int
 
 
@@ -127,8 +127,10 @@ def adaptive_budget(
     estimates = estimate_log_partition_batch(
         **trajectory_arrays(rows), beta=beta, reward_range=reward_range, level=level
     )
-    capped = (estimates.n >= cap) & (estimates.hits_ess < precision**-2)
-    return BudgetResult(estimates, tuple(tuple(r) for r in rows), capped, int(estimates.n.sum()))
+    stopped = capped(estimates.n, estimates.hits_ess, cap=cap, precision=precision)
+    flags = [(*f, "capped") if mark else f for f, mark in zip(estimates.flags, stopped, strict=True)]
+    estimates = dataclasses.replace(estimates, flags=tuple(flags))
+    return BudgetResult(estimates, tuple(tuple(r) for r in rows), stopped, int(estimates.n.sum()))
 
 
 def _drawn(draw: Draw, prompt: int, n: int, source: str) -> list[ScoredTrajectory]:
