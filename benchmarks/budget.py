@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from scipy.special import ndtri
 
 from disa.partition import LogPartitionBatch, estimate_log_partition_batch
-from disa.partition.budget import adaptive_budget, trajectory_arrays
+from disa.partition.budget import adaptive_budget
+from disa.partition.draws import trajectory_arrays
 from disa.partition.log_weights import log_z_from_q
 from disa.records import ScoredTrajectory
 from page import fill, spread, table

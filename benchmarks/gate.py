@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from disa.partition import LogPartitionBatch, estimate_log_partition_batch
-from disa.partition.budget import adaptive_budget, trajectory_arrays
-from disa.partition.draws import collect_draws
+from disa.partition.budget import adaptive_budget
+from disa.partition.draws import collect_draws, trajectory_arrays
 from disa.partition.estimators import mixture
 from disa.partition.gate import divergence
 from disa.partition.log_weights import log_z_from_q

@@ -107,6 +107,13 @@ def awaited(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def offered(path: Path) -> Iterator[Callable[[], bool]]:
+    """Yield a function that takes a lock file and says whether it could; what it took is held to the block's end."""
+    with path.open("w") as file:
+        yield lambda: try_lock(file)
+
+
 def try_lock(file: IO[str], kind: int = fcntl.LOCK_EX) -> bool:
     """Take or change the lock of an open file without waiting; where that fails, none is held."""
     try:

@@ -8,8 +8,8 @@ it where that is already done, and otherwise does the work.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -21,11 +21,12 @@ from disa.anchor.anchor import freeze
 from disa.engine import load_model, load_tokenizer
 from disa.errors import DisaError
 from disa.evaluation import run as evaluation
-from disa.locks import shared
+from disa.locks import WAIT, shared
 from disa.partition import plan as budget
 from disa.partition import stage as partition
 from disa.partition.features import features_fingerprint, prompt_features
 from disa.partition.regression import PromptFeatures
+from disa.proposals import imported as importer
 from disa.proposals import run as proposals
 from disa.proposals.engines import make_engines
 from disa.proposals.imported import files_digest
@@ -130,7 +131,7 @@ class Pipeline:
 
         config, law = self.recipe.proposals, self.recipe.sampling
         identity = {"proposals": config.identity(), "sampling": law.identity()} | self._model_identity("proposal")
-        identity |= {"files": files_digest(config.files)} if config.files else {}
+        identity |= {"files": files_digest(config.files), "importer": importer.VERSION} if config.files else {}
         inputs = self._model_inputs()
         return self._stage("proposals", "2_proposals", proposals.VERSION, identity, inputs, work, by="parts")
 
@@ -222,7 +223,7 @@ class Pipeline:
                 beta,
                 self.task.reward_range,
                 prompts,
-                scoring.decided(rows),
+                rows,
                 features,
                 self.recipe.proposals.adaptive,
             )
@@ -233,6 +234,9 @@ class Pipeline:
             "inverse_temperature": beta,
             "reward_range": list(self.task.reward_range),
         }
+        if adaptive := self.recipe.proposals.adaptive:
+            # What the flag capped depends on; runs without such a budget keep their identity.
+            identity["capped"] = {"cap": adaptive.cap, "precision": adaptive.precision}
         return self._stage("partition", "4_partition", partition.VERSION, identity, self.scores(), work)
 
     def anchor(self) -> StageFolder:
@@ -348,7 +352,8 @@ class Pipeline:
         if folder in self._done:
             return self._done[folder]
         stage = StageFolder(self.run_dir, folder, version=version, identity=identity, inputs=inputs)
-        if stage.finished:
+        # A worker outside a launch may finish the stage while its processes look, one before and one after.
+        if processes.first_says(stage.finished) if by == "launch" else stage.finished:
             self._say(f"{folder}: finished earlier, nothing changed")
         elif name not in self._may_work:
             raise NotFinished(
@@ -448,8 +453,15 @@ def _by_parts(stage: StageFolder, work: Work, waiting: Callable[[], None]) -> No
 
 def _by_launch(stage: StageFolder, work: Work, waiting: Callable[[], None]) -> None:
     first = processes.rank() == 0
-    with stage.alone(waiting) if first else contextlib.nullcontext():
-        processes.meet()  # from here on nobody outside this launch changes whether the stage is finished
+    with stage.offered() as take:
+        said = False
+        # A worker outside the launch may hold the stage for hours, longer than any meeting may take.
+        while not processes.first_says(first and take()):
+            if not said:
+                waiting()
+            said = True
+            time.sleep(WAIT)
+        # From here on nobody outside this launch changes whether the stage is finished.
         if not stage.finished:
             if first:
                 stage.begin()

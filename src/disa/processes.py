@@ -6,8 +6,14 @@ Without a launcher there is one process, of rank 0. Light: nothing of torch is l
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING, TypeVar
 
 from disa.errors import DisaError
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
+
+T = TypeVar("T")
 
 
 def rank() -> int:
@@ -59,9 +65,27 @@ def refuse_launch(command: str) -> None:
 
 
 def meet() -> None:
-    """Wait until every process of the launch has come here."""
+    """Wait until every process of the launch has come here; each must come within the time-out of their group."""
     if count() > 1:
-        import torch
-        from accelerate import PartialState
+        _state().wait_for_everyone()
 
-        PartialState(cpu=not torch.cuda.is_available()).wait_for_everyone()
+
+def first_says(value: T) -> T:
+    """What the process of rank 0 gives for ``value``, in every process of the launch.
+
+    Where that process has to wait for somebody outside the launch, it says so again and again: the others then wait
+    with it for as long as it takes, and not for as long as a meeting may take.
+    """
+    if count() == 1:
+        return value
+    from accelerate.utils import broadcast_object_list
+
+    _state()
+    return broadcast_object_list([value])[0]
+
+
+def _state() -> PartialState:
+    import torch
+    from accelerate import PartialState
+
+    return PartialState(cpu=not torch.cuda.is_available())

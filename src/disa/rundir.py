@@ -28,7 +28,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from disa.errors import DisaError
-from disa.locks import WAIT, awaited, try_lock
+from disa.locks import WAIT, awaited, offered, try_lock
 from disa.provenance import digest
 from disa.records import Row, aside, read_rows, write_rows
 
@@ -131,6 +131,10 @@ class StageFolder:
             Called once where another process holds it and this one has to wait.
         """
         return awaited(self._lock, waiting)
+
+    def offered(self) -> contextlib.AbstractContextManager[Callable[[], bool]]:
+        """Give a function that takes this stage, as :meth:`alone` does, or says that another process holds it."""
+        return offered(self._lock)
 
     def parts_to_make(self, rows: dict[str, int]) -> Iterator[str]:
         """Keys of the parts that this process is to make, until all are there.

@@ -10,9 +10,9 @@ from six_outcomes import PASSES, PROPOSAL, REFERENCE, exact_log_z, sample
 from disa.errors import DisaError
 from disa.partition import estimate_log_partition_batch
 from disa.partition.allocation import allocate, least_variance_share, next_round, relative_spread
-from disa.partition.budget import adaptive_budget, trajectory_arrays
-from disa.partition.draws import collect_draws
-from disa.partition.plan import plan_round, spent
+from disa.partition.budget import adaptive_budget
+from disa.partition.draws import collect_draws, trajectory_arrays
+from disa.partition.plan import plan_round, spent, stopped_at_cap
 from disa.records import PartitionEstimate, ScoredTrajectory
 
 NO_CAP = 10**9
@@ -209,6 +209,7 @@ def test_the_budget_is_spent_within_the_cap_and_harder_prompts_get_more(mixed):
     assert counts[q < 0.02].mean() > 2 * counts[q > 0.3].mean()
     assert np.array_equal(result.capped, counts == settings["cap"])
     assert result.capped.any()
+    assert ["capped" in flags for flags in result.estimates.flags] == result.capped.tolist()
 
 
 def test_the_estimates_are_those_of_all_the_draws_pooled(mixed):
@@ -400,10 +401,15 @@ def test_a_budget_is_not_allocated_without_the_proposals_word_on_every_draw():
 
 def test_what_a_budget_came_to_counts_prompts_that_reached_the_precision_and_the_cap():
     row = PartitionEstimate("x", "train", 1.0, 0.5, 0.5, 1.5, 16, 4, 0.5, 9.0, 0.0, 1.0, None, "mixture", [])
-    rows = [
-        dataclasses.replace(row, n=n, hits_ess=hits) for n, hits in ((16, 100.0), (64, 30.0), (64, 99.9), (40, 3.0))
-    ]
-    found = spent(rows, cap=64, precision=0.1)
+    # Of the last but one only 60 draws were decided: all that were drawn count.
+    cases = ((16, 16, 100.0), (64, 64, 30.0), (64, 60, 99.9), (40, 40, 3.0))
+    rows = [dataclasses.replace(row, prompt_id=f"p{i}", n=n, hits_ess=hits) for i, (_, n, hits) in enumerate(cases)]
+    made = {(f"p{i}", "reference"): 4 for i in range(4)} | {
+        (f"p{i}", "proposal"): m - 4 for i, (m, *_) in enumerate(cases)
+    }
+    assert stopped_at_cap(rows, made, cap=64, precision=0.1) == {"p1", "p2"}
+    assert stopped_at_cap([], made, cap=64, precision=0.1) == set()
+    found = spent(rows, made, cap=64, precision=0.1)
     assert found == {
         "trajectories": 184,
         "from_reference": 16,

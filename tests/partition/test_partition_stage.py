@@ -10,6 +10,7 @@ from disa.partition import estimate_log_partition_batch
 from disa.partition.config import PartitionConfig
 from disa.partition.stage import run_partition
 from disa.partition.verdict import FLAGS, WORST, verdict
+from disa.proposals.config import AdaptiveConfig
 from disa.records import PartitionEstimate, Prompt, ScoredTrajectory
 from disa.rundir import StageFolder
 
@@ -116,6 +117,29 @@ def test_completion_lengths_reach_the_gate(tmp_path):
     ]
     estimates = run(tmp_path / "b", prompts, rows).rows(PartitionEstimate)
     assert [e.prompt_id for e in estimates if "gated" in e.flags] == ["p9"]
+
+
+def test_training_prompts_at_the_cap_short_of_the_precision_are_flagged(tmp_path):
+    prompts = [prompt("all"), prompt("undecided"), prompt("fewer"), prompt("heldout", "heldout")]
+    rows = [row for row in trajectories(prompts) if row.prompt_id != "fewer" or row.draw < 60]
+    # Two draws without a verdict were drawn all the same.
+    rows = [dataclasses.replace(r, reward=None) if r.prompt_id == "undecided" and r.draw < 2 else r for r in rows]
+
+    def flagged(name, adaptive):
+        stage = StageFolder(tmp_path / name, "4_partition", version=1, identity={}, inputs={})
+        stage.begin()
+        run_partition(stage, PartitionConfig(), BETA, (0.0, 1.0), prompts, rows, adaptive=adaptive)
+        estimates = stage.rows(PartitionEstimate)
+        assert {e.prompt_id: e.n for e in estimates} == {"all": 64, "undecided": 62, "fewer": 60, "heldout": 64}
+        return [e.prompt_id for e in estimates if "capped" in e.flags], stage.manifest
+
+    found, manifest = flagged("short", AdaptiveConfig(cap=64, precision=0.01))
+    assert found == ["all", "undecided"]
+    assert manifest["verdict"]["flags"]["capped"] == {"prompts": 2, "meaning": FLAGS["capped"]}
+    assert (manifest["budget"]["capped"], manifest["budget"]["trajectories"]) == (2, 64 + 64 + 60)
+    # One effective hit is enough here, and every prompt has more.
+    assert flagged("reached", AdaptiveConfig(cap=64, precision=1.0))[0] == []
+    assert flagged("even", None)[0] == []
 
 
 def test_without_reference_draws_the_rows_can_still_be_written_and_read(tmp_path):

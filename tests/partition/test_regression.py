@@ -187,6 +187,12 @@ def test_inspect_prints_the_evidence_for_people_and_as_json(anchor_folder, tmp_p
     assert f"regressor on {SPLITS['heldout']} prompts outside its fit" in text
 
 
+def stored_scores(run, rows):
+    scoring = StageFolder(run, "3_scoring", version=1, identity={}, inputs={})
+    scoring.begin()
+    scoring.write_part("part-0", rows, ScoredTrajectory)
+
+
 def test_inspect_sweeps_inverse_temperatures_from_the_runs_trajectories(world, stage, tmp_path, capsys):
     prompts, rows, _, _ = world
     drawn = {row.prompt_id for row in rows}
@@ -196,9 +202,7 @@ def test_inspect_sweeps_inverse_temperatures_from_the_runs_trajectories(world, s
     results = []
     for stored in (False, True):
         if stored:
-            scoring = StageFolder(tmp_path, "3_scoring", version=1, identity={}, inputs={})
-            scoring.begin()
-            scoring.write_part("part-0", rows, ScoredTrajectory)
+            stored_scores(tmp_path, rows)
         assert main(["inspect", str(tmp_path), "--json", "--inverse-temperature", f"1,{BETA}"]) == 0
         results.append(json.loads(capsys.readouterr().out)["sweep"])
     # Two-valued rewards: from the anchor's q and from the trajectories, the same to rounding and the difference step.
@@ -210,3 +214,12 @@ def test_inspect_sweeps_inverse_temperatures_from_the_runs_trajectories(world, s
     assert 0 < at_beta["mean_reward"] < 1 and at_beta["kl"] > 0
     assert main(["inspect", str(tmp_path), "--inverse-temperature", "0"]) == 2
     assert "inverse temperature 0" in capsys.readouterr().err
+
+
+def test_inspect_does_not_sweep_a_regressors_posterior_means(world, anchor_folder, tmp_path, capsys):
+    _, rows, _, _ = world
+    shutil.copytree(anchor_folder, tmp_path / "5_anchor")
+    stored_scores(tmp_path, rows)
+    assert main(["inspect", str(tmp_path), "--inverse-temperature", "3"]) == 2
+    message = capsys.readouterr().err
+    assert "posterior means" in message and "training.inverse_temperature=3.0" in message

@@ -5,6 +5,7 @@ from six_outcomes import GRADES, PASSES, PROPOSAL, REFERENCE, exact_log_z, popul
 from disa.errors import DisaError
 from disa.partition import estimate_log_partition_batch
 from disa.partition.draws import collect_draws
+from disa.partition.estimators import ESTIMATORS
 from disa.partition.length import length_normalised_lambda
 from disa.partition.sweep import sweep_log_partition, sweep_log_z
 
@@ -37,6 +38,30 @@ def test_sweep_gates_as_a_fresh_estimate_does():
         batch = estimate_log_partition_batch(**arrays, beta=beta)
         assert set(batch.method[::2]) == {"mixture"} and "pass_rate" in batch.method[1::2]
         np.testing.assert_allclose(swept[:, column], batch.log_z, rtol=1e-12)
+
+
+@pytest.mark.parametrize("method", [m for m in ESTIMATORS if m != "mixture"])
+def test_sweep_keeps_the_method_that_each_prompt_was_estimated_by(method):
+    arrays = sample(np.random.default_rng(0), 20, 64, 192, GRADES)
+    # Every second prompt by the default, whose gate stays open here at every inverse temperature.
+    methods = ["mixture", method] * 10
+    swept = sweep_log_partition(**arrays, betas=BETAS, methods=methods)
+    for column, beta in enumerate(BETAS):
+        default, own = (estimate_log_partition_batch(**arrays, beta=beta, method=m).log_z for m in ("mixture", method))
+        np.testing.assert_allclose(swept[::2, column], default[::2], rtol=1e-12)
+        np.testing.assert_allclose(swept[1::2, column], own[1::2], rtol=1e-12)
+        assert np.abs(own - default).max() > 1e-6
+
+
+def test_sweep_refuses_methods_that_do_not_fit_the_draws():
+    arrays = sample(np.random.default_rng(0), 2, 0, 8, GRADES)
+    for methods, message in [
+        (["mixture"], "methods: 1 methods for 2 prompts"),
+        (["mixture", "posterior"], "methods, prompt 1: is 'posterior', expected one of mixture"),
+        (["mixture", "pass_rate"], "methods, prompt 1: method pass_rate needs reference draws"),
+    ]:
+        with pytest.raises(DisaError, match=message):
+            sweep_log_partition(**arrays, betas=BETAS, methods=methods)
 
 
 def test_sweep_is_close_to_the_exact_log_z_at_every_inverse_temperature():

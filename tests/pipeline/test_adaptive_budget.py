@@ -14,7 +14,7 @@ from disa.anchor import Anchor
 from disa.cli.main import main
 from disa.errors import DisaError
 from disa.partition import estimate_log_partition_batch
-from disa.partition.stage import trajectory_columns
+from disa.partition.draws import trajectory_columns
 from disa.pipeline import Pipeline
 from disa.proposals.config import AdaptiveConfig, ProposalsConfig
 from disa.recipe import load_recipe
@@ -152,7 +152,7 @@ def test_the_rounds_belong_to_the_scoring_stage(undisturbed, tiny_recipe, write_
     assert run(recipe) == []
 
 
-def test_a_precision_reached_by_the_pilot_leaves_empty_rounds(undisturbed, tiny_recipe, write_recipe, tmp_path):
+def test_a_precision_reached_by_the_pilot_leaves_empty_rounds(undisturbed, tiny_recipe, write_recipe, tmp_path, capsys):
     for name in ("1_tasks", "warmup"):
         shutil.copytree(undisturbed / name, tmp_path / "run" / name)
     # hits_ess of 1e-4 is reached by every prompt with a success; the others go on to the cap.
@@ -161,6 +161,11 @@ def test_a_precision_reached_by_the_pilot_leaves_empty_rounds(undisturbed, tiny_
     train = [row for row in anchor.estimates.values() if row.split == "train"]
     assert all(row.n == 4 if row.hits_ess > 1 else row.n <= 5 for row in train)
     assert anchor.evidence["budget"]["reached"] + anchor.evidence["budget"]["capped"] == 6
+    capped = {row.prompt_id for row in train if "capped" in row.flags}
+    assert len(capped) == anchor.evidence["budget"]["capped"]
+    assert all(row.n == 5 and row.hits_ess < 1e-4 for row in train if row.prompt_id in capped)
+    assert main(["inspect", str(tmp_path / "run")]) == 0
+    assert (f"capped ({len(capped)}): an adaptive budget" in capsys.readouterr().out) == bool(capped)
 
 
 def test_inspect_says_how_the_budget_was_spent(undisturbed, capsys):

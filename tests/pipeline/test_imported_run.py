@@ -56,6 +56,16 @@ def test_imported_trajectories_give_the_anchor_of_the_run_that_drew_them(run_cop
     )
 
 
+def test_a_runs_own_folder_imports_as_the_trajectories_it_holds(run_copy, finished_run):
+    recipe, folder = run_copy
+    files = sorted(str(path) for path in (finished_run / "2_proposals").glob("*.parquet"))
+    run(recipe, "proposals", *importing(*files))
+    assert read_rows(folder / "2_proposals", Trajectory) == read_rows(finished_run / "2_proposals", Trajectory)
+    facts = json.loads((folder / "2_proposals" / "manifest.json").read_text())
+    drawn = [row.source for row in read_rows(finished_run / "2_proposals", Trajectory)]
+    assert (facts["left_out"], facts["without_log_prob"]) == (drawn.count("reference"), 0)
+
+
 @pytest.fixture
 def without_proposal(finished_run, tmp_path, tiny_recipe, write_recipe):
     """The tiny recipe on the finished run's reference, as a given model without a proposal."""

@@ -7,6 +7,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 import yaml
@@ -18,7 +20,7 @@ from disa.anchor import Anchor
 from disa.engine import read_step_log
 from disa.errors import DisaError
 from disa.locks import shared
-from disa.pipeline import Pipeline
+from disa.pipeline import Pipeline, _by_launch
 from disa.recipe import load_recipe
 from disa.records import Prompt, ScoredTrajectory, Trajectory, read_rows
 from disa.rundir import StageFolder
@@ -177,6 +179,73 @@ def test_other_settings_are_kept_out_while_a_recipe_is_at_work(recipe, tiny_reci
         assert run_command(["run", str(other), "--until", "tasks"]) == 2
         assert "another disa process is working in this run directory with other settings" in capfd.readouterr().err
         assert run_command(["run", str(path), "--until", "tasks"]) == 0
+
+
+MEETING = 5.0
+"""Seconds within which the processes of the launch below must meet: enough for a look at a busy machine."""
+
+
+def train_after_a_worker(run_dir):
+    """A stage of a launch that somebody else may hold; the processes say that they wait, and that they worked."""
+    import datetime
+
+    from accelerate import PartialState
+
+    PartialState(cpu=True, timeout=datetime.timedelta(seconds=MEETING))
+    stage = StageFolder(run_dir, "warmup", version=1, identity={}, inputs={})
+
+    def work(stage):
+        (stage.path / f"worked.{processes.rank()}").touch()
+        processes.meet()
+        if processes.rank() == 0:
+            stage.finish()
+
+    _by_launch(stage, work, lambda: (run_dir / f"waits.{processes.rank()}").open("x").close())
+
+
+@pytest.mark.parametrize("finishes", [False, True], ids=["a worker that leaves", "a worker that finishes the stage"])
+def test_processes_of_a_launch_wait_for_a_worker_longer_than_for_each_other(finishes, tmp_path):
+    stage = StageFolder(tmp_path, "warmup", version=1, identity={}, inputs={})
+
+    def hold():
+        with stage.alone():
+            holds.set()
+            while not (tmp_path / "waits.0").exists():
+                time.sleep(0.05)
+            if finishes:
+                stage.begin()
+                stage.finish()
+            else:
+                time.sleep(1.5 * MEETING)
+
+    holds = threading.Event()
+    worker = threading.Thread(target=hold, daemon=True)
+    worker.start()
+    holds.wait()
+    assert launch(train_after_a_worker, tmp_path, count=2) == [0, 0]
+    worker.join()
+    assert stage.finished
+    worked = sorted(path.name for path in stage.path.glob("worked.*"))
+    assert worked == ([] if finishes else ["worked.0", "worked.1"])
+
+
+def look(run_dir):
+    """What each process of a launch takes a stage for that is finished while they look."""
+    stage = StageFolder(run_dir, "warmup", version=1, identity={}, inputs={})
+    if processes.rank() == 1:
+        while not (run_dir / "seen").exists():
+            time.sleep(0.05)
+        stage.begin()
+        stage.finish()
+    finished = stage.finished
+    if processes.rank() == 0:
+        (run_dir / "seen").touch()
+    (run_dir / f"taken.{processes.rank()}").write_text(f"{finished} {processes.first_says(finished)}")
+
+
+def test_processes_of_a_launch_agree_on_whether_a_stage_is_finished(tmp_path):
+    assert launch(look, tmp_path, count=2) == [0, 0]
+    assert [(tmp_path / f"taken.{rank}").read_text() for rank in (0, 1)] == ["False False", "True False"]
 
 
 def test_a_batch_that_the_processes_of_a_launch_cannot_share_is_refused(monkeypatch):

@@ -1,5 +1,6 @@
 """Trajectories from files: taken exactly as they are where they are the law's, marked or refused where not."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -13,7 +14,7 @@ from disa.oracle.hf import oracle_tokenizer
 from disa.proposals.imported import ImportedTrajectories, files_digest
 from disa.proposals.protocol import Job
 from disa.proposals.sampler import Draw
-from disa.records import Prompt
+from disa.records import Prompt, Trajectory, write_rows
 from disa.sampling import SamplingConfig
 
 SPACE = Space(vocabulary=4, length_limit=4)
@@ -59,6 +60,33 @@ def test_several_files_are_read_one_after_the_other(tmp_path):
     assert [d.log_prob for d in draws(load(files), "id-0")] == [-1.5, -3.0]
 
 
+def own_rows():
+    """Rows as 2_proposals holds them: the proposal's, one of them known as text only, and one of the reference."""
+    row = Trajectory("id-0", 0, "proposal", "ab", [1, 2, 0], False, -1.5)
+    return [
+        row,
+        dataclasses.replace(row, draw=1, log_sampler=-2.5, retokenised=True),
+        dataclasses.replace(row, draw=2, log_sampler=None),
+        dataclasses.replace(row, source="reference", log_sampler=-0.5),
+    ]
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.parquet"])
+def test_rows_of_an_own_run_keep_log_probability_and_mark_and_the_references_are_left_out(tmp_path, name):
+    if name.endswith("parquet"):
+        write_rows(tmp_path / name, own_rows(), Trajectory)
+    else:
+        write(tmp_path / name, [dataclasses.asdict(row) for row in own_rows()])
+    held = load([str(tmp_path / name)])
+    expected = [Draw([1, 2, 0], False, -1.5), Draw([1, 2, 0], False, -2.5, True), Draw([1, 2, 0], False, None)]
+    assert (draws(held, "id-0"), held.left_out) == (expected, 1)
+
+
+def test_a_column_named_source_is_read_in_own_rows_only(tmp_path):
+    held = load([write(tmp_path / "a.jsonl", [WHOLE | {"source": "reference"}, WHOLE | {"source": 7}])])
+    assert (held.count("id-0"), held.left_out) == (2, 0)
+
+
 @pytest.mark.parametrize("ids", [None, [2, 2, 0], [1, 2, 900], [-1]], ids=str)
 def test_text_without_ids_of_the_references_tokenizer_is_tokenised_and_marked(tmp_path, ids):
     row = WHOLE | {"completion_ids": ids}
@@ -81,6 +109,8 @@ REFUSED = {
     "log_prob that is true": ({"log_prob": True}, "field log_prob: expected float, found True"),
     "log_prob above 0": ({"log_prob": 0.5}, "log_prob is 0.5, expected a number up to 0"),
     "infinite log_prob": ({"log_prob": -np.inf}, "log_prob is -inf"),
+    "positive log_sampler": ({"log_prob": None, "log_sampler": 0.5}, "log_sampler is 0.5, expected a number up to 0"),
+    "two log-probabilities": ({"log_sampler": -2.5}, "log_prob is -1.5 and log_sampler -2.5, expected the same"),
     "no stop token": ({"completion_ids": [1, 2]}, "truncated is false, and of 2 completion_ids those at \\[\\]"),
     "a stop token too early": ({"completion_ids": [1, 0, 2, 0]}, "of 4 completion_ids those at \\[1, 3\\]"),
     "truncated with a stop token": ({"truncated": True}, "truncated is true, and of 3 completion_ids those at \\[2\\]"),
@@ -107,7 +137,7 @@ def test_files_that_are_missing_unreadable_or_of_another_run_are_refused(tmp_pat
         (tmp_path / name).write_bytes(content)
         with pytest.raises(DisaError, match=f"{name}.*{message}.*Fix: "):
             load([str(tmp_path / name)])
-    with pytest.raises(DisaError, match="none of 1 rows belongs to a prompt of this run.*Fix: "):
+    with pytest.raises(DisaError, match="none of 1 rows is the proposal's and belongs to a prompt of this run.*Fix: "):
         load([write(tmp_path / "a.jsonl", [WHOLE | {"prompt_id": "other"}])])
 
 

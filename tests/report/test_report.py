@@ -13,7 +13,7 @@ from disa.records import EvaluationRecord, PartitionEstimate, Prompt
 from disa.report import ReportContent, metrics_table_text, write_report
 from disa.report.blocks import markdown_table
 from disa.report.escape import shown
-from disa.report.tables import aligned
+from disa.text_table import aligned
 
 BETA = 3.0
 HOSTILE = "</pre><script src='https://evil.example/x.js'></script>\u202e\x00\ud800<img src=x onerror=alert(1)>"
@@ -229,4 +229,5 @@ def test_importing_the_report_loads_neither_matplotlib_nor_torch():
 def test_text_and_markdown_show_the_same_cells():
     rows = [["method", "x"], ["disa *", "0.5"], ["g", "1"]]
     assert aligned(rows) == "method  x\ndisa *  0.5\ng       1"
+    assert aligned(rows, numbers=True) == "method    x\ndisa *  0.5\ng         1"
     assert markdown_table(rows) == "| method | x |\n| --- | --- |\n| disa * | 0.5 |\n| g | 1 |"

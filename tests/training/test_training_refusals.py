@@ -15,7 +15,7 @@ from disa.training.balance_config import _REFUSED, _UNREAD
 from disa.training.build import Ingredients, build_trainer
 from disa.training.flowrl_trainer import FlowRLConfig
 from disa.training.group_trainer import VarGradConfig
-from disa.training.trainer import reward_fingerprint
+from disa.training.trainer import check_prompts, reward_fingerprint
 
 OTHER_VALUE = {
     "top_p": 0.9,
@@ -23,6 +23,7 @@ OTHER_VALUE = {
     "min_p": 0.05,
     "repetition_penalty": 1.1,
     "generation_kwargs": {"typical_p": 0.9},
+    "chat_template_kwargs": {"enable_thinking": False},
     "num_iterations": 2,
     "sync_ref_model": True,
     "mask_truncated_completions": True,
@@ -229,6 +230,42 @@ def test_a_prompt_without_log_z_is_refused(small_run, tmp_path):
 def test_a_missing_column_is_named(column, small_run, tmp_path):
     with pytest.raises(DisaError, match=f"column '{column}' is missing, found .*Fix: "):
         small_run.trainer(tmp_path, parts={"train_dataset": small_run.rows.remove_columns(column)})
+
+
+USER, SYSTEM = {"role": "user", "content": "?"}, {"role": "system", "content": "Be brief."}
+UNLIKE_PROMPTS = {
+    "another system prompt": (
+        [[SYSTEM, USER], [SYSTEM | {"content": "Be verbose."}, USER]],
+        "prompt id-1 is messages with system prompt 'Be verbose.', expected messages with system prompt 'Be brief.'",
+    ),
+    "no system prompt": (
+        [[SYSTEM, USER], [USER]],
+        "prompt id-1 is messages with system prompt none, expected messages",
+    ),
+    "an example in front": (
+        [[USER, {"role": "assistant", "content": "!"}, USER]],
+        "prompt id-0 has messages of user, assistant, user, expected one of user",
+    ),
+}
+
+
+@pytest.mark.parametrize(("prompts", "message"), UNLIKE_PROMPTS.values(), ids=UNLIKE_PROMPTS)
+def test_prompts_that_the_fingerprint_does_not_describe_are_refused(prompts, message, small_run, tmp_path):
+    rows = Dataset.from_list([{"prompt_id": f"id-{i}", "task": "t:1", "prompt": p} for i, p in enumerate(prompts)])
+    with pytest.raises(DisaError, match=f"train_dataset or eval_dataset: {message}.*Fix: "):
+        small_run.trainer(tmp_path, parts={"train_dataset": rows})
+
+
+def test_evaluation_prompts_of_another_form_are_refused(small_run, tmp_path):
+    asked = Dataset.from_list([dict(row) | {"prompt": [USER]} for row in small_run.rows])
+    with pytest.raises(DisaError, match="is messages with system prompt none, expected text as before it.*Fix: "):
+        small_run.trainer(tmp_path, parts={"eval_dataset": asked})
+
+
+def test_prompts_of_one_form_differ_in_the_question_only():
+    for context in ([], [SYSTEM]):
+        prompts = [[*context, USER | {"content": str(i)}] for i in range(3)]
+        check_prompts([Dataset.from_list([{"prompt_id": "id", "prompt": p} for p in prompts])] * 2)
 
 
 def test_offline_trajectories_are_given_exactly_where_they_have_a_share(small_run, tmp_path):

@@ -8,6 +8,7 @@ from method_oracle import BETA, SIZE, World, settings
 from trl import GRPOConfig, GRPOTrainer
 
 from disa.errors import DisaError
+from disa.objectives.a_star_po import a_star_po_loss
 from disa.training.a_star_po_trainer import AStarPOConfig, AStarPOTrainer, reference_values, unsolved
 from disa.training.balance_config import BalanceConfig
 from disa.training.balance_trainer import BalanceTrainer
@@ -68,6 +69,27 @@ def test_with_sums_every_source_of_log_z_leads_to_the_target(world, tmp_path, bu
     trainer.train()
     assert before > 0.25
     assert world.kl_to_target(trainer.model).mean() < bound
+
+
+def test_a_star_pos_loss_is_that_of_its_function(world, tmp_path):
+    trainer = a_star_po(world, tmp_path, steps=2, logging_steps=1)
+    beta, compute, seen = trainer.args.inverse_temperature, trainer.compute_loss, []
+
+    def recorded(model, inputs, **others):
+        with torch.no_grad():
+            log_pi, _ = trainer._sequence_log_probs(model, inputs)
+            log_ref = (inputs["ref_per_token_logps"].double() * inputs["completion_mask"]).sum(dim=1)
+            value = trainer._log_z(model, inputs).double() / beta
+            reward = trainer._reward(inputs).double()
+            seen.append(a_star_po_loss(log_pi, log_ref, reward, value, beta2=1 / beta).item())
+        return compute(model, inputs, **others)
+
+    trainer.compute_loss = recorded
+    trainer.train()
+    losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
+    # TRL's log keeps losses in float32, and the trainer scales the residual where the function scales its terms.
+    assert losses == pytest.approx(seen, rel=1e-5)
+    assert len(losses) == 2 and losses[0] != losses[1]
 
 
 def test_gflowrl_with_sums_and_without_a_clip_is_vargrad_step_by_step(world, tmp_path):

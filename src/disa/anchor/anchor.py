@@ -187,6 +187,11 @@ class Anchor:
         rows = {row.prompt_id: row for row in predicted_rows(prompts, predicted, self.reward_range)}
         return dataclasses.replace(self, estimates=MappingProxyType(rows | dict(self.estimates)))
 
+    @property
+    def regressed(self) -> bool:
+        """Whether estimates are a regressor's posterior means."""
+        return any(row.method in ("posterior", "predicted") for row in self.estimates.values())
+
     def at_inverse_temperature(self, beta: float) -> Anchor:
         """The same anchor at another inverse temperature, exact for two-valued rewards.
 
@@ -196,8 +201,7 @@ class Anchor:
             Where rewards are graded: q then depends on beta, and only a new estimate will do. Or where estimates
             are a regressor's posterior means, which no single q stands for.
         """
-        regressed = any(row.method in ("posterior", "predicted") for row in self.estimates.values())
-        if not self.binary or regressed:
+        if not self.binary or self.regressed:
             found = "estimates are posterior means of a regressor" if self.binary else "rewards are graded"
             raise DisaError(
                 f"{found}, so q depends on the inverse temperature",

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from disa.anchor import Anchor
 from disa.errors import DisaError
-from disa.partition.stage import trajectory_columns
+from disa.partition.draws import trajectory_columns
 from disa.partition.sweep import sweep_log_partition
 from disa.partition.verdict import verdict
 from disa.partition.weighable import weighable
@@ -66,7 +66,8 @@ def _sweep(anchor: Anchor, betas: Sequence[float]) -> list[dict[str, float]]:
             problem = f"inverse temperature {beta}, expected a finite positive number"
             raise DisaError(problem, where="disa inspect", fix="give numbers above 0")
         step = 1e-4 * beta
-        low, log_z, high = log_z_at([beta - step, beta, beta + step])
+        # The given value first: where it is refused, the message names it.
+        log_z, low, high = log_z_at([beta, beta - step, beta + step])
         mean_reward = (high - low) / (2.0 * step)
         values = {"log_z": log_z, "mean_reward": mean_reward, "kl": beta * mean_reward - log_z}
         found.append({"inverse_temperature": beta} | {name: float(np.median(v)) for name, v in values.items()})
@@ -74,20 +75,23 @@ def _sweep(anchor: Anchor, betas: Sequence[float]) -> list[dict[str, float]]:
 
 
 def _log_z_at(anchor: Anchor) -> Any:
-    """Function from inverse temperatures to log Z, one array over the training prompts each."""
-    train = [key for key, row in anchor.estimates.items() if row.split == "train"]
+    """Function from inverse temperatures to log Z, one array over the training prompts each.
+
+    Every prompt keeps the anchor's estimator for it: at the anchor's own inverse temperature this is its log Z.
+    """
+    train = [row for row in anchor.estimates.values() if row.split == "train"]
+    prompt_ids, methods = [row.prompt_id for row in train], [row.method for row in train]
     scoring = None if anchor.path is None else anchor.path.parent / "3_scoring"
-    if scoring is not None and scoring.is_dir():
-        # The rounds of an adaptive budget lie in folders of their own.
-        found = read_rows(sorted(scoring.rglob("*.parquet")), ScoredTrajectory)
-        judged = [row for row in found if row.prompt_id in anchor.estimates and row.reward is not None]
-        rows = weighable(judged, "pass_rate")
-        drawn = sorted({row.prompt_id for row in rows})
-        kept = np.isin(drawn, train)
-        # All prompts, as in the partition stage: the gate pools its evidence over them.
-        arrays = trajectory_columns(drawn, rows)
-        return lambda betas: sweep_log_partition(**arrays, betas=betas, reward_range=anchor.reward_range).T[:, kept]
-    return lambda betas: [anchor.at_inverse_temperature(beta).log_z(train) for beta in betas]
+    if anchor.regressed or scoring is None or not scoring.is_dir():
+        # A regressor's posterior is no estimate of the draws alone, and is refused there.
+        return lambda betas: [anchor.at_inverse_temperature(beta).log_z(prompt_ids) for beta in betas]
+    # The rounds of an adaptive budget lie in folders of their own.
+    found, wanted = read_rows(sorted(scoring.rglob("*.parquet")), ScoredTrajectory), set(prompt_ids)
+    judged = [row for row in found if row.prompt_id in wanted and row.reward is not None]
+    # Where the proposal is unknown, there are pass rates only.
+    arrays = trajectory_columns(prompt_ids, weighable(judged, "pass_rate"))
+    law = {"methods": methods, "reward_range": anchor.reward_range}
+    return lambda betas: sweep_log_partition(**arrays, betas=betas, **law).T
 
 
 def _print(result: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ from disa.errors import DisaError
 from disa.planning.cluster import GPUS, Cluster
 from disa.processes import refuse_launch
 from disa.recipe import load_recipe
+from disa.text_table import aligned
 
 if TYPE_CHECKING:
     from disa.planning.plan import StagePlan
@@ -52,7 +53,8 @@ def plan(options: argparse.Namespace) -> int:
     headings = ["stage", "sequences", "tokens", "TFLOP", "memory GB", "time here"]
     headings += ["measured", "planned/measured"] if options.against else []
     headings += [f"on {cluster.count} {cluster.gpu}", "fits one GPU"] if cluster else []
-    console.print(_aligned([headings, *(_cells(one, cluster, bool(options.against)) for one in plans)]))
+    rows = [headings, *(_cells(one, cluster, bool(options.against)) for one in plans)]
+    console.print(aligned(rows, numbers=True))
     console.print(f"total here: {_time(sum(one.seconds for one in plans))}")
     if cluster:
         total = sum(one.cluster_seconds or 0.0 for one in plans)
@@ -77,13 +79,6 @@ def _cells(one: StagePlan, cluster: Cluster | None, against: bool) -> list[str]:
     if cluster:
         cells += [_time(one.cluster_seconds), "yes" if cluster.fits(work) else "no"] if work else ["", ""]
     return cells
-
-
-def _aligned(rows: list[list[str]]) -> str:
-    """Columns side by side, names to the left and numbers to the right, as wide as they are."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [[row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))] for row in rows]
-    return "\n".join("  ".join(line) for line in lines)
 
 
 def _cluster(options: argparse.Namespace) -> Cluster | None:

@@ -13,9 +13,9 @@ from disa.comparison.page import page
 from disa.comparison.results import ComparisonResults, OverSeeds
 from disa.recipe import Recipe
 from disa.report.blocks import markdown_table
-from disa.report.tables import aligned
 from disa.report.write import write_figures
 from disa.rundir import write_json
+from disa.text_table import aligned
 
 VERSION = 1
 

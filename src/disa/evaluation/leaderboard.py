@@ -16,6 +16,7 @@ from disa.evaluation.metrics import Measured, Summary, summary_to_json
 from disa.evaluation.models import ModelSpec
 from disa.evaluation.samples import ProblemScore
 from disa.rundir import StageFolder, write_json
+from disa.text_table import aligned
 
 TEST = "two-sided sign-flip permutation test on differences paired by problem, Holm-adjusted over models"
 _NAMES = {
@@ -160,7 +161,7 @@ def summary_table(summary: Summary, comparisons: Sequence[Comparison]) -> str:
             for c in comparisons
             if c.task == task
         ]
-        blocks.append(_aligned(rows) + ("\n" + _aligned(differences) if differences else ""))
+        blocks.append(aligned(rows) + ("\n" + aligned(differences) if differences else ""))
     return "\n\n".join(blocks)
 
 
@@ -197,11 +198,6 @@ def _task_facts(benchmark: Benchmark) -> dict[str, Any]:
         "configuration": benchmark.task.config.identity(),
         "data": report.facts if report is not None else None,
     }
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in rows)
 
 
 def _parts(metric: str) -> tuple[str, str, str]:

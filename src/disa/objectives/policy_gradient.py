@@ -1,7 +1,7 @@
 """GRPO (arXiv 2402.03300) and GSPO (arXiv 2507.18071): clipped ratio times group-normalised advantage.
 
-Training uses TRL's own; these are the formulas, which the tests hold against it. Both maximise reward: their
-optimum is a policy of best completions and no distribution over them.
+Training uses TRL's own; these are the formulas, which the tests hold against it, for use from Python. Both maximise
+reward: their optimum is a policy of best completions and no distribution over them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,14 @@ _STD_FLOOR = 1e-4
 
 
 def group_advantage(reward: Float[Tensor, " batch"], group: Int[Tensor, " batch"]) -> Float[Tensor, " batch"]:
-    """``A = (r - mean) / (std + 1e-4)`` within each group, std with K - 1; 0 in a group of one."""
+    """``A = (r - mean) / (std + 1e-4)`` within each group, std with K - 1; 0 in a group of one.
+
+    Parameters
+    ----------
+    reward : Tensor, shape (batch,)
+    group : Tensor of int, shape (batch,)
+        Completions of one prompt share a number.
+    """
     members, index = torch.unique(group, return_inverse=True)
     zeros = reward.new_zeros(members.numel())
     count = zeros.index_add(0, index, torch.ones_like(reward))
@@ -38,8 +45,20 @@ def grpo_loss(
 ) -> Float[Tensor, ""]:
     """``-mean_i [1/n_i] sum_t min(rho_t A_i, clip(rho_t) A_i)``, ``rho_t = pi / pi_old`` of token t.
 
-    ``mean`` divides each completion's sum by its tokens n_i, as published (TRL's loss_type ``grpo``); ``sum`` does
-    not (TRL's ``dr_grpo`` up to a constant).
+    Parameters
+    ----------
+    token_log_pi, token_log_old : Tensor, shape (batch, tokens)
+        Log-probability of each token under the policy and under the one that drew it, nats. The latter carries no
+        gradient.
+    advantage : Tensor, shape (batch,)
+        A, as :func:`group_advantage` gives it.
+    mask : Tensor of int, shape (batch, tokens)
+        1 for tokens of the completion, 0 for padding.
+    clip_low, clip_high : float
+        rho_t is kept in [1 - clip_low, 1 + clip_high] where that lowers the objective.
+    length : {"sum", "mean"}
+        ``mean`` divides each completion's sum by its tokens n_i, as published (TRL's loss_type ``grpo``); ``sum`` does
+        not (TRL's ``dr_grpo`` up to a constant).
     """
     ratio = torch.exp(token_log_pi - token_log_old.detach())
     per_token = _clipped(ratio, advantage[:, None], clip_low, clip_high)
@@ -59,7 +78,14 @@ def gspo_loss(
 ) -> Float[Tensor, ""]:
     """``-mean_i min(s_i A_i, clip(s_i) A_i)`` with ``s_i = (pi / pi_old)^(1 / n_i)`` of the whole completion.
 
-    ``mean`` takes the n_i-th root, as published (the clip range is for it); ``sum`` takes the plain ratio.
+    Parameters
+    ----------
+    token_log_pi, token_log_old, advantage, mask
+        As in :func:`grpo_loss`.
+    clip_low, clip_high : float
+        s_i is kept in [1 - clip_low, 1 + clip_high] where that lowers the objective.
+    length : {"sum", "mean"}
+        ``mean`` takes the n_i-th root, as published (the clip range is for it); ``sum`` takes the plain ratio.
     """
     log_ratio = ((token_log_pi - token_log_old.detach()) * mask).sum(dim=1)
     ratio = torch.exp(log_ratio / mask.sum(dim=1).clamp(min=1) if length == "mean" else log_ratio)

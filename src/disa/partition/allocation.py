@@ -35,6 +35,16 @@ _HALVINGS = 100
 """Of a bracket for the common factor of N_x: down to one ulp."""
 
 
+def capped(made: Counts, hits_ess: Array, *, cap: int, precision: float) -> NDArray[np.bool_]:
+    """Prompts that got all the draws a prompt may have and still lack the precision, shape (prompts,)."""
+    return (made >= cap) & ~reached(hits_ess, precision)
+
+
+def reached(hits_ess: Array, precision: float) -> NDArray[np.bool_]:
+    """Prompts whose relative error is about ``precision``, or less: ``hits_ess >= 1 / precision^2``."""
+    return hits_ess >= precision**-2
+
+
 def next_round(
     draws: Draws,
     budget: int,
@@ -73,9 +83,9 @@ def next_round(
     reference_made = draws.reference_counts.astype(np.intp)
     closed = gated(draws, np.maximum(draws.counts - reference_made, outlook))
     used = draws.reference_only(closed)
-    reached = effective_sample_sizes(used)[1] >= precision**-2
+    done = reached(effective_sample_sizes(used)[1], precision)
     unused = draws.counts - used.counts
-    further = allocate(relative_spread(used, b), used.counts, budget, np.where(reached, 0, cap - unused))
+    further = allocate(relative_spread(used, b), used.counts, budget, np.where(done, 0, cap - unused))
     total = draws.counts + further
     share = np.where(closed, 1.0, least_variance_share(draws, reference_share))
     wanted = np.ceil(share * total).astype(np.intp)

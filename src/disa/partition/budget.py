@@ -9,14 +9,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from disa.errors import DisaError
-from disa.partition.allocation import Counts, next_round
-from disa.partition.draws import collect_draws
+from disa.partition.allocation import Counts, capped, next_round
+from disa.partition.draws import collect_draws, trajectory_arrays
 from disa.partition.estimate import LogPartitionBatch, estimate_log_partition_batch
 from disa.records import ScoredTrajectory
 
@@ -32,7 +31,7 @@ class BudgetResult:
     draws: tuple[tuple[ScoredTrajectory, ...], ...]
     """Every prompt's trajectories, the pilot's first."""
     capped: NDArray[np.bool_]
-    """Prompts that reached the cap short of the precision: treat them as flagged."""
+    """Prompts that reached the cap short of the precision; the estimates carry it as a flag."""
     spent: int
 
 
@@ -128,8 +127,10 @@ def adaptive_budget(
     estimates = estimate_log_partition_batch(
         **trajectory_arrays(rows), beta=beta, reward_range=reward_range, level=level
     )
-    capped = (estimates.n >= cap) & (estimates.hits_ess < precision**-2)
-    return BudgetResult(estimates, tuple(tuple(r) for r in rows), capped, int(estimates.n.sum()))
+    stopped = capped(estimates.n, estimates.hits_ess, cap=cap, precision=precision)
+    flags = [(*f, "capped") if mark else f for f, mark in zip(estimates.flags, stopped, strict=True)]
+    estimates = dataclasses.replace(estimates, flags=tuple(flags))
+    return BudgetResult(estimates, tuple(tuple(r) for r in rows), stopped, int(estimates.n.sum()))
 
 
 def _drawn(draw: Draw, prompt: int, n: int, source: str) -> list[ScoredTrajectory]:
@@ -142,19 +143,6 @@ def _drawn(draw: Draw, prompt: int, n: int, source: str) -> list[ScoredTrajector
             fix="return exactly the trajectories asked for",
         )
     return found
-
-
-def trajectory_arrays(rows: Sequence[Sequence[ScoredTrajectory]]) -> dict[str, Any]:
-    """Trajectories by prompt as the arrays that the estimators take."""
-    flat = [row for prompt in rows for row in prompt]
-    return {
-        "rewards": np.array([row.reward for row in flat]),
-        "prompt_index": np.repeat(np.arange(len(rows)), [len(prompt) for prompt in rows]),
-        "log_ref": np.array([row.log_ref for row in flat]),
-        "log_proposal": np.array([row.log_proposal for row in flat]),
-        "from_reference": np.array([row.source == "reference" for row in flat]),
-        "lengths": np.array([len(row.completion_ids) for row in flat], dtype=np.float64),
-    }
 
 
 def _check_settings(

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from disa.errors import DisaError
 from disa.partition.log_weights import Array, balance_log_weights, log_ratio_to_proposals, soft_success
+
+if TYPE_CHECKING:
+    from disa.records import ScoredTrajectory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,6 +137,30 @@ def collect_draws(
         lengths=lengths,
         prompt=prompt,
     )
+
+
+def trajectory_arrays(rows: Sequence[Sequence[ScoredTrajectory]]) -> dict[str, Any]:
+    """Trajectories by prompt as the arrays that the estimators take."""
+    index = np.repeat(np.arange(len(rows)), [len(prompt) for prompt in rows])
+    return _arrays([row for prompt in rows for row in prompt], index, len(rows))
+
+
+def trajectory_columns(prompt_ids: Sequence[str], rows: Sequence[ScoredTrajectory]) -> dict[str, Any]:
+    """Trajectories in any order as the arrays that the estimators take, prompts numbered as given."""
+    index = {prompt_id: i for i, prompt_id in enumerate(prompt_ids)}
+    return _arrays(rows, np.array([index[row.prompt_id] for row in rows]), len(prompt_ids))
+
+
+def _arrays(rows: Sequence[ScoredTrajectory], prompt_index: NDArray[np.intp], n_prompts: int) -> dict[str, Any]:
+    return {
+        "rewards": np.array([row.reward for row in rows]),
+        "prompt_index": prompt_index,
+        "n_prompts": n_prompts,
+        "log_ref": np.array([row.log_ref for row in rows]),
+        "log_proposal": np.array([row.log_proposal for row in rows]),
+        "from_reference": np.array([row.source == "reference" for row in rows]),
+        "lengths": np.array([len(row.completion_ids) for row in rows], dtype=np.float64),
+    }
 
 
 def _sources(from_reference: ArrayLike | None, source: ArrayLike | None, n: int) -> NDArray[np.intp]:

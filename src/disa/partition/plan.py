@@ -7,15 +7,15 @@ A plan is therefore a range of numbers, and drawing it again gives the same rows
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from disa.errors import DisaError
-from disa.partition.allocation import next_round
-from disa.partition.budget import trajectory_arrays
-from disa.partition.draws import collect_draws
+from disa.partition.allocation import Counts, capped, next_round, reached
+from disa.partition.draws import collect_draws, trajectory_columns
+from disa.partition.log_weights import Array
 from disa.records import PartitionEstimate, ScoredTrajectory
 
 SOURCES = ("reference", "proposal")
@@ -63,15 +63,14 @@ def plan_round(
             where="recipe, field proposals.adaptive",
             fix="give models.proposal, or set proposals.adaptive: null",
         )
-    made = Counter((row.prompt_id, row.source) for row in rows)
-    by_prompt: dict[str, list[ScoredTrajectory]] = {}
-    for row in sorted(rows, key=lambda row: (row.prompt_id, row.source, row.draw)):
-        if row.reward is not None:
-            by_prompt.setdefault(row.prompt_id, []).append(row)
-    if not by_prompt:
+    made = count_draws(rows)
+    in_order = sorted(rows, key=lambda row: (row.prompt_id, row.source, row.draw))
+    decided = [row for row in in_order if row.reward is not None]
+    counts = Counter(row.prompt_id for row in decided)
+    if not counts:
         return {}
-    undecided = [sum(made[prompt_id, s] for s in SOURCES) - len(decided) for prompt_id, decided in by_prompt.items()]
-    draws = collect_draws(**trajectory_arrays(list(by_prompt.values())), beta=beta, reward_range=reward_range)
+    undecided = [sum(made[prompt_id, s] for s in SOURCES) - count for prompt_id, count in counts.items()]
+    draws = collect_draws(**trajectory_columns(list(counts), decided), beta=beta, reward_range=reward_range)
     further = next_round(
         draws,
         budget,
@@ -86,27 +85,61 @@ def plan_round(
             source: range(made[prompt_id, source], made[prompt_id, source] + int(sizes[i]))
             for source, sizes in zip(SOURCES, further, strict=True)
         }
-        for i, prompt_id in enumerate(by_prompt)
+        for i, prompt_id in enumerate(counts)
     }
 
 
-def spent(estimates: Sequence[PartitionEstimate], *, cap: int, precision: float) -> dict[str, Any]:
+def count_draws(rows: Sequence[ScoredTrajectory]) -> Counter[tuple[str, str]]:
+    """Draws by prompt id and source, with those that no verdict was reached on."""
+    return Counter((row.prompt_id, row.source) for row in rows)
+
+
+def stopped_at_cap(
+    estimates: Sequence[PartitionEstimate], made: Mapping[tuple[str, str], int], *, cap: int, precision: float
+) -> set[str]:
+    """Ids of the prompts that an adaptive budget left at its cap without the precision.
+
+    Parameters
+    ----------
+    estimates : sequence of PartitionEstimate
+        Of the prompts that share the budget.
+    made : mapping
+        Of :func:`count_draws`: undecided draws count towards the cap.
+    cap, precision
+        As in :func:`disa.partition.allocation.next_round`.
+    """
+    if not estimates:
+        return set()
+    marks = capped(_totals(estimates, made), _hits(estimates), cap=cap, precision=precision)
+    return {row.prompt_id for row, mark in zip(estimates, marks, strict=True) if mark}
+
+
+def spent(
+    estimates: Sequence[PartitionEstimate], made: Mapping[tuple[str, str], int], *, cap: int, precision: float
+) -> dict[str, Any]:
     """What an adaptive budget came to, as plain JSON values: counts a prompt, and how many stopped at the cap.
 
-    ``reached`` prompts have the precision, hits_ess >= 1 / precision^2; ``capped`` ones were stopped at the cap without
-    it; where there are others, the budget was spent.
+    The arguments are those of :func:`stopped_at_cap`. ``reached`` prompts have the precision, hits_ess >= 1 /
+    precision^2; ``capped`` ones were stopped at the cap without it; where there are others, the budget was spent.
     """
-    counts = np.array([row.n for row in estimates])
-    reached = np.array([row.hits_ess for row in estimates]) >= precision**-2
+    counts = _totals(estimates, made)
     return {
         "trajectories": int(counts.sum()),
-        "from_reference": int(sum(row.n_reference for row in estimates)),
+        "from_reference": sum(made.get((row.prompt_id, "reference"), 0) for row in estimates),
         "prompts": len(estimates),
         "fewest": int(counts.min()),
         "median": float(np.median(counts)),
         "most": int(counts.max()),
         "cap": cap,
         "precision": precision,
-        "reached": int(reached.sum()),
-        "capped": int(((counts >= cap) & ~reached).sum()),
+        "reached": int(reached(_hits(estimates), precision).sum()),
+        "capped": len(stopped_at_cap(estimates, made, cap=cap, precision=precision)),
     }
+
+
+def _totals(estimates: Sequence[PartitionEstimate], made: Mapping[tuple[str, str], int]) -> Counts:
+    return np.array([sum(made.get((row.prompt_id, source), 0) for source in SOURCES) for row in estimates])
+
+
+def _hits(estimates: Sequence[PartitionEstimate]) -> Array:
+    return np.array([row.hits_ess for row in estimates])

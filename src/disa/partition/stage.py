@@ -11,9 +11,9 @@ import numpy as np
 from disa.errors import DisaError
 from disa.partition.config import PartitionConfig
 from disa.partition.diagnostics import bennett_null_test, coverage_profile
-from disa.partition.draws import collect_draws
+from disa.partition.draws import collect_draws, trajectory_columns
 from disa.partition.estimate import LogPartition, estimate_log_partition_batch
-from disa.partition.plan import spent
+from disa.partition.plan import count_draws, spent, stopped_at_cap
 from disa.partition.regression import PromptFeatures, regress
 from disa.partition.verdict import verdict
 from disa.partition.weighable import weighable
@@ -46,14 +46,18 @@ def run_partition(
     The manifest says whether all rewards were one of the range's two ends (``binary``: q is then the
     same at any beta), the verdict, Bennett's null test of the two models' log-probabilities (its log ratio
     should be 0 within a few standard errors), how much of the reference's successes the proposal covers, and how well
-    the regressor predicts prompts outside its fit. With an adaptive budget it also says how that was spent.
+    the regressor predicts prompts outside its fit. With an adaptive budget it also says how that was spent, and
+    training prompts that stopped at its cap are flagged.
+
+    Undecided rows (reward None) take no part in an estimate; they count towards the cap.
 
     Raises
     ------
     DisaError
         Without prompts or trajectories, where a prompt has none, or where one belongs to no prompt.
     """
-    rows = weighable(rows, config.method)
+    made = count_draws(rows)
+    rows = weighable([row for row in rows if row.reward is not None], config.method)
     prompts, undrawn, arrays = _arrays(prompts, rows, predict=features is not None)
     batch = estimate_log_partition_batch(
         **arrays,
@@ -69,9 +73,14 @@ def run_partition(
         law = {"beta": beta, "reward_range": reward_range, "level": config.level}
         regressor, estimates, report = regress(estimates, batch, prompts, undrawn, features, **law)
         regressor.save(stage.path / "regressor.npz")
-    text_level = {row.prompt_id for row in rows if row.retokenised}
+    limits = {"cap": adaptive.cap, "precision": adaptive.precision} if adaptive else None
+    known = {
+        "text_level": {row.prompt_id for row in rows if row.retokenised},
+        "capped": stopped_at_cap(drawn, made, **limits) if limits else set(),
+    }
     estimates = [
-        dataclasses.replace(e, flags=[*e.flags, "text_level"]) if e.prompt_id in text_level else e for e in estimates
+        dataclasses.replace(e, flags=[*e.flags, *(name for name, ids in known.items() if e.prompt_id in ids)])
+        for e in estimates
     ]
     stage.write_part("estimates", estimates, PartitionEstimate)
 
@@ -88,7 +97,7 @@ def run_partition(
             "share": None if np.isnan(profile).any() else profile.tolist(),
         },
         regressor=report,
-        budget=spent(drawn, cap=adaptive.cap, precision=adaptive.precision) if adaptive else None,
+        budget=spent(drawn, made, **limits) if limits else None,
     )
 
 
@@ -104,20 +113,6 @@ def _arrays(
     kept = [prompt for prompt in prompts if prompt.prompt_id in drawn] if predict else prompts
     prompts = _prompts_with_rows(kept, rows)
     return prompts, undrawn, trajectory_columns([prompt.prompt_id for prompt in prompts], rows)
-
-
-def trajectory_columns(prompt_ids: Sequence[str], rows: Sequence[ScoredTrajectory]) -> dict[str, Any]:
-    """Trajectories in any order as the arrays that the estimators take, prompts numbered as given."""
-    index = {prompt_id: i for i, prompt_id in enumerate(prompt_ids)}
-    return {
-        "rewards": np.array([row.reward for row in rows]),
-        "prompt_index": np.array([index[row.prompt_id] for row in rows]),
-        "n_prompts": len(prompt_ids),
-        "log_ref": np.array([row.log_ref for row in rows]),
-        "log_proposal": np.array([row.log_proposal for row in rows]),
-        "from_reference": np.array([row.source == "reference" for row in rows]),
-        "lengths": np.array([len(row.completion_ids) for row in rows], dtype=np.float64),
-    }
 
 
 def _record(prompt: Prompt, estimate: LogPartition, reward_range: tuple[float, float]) -> PartitionEstimate:

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from disa.errors import DisaError
 from disa.partition.draws import Draws, collect_draws
-from disa.partition.estimators import mixture, pass_rate
+from disa.partition.estimators import ESTIMATORS
 from disa.partition.gate import gated
 from disa.partition.log_weights import Array, log_z_from_q, soft_success
 
 
 def sweep_log_partition(
-    rewards: ArrayLike, *, betas: ArrayLike, reward_range: tuple[float, float] = (0.0, 1.0), **scored: Any
+    rewards: ArrayLike,
+    *,
+    betas: ArrayLike,
+    reward_range: tuple[float, float] = (0.0, 1.0),
+    methods: Sequence[str] | None = None,
+    **scored: Any,
 ) -> Array:
-    """Default estimates of log Z of many prompts at several inverse temperatures, from the same scored draws.
+    """Estimates of log Z of many prompts at several inverse temperatures, from the same scored draws.
 
     Parameters
     ----------
@@ -27,9 +33,12 @@ def sweep_log_partition(
         Inverse temperatures, positive.
     reward_range : tuple of float
         Smallest and largest possible reward.
+    methods : sequence of str, optional
+        The estimator that each prompt keeps at every inverse temperature, as an estimate's ``method`` names it. Without
+        it every column is the default estimate, whose gate is judged anew.
     **scored
         ``prompt_index``, ``log_ref``, ``log_proposal``, ``from_reference`` or ``source``, ``lengths``, ``n_prompts``
-        as in :func:`disa.estimate_log_partition_batch`, whose default ``log_z`` each column equals.
+        as in :func:`disa.estimate_log_partition_batch`, whose ``log_z`` each column equals.
 
     Returns
     -------
@@ -43,14 +52,16 @@ def sweep_log_partition(
     """
     # The weights do not depend on beta; it only fills the soft successes, which the sweep sets anew.
     draws = collect_draws(rewards, beta=1.0, reward_range=reward_range, **scored)
-    return sweep_log_z(draws, betas, reward_range)
+    return sweep_log_z(draws, betas, reward_range, methods)
 
 
-def sweep_log_z(draws: Draws, betas: ArrayLike, reward_range: tuple[float, float]) -> Array:
+def sweep_log_z(
+    draws: Draws, betas: ArrayLike, reward_range: tuple[float, float], methods: Sequence[str] | None = None
+) -> Array:
     """:func:`sweep_log_partition` of collected draws.
 
-    Only the soft successes, and through them the gate, depend on beta. Where rewards are 0 and 1, q is the same at
-    every beta.
+    Only the soft successes, and through them the gate where it is judged anew, depend on beta. Where rewards are 0 and
+    1, q is the same at every beta.
 
     Parameters
     ----------
@@ -58,6 +69,8 @@ def sweep_log_z(draws: Draws, betas: ArrayLike, reward_range: tuple[float, float
         From :func:`disa.partition.draws.collect_draws`, at any beta.
     betas : array, shape (k,)
     reward_range : tuple of float
+    methods : sequence of str, optional
+        As there.
 
     Returns
     -------
@@ -66,16 +79,30 @@ def sweep_log_z(draws: Draws, betas: ArrayLike, reward_range: tuple[float, float
     Raises
     ------
     DisaError
-        Where an inverse temperature is not finite and positive.
+        Where an inverse temperature is not finite and positive, or the methods do not fit the draws.
     """
+    given = None if methods is None else _checked(methods, draws)
     columns = []
     for beta in np.asarray(betas, dtype=np.float64):
         if not (np.isfinite(beta) and beta > 0):
             raise DisaError(f"betas holds {beta}, expected finite positive inverse temperatures")
         b = beta * (reward_range[1] - reward_range[0])
         at_beta = dataclasses.replace(draws, soft=soft_success(draws.rewards, beta, reward_range))
-        dropped = gated(at_beta)
-        used = at_beta.reference_only(dropped)
-        q = np.where(dropped, pass_rate(used, b), np.clip(mixture(used, b), 0.0, 1.0))
+        chosen = np.where(gated(at_beta), "pass_rate", "mixture") if given is None else given
+        used = at_beta.reference_only(chosen == "pass_rate")
+        q = np.empty(len(chosen))
+        for name in np.unique(chosen).tolist():
+            q = np.where(chosen == name, np.clip(ESTIMATORS[name](used, b), 0.0, 1.0), q)
         columns.append(log_z_from_q(q, beta, reward_range))
     return np.stack(columns, axis=1)
+
+
+def _checked(methods: Sequence[str], draws: Draws) -> NDArray[np.str_]:
+    if len(methods) != len(draws.counts):
+        raise DisaError(f"{len(methods)} methods for {len(draws.counts)} prompts", where="methods")
+    for i, name in enumerate(methods):
+        if name not in ESTIMATORS:
+            raise DisaError(f"is {name!r}, expected one of {', '.join(ESTIMATORS)}", where=f"methods, prompt {i}")
+        if name == "pass_rate" and not draws.reference_counts[i]:
+            raise DisaError("method pass_rate needs reference draws, found none", where=f"methods, prompt {i}")
+    return np.array(methods)

@@ -40,6 +40,8 @@ FLAGS: dict[str, str] = {
     "trajectories for the prompt, or train it with the group baseline",
     "text_level": "some completions are known as text only and weighted in the reference's tokens, which need not be "
     "those the proposal drew: use a proposal with the reference's tokenizer, or one that reports token ids",
+    "capped": "an adaptive budget stopped at its cap short of the precision asked for: raise "
+    "proposals.adaptive.cap, or ask for less (proposals.adaptive.precision)",
 }
 """What each flag means and what to do next, by name."""
 
@@ -66,8 +68,9 @@ def flag_prompts(
         "missing_mass": 1.0 - mean_weight > MAX_MISSING_MASS,
         "no_reference": no_reference,
     }
-    # Only the regressor makes estimates without draws, and the stage knows which draws are known as text only.
-    assert [*raised, "predicted", "text_level"] == list(FLAGS)
+    # Only the regressor makes estimates without draws, and the stage knows which draws are known as text only and
+    # what the budget was.
+    assert [*raised, "predicted", "text_level", "capped"] == list(FLAGS)
     codes = sum(marks.astype(np.intp) << bit for bit, marks in enumerate(raised.values()))
     names = {
         code: tuple(name for bit, name in enumerate(raised) if code >> bit & 1) for code in np.unique(codes).tolist()

@@ -5,6 +5,9 @@ included unless truncated), ``log_prob`` (of the whole completion under the mode
 ``truncated``. Ids that the reference's tokenizer does not turn back into the text belong to another tokenizer: the
 text is then tokenised by the reference's, its trajectory marked, and its weight one between texts instead of token
 sequences.
+
+Rows of a ``2_proposals`` or ``3_scoring`` folder are taken as they are: their log-probability is ``log_sampler``,
+``retokenised`` keeps its mark, and what the reference drew is left out, for it is no draw of the proposal.
 """
 
 from __future__ import annotations
@@ -26,13 +29,18 @@ from disa.proposals.sampler import Draw
 from disa.records import Prompt
 from disa.sampling import SamplingConfig, decode_completion
 
+VERSION = 2
+"""Raised whenever the same files give other trajectories; 2: rows of this package's own folders."""
+
 _FIELDS: dict[str, tuple[type, ...]] = {
     "prompt_id": (str,),
     "prompt": (str,),
     "completion": (str,),
     "completion_ids": (list,),
     "log_prob": (float, int),
+    "log_sampler": (float, int),
     "truncated": (bool,),
+    "retokenised": (bool,),
 }
 
 
@@ -68,18 +76,19 @@ class ImportedTrajectories:
         known = {p.prompt_id: p.prompt_id for p in prompts} | {p.prompt: p.prompt_id for p in prompts}
         self._draws: dict[str, list[Draw]] = {p.prompt_id: [] for p in prompts}
         self.left_out = 0
-        """Rows of prompts that the run does not have."""
+        """Rows of prompts that the run does not have, and draws of the reference."""
         for where, row in _rows(files):
             prompt_id = known.get(row["prompt_id"] or row["prompt"])
-            if prompt_id is None:
+            if prompt_id is None or row["of_the_reference"]:
                 self.left_out += 1
             else:
                 self._draws[prompt_id].append(_draw(row, tokenizer, law, stops, where))
         if not any(self._draws.values()):
             raise DisaError(
-                f"none of {self.left_out} rows belongs to a prompt of this run",
+                f"none of {self.left_out} rows is the proposal's and belongs to a prompt of this run",
                 where=", ".join(files),
-                fix="give each row the prompt_id or the prompt of a row in 1_tasks",
+                fix="give each row the prompt_id or the prompt of a row in 1_tasks; rows whose source is the reference "
+                "do not count",
             )
 
     def count(self, prompt_id: str) -> int:
@@ -136,12 +145,9 @@ def text_ids(tokenizer: Tokenizer, text: str, law: SamplingConfig, *, truncated:
 
 
 def _draw(row: dict[str, Any], tokenizer: Tokenizer, law: SamplingConfig, stops: Sequence[int], where: str) -> Draw:
-    text, ids, log_prob = row["completion"], row["completion_ids"], row["log_prob"]
-    truncated = bool(row["truncated"])
-    if log_prob is not None and not (math.isfinite(log_prob) and log_prob <= 0):
-        fix = "give the natural logarithm of the completion's probability, or leave the field out"
-        raise DisaError(f"log_prob is {log_prob}, expected a number up to 0", where=where, fix=fix)
-    if ids is None or not _writes(tokenizer, ids, text):
+    text, ids, truncated = row["completion"], row["completion_ids"], bool(row["truncated"])
+    log_prob = _log_prob(row, where)
+    if ids is None or row["retokenised"] or not _writes(tokenizer, ids, text):
         return text_draw(tokenizer, text, law, truncated=truncated, log_prob=log_prob, where=where)
     _check_length(ids, law, where)
     ends = [i for i, token in enumerate(ids) if token in stops]
@@ -154,6 +160,18 @@ def _draw(row: dict[str, Any], tokenizer: Tokenizer, law: SamplingConfig, stops:
             f"sampling.max_completion_length {law.max_completion_length} without one",
         )
     return Draw(list(ids), truncated, log_prob)
+
+
+def _log_prob(row: dict[str, Any], where: str) -> float | None:
+    found = {name: row[name] for name in ("log_prob", "log_sampler") if row[name] is not None}
+    for name, value in found.items():
+        if not (math.isfinite(value) and value <= 0):
+            fix = "give the natural logarithm of the completion's probability, or leave the field out"
+            raise DisaError(f"{name} is {value}, expected a number up to 0", where=where, fix=fix)
+    if len(set(found.values())) > 1:
+        problem = f"log_prob is {row['log_prob']} and log_sampler {row['log_sampler']}, expected the same number"
+        raise DisaError(problem, where=where, fix="leave one of them out")
+    return next(iter(found.values()), None)
 
 
 def _writes(tokenizer: Tokenizer, ids: Sequence[int], text: str) -> bool:
@@ -211,6 +229,8 @@ def _checked(row: Any, where: str) -> dict[str, Any]:
     if values["completion"] is None or (values["prompt_id"] or values["prompt"]) is None:
         fix = "give every row prompt_id or prompt, and completion"
         raise DisaError(f"fields are missing, found {', '.join(row)}", where=where, fix=fix)
+    # Elsewhere a column of this name may mean anything.
+    values["of_the_reference"] = "log_sampler" in row and row.get("source") == "reference"
     return values
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from disa.evaluation.metrics import Measured, PromptValues, Summary, paired_difference, per_prompt
 from disa.report.content import ReportContent, models_in_order
 from disa.report.escape import shown
+from disa.text_table import aligned
 
 _LABELS = {
     "mean": ("Mean", "↑"),
@@ -30,12 +31,6 @@ def metrics_table_text(summary: Summary) -> str:
             rows.append([metric_label(metric), *(measured_text(c) if c else "" for c in cells)])
         blocks.append(aligned(rows))
     return "\n\n".join(blocks)
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Plain text with columns of equal width."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
 
 
 def rows_html(rows: Sequence[Sequence[str]]) -> str:

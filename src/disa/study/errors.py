@@ -30,7 +30,7 @@ class Pool(NamedTuple):
     """Scored draws of some prompts, as the estimators take them, each with its index within prompt and source."""
 
     columns: dict[str, Any]
-    """As :func:`disa.partition.stage.trajectory_columns` makes them."""
+    """As :func:`disa.partition.draws.trajectory_columns` makes them."""
     draw: NDArray[np.intp]
 
     def block(self, number: int, counts: dict[str, int]) -> dict[str, Any]:
@@ -70,7 +70,7 @@ def truth_from_reference(columns: dict[str, Any], beta: float, reward_range: tup
     Parameters
     ----------
     columns : dict
-        Draws of the reference, as :func:`disa.partition.stage.trajectory_columns` makes them.
+        Draws of the reference, as :func:`disa.partition.draws.trajectory_columns` makes them.
     beta : float
     reward_range : tuple of float
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from disa.errors import DisaError
 from disa.locks import exclusive
-from disa.partition.stage import trajectory_columns
+from disa.partition.draws import trajectory_columns
 from disa.pipeline import Pipeline
 from disa.proposals.config import ProposalsConfig
 from disa.recipe import ModelsConfig, Recipe

@@ -16,6 +16,7 @@ _REFUSED: dict[str, tuple[Any, str]] = {
     "min_p": (None, "it removes support from the policy's samples"),
     "repetition_penalty": (1.0, "sampling then differs from the log-probabilities in the loss"),
     "generation_kwargs": (None, "it changes how completions are drawn, but not the log-probabilities in the loss"),
+    "chat_template_kwargs": (None, "it renders other prompts than those that log Z was estimated for"),
     "num_iterations": (1, "the on-policy gradient needs fresh completions for every optimiser step"),
     "sync_ref_model": (False, "the reference is frozen: log Z belongs to it"),
     "mask_truncated_completions": (False, "a truncated completion is an atom of its own, not a missing one"),

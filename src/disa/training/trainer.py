@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -85,6 +85,7 @@ class DISATrainer(BalanceTrainer):
         datasets = [d for d in (train_dataset, eval_dataset) if d is not None]
         for dataset in datasets:
             self._check_columns(dataset)
+        check_prompts(datasets)
         self._anchor, self._offline = anchor, offline
         self._offline_batches = (-1, 0)
         self._plan = flag_plan(anchor, train_dataset.unique("prompt_id"), args.flagged)
@@ -189,6 +190,30 @@ class DISATrainer(BalanceTrainer):
             if count := self._plan.count(source):
                 logs[f"flagged/{source}"] = count
         super().log(logs, start_time)
+
+
+def check_prompts(datasets: Sequence[Any]) -> None:
+    """Refuse prompts that differ in more than the question: a fingerprint describes one form, and log Z belongs to it.
+
+    Raises
+    ------
+    DisaError
+        Where a prompt has other messages than a question and perhaps a system prompt before it, or another form or
+        system prompt than the first one.
+    """
+    where = "DISATrainer, train_dataset or eval_dataset"
+    fix = "build all rows by disa.training.run.dataset(prompts, task, law)"
+    first = None
+    for prompt_id, prompt in (row for d in datasets for row in zip(d["prompt_id"], d["prompt"], strict=True)):
+        roles = [] if isinstance(prompt, str) else [message["role"] for message in prompt]
+        if roles not in ([], ["user"], ["system", "user"]):
+            found = f"prompt {prompt_id} has messages of {', '.join(roles)}"
+            raise DisaError(f"{found}, expected one of user, and one of system at most before it", where=where, fix=fix)
+        system = repr(prompt[0]["content"]) if roles[:1] == ["system"] else "none"
+        form = f"messages with system prompt {system}" if roles else "text"
+        first = first or form
+        if form != first:
+            raise DisaError(f"prompt {prompt_id} is {form}, expected {first} as before it", where=where, fix=fix)
 
 
 def reward_fingerprint(reward_funcs: list[Callable[..., Any]], weights: list[float]) -> str:
