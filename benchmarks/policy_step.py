@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import os
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 from datasets import Dataset
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, PrinterCallback, TrainerCallback
+from transformers import AutoModelForCausalLM
 from trl import GRPOConfig, GRPOTrainer
 from trl.experimental.a2po import A2POConfig, A2POTrainer
 
@@ -30,51 +28,11 @@ from disa.training.a_star_po_trainer import AStarPOConfig, AStarPOTrainer
 from page import fill, table
 from paired import Seconds, in_turns, ratio
 from scoring_speed import PAGE, random_llama
+from small_policy import last_step, reward, word_tokenizer
 
 BETA = 4.0
 # Prompts, completions of each, tokens of a prompt, tokens of a completion. The last has next to nothing to share.
 CASES = ((4, 8, 64, 64), (2, 8, 128, 128), (4, 8, 128, 16), (16, 2, 8, 32))
-
-
-def word_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
-    """One token a word: w2, w3, ..."""
-    words = {"<pad>": 0, "<eos>": 1} | {f"w{i}": i for i in range(2, vocabulary)}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", padding_side="left"
-    )
-
-
-def reward(completions: list[str], **_: Any) -> list[float]:
-    """Anything that differs between completions."""
-    return [float(hash(text) % 2) for text in completions]
-
-
-class Watch(TrainerCallback):
-    """Times optimiser steps: the first warms up, the last counts."""
-
-    def __init__(self) -> None:
-        self.marks: list[Seconds] = []
-
-    def on_step_begin(self, *_: Any, **__: Any) -> None:
-        """Note the time before sampling: the engine samples inside the step."""
-        self.marks.append(now())
-
-    def on_step_end(self, *_: Any, **__: Any) -> None:
-        """Note the time behind the optimiser's update."""
-        self.marks.append(now())
-
-    @property
-    def last_step(self) -> Seconds:
-        """Seconds of the last step."""
-        begin, end = self.marks[-2:]
-        return Seconds(end.wall - begin.wall, end.cpu - begin.cpu)
-
-
-def now() -> Seconds:
-    """Clocks of the wall and of the processor."""
-    return Seconds(time.perf_counter(), time.process_time())
 
 
 def ways(folder: Path, case: tuple[int, int, int, int]) -> dict[str, Callable[[], Seconds]]:
@@ -99,11 +57,7 @@ def ways(folder: Path, case: tuple[int, int, int, int]) -> dict[str, Callable[[]
         def run() -> Seconds:
             # From its folder: the engine loads the reference from where the policy came from.
             policy = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
-            trainer, watch = make(policy), Watch()
-            trainer.add_callback(watch)
-            trainer.remove_callback(PrinterCallback)
-            trainer.train()
-            return watch.last_step
+            return last_step(make(policy))
 
         return run
 

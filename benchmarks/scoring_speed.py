@@ -24,13 +24,13 @@ PROMPTS, GROUP = 4, 8
 SHAPES = ((64, 64), (256, 64), (64, 256))
 
 
-def random_llama(vocabulary: int = 8192) -> LlamaForCausalLM:
-    """8 million weights beside the embeddings' 4: a matrix product is what counts, as in any larger model."""
+def random_llama(vocabulary: int = 8192, hidden_size: int = 256) -> LlamaForCausalLM:
+    """8 million weights by default, half of them in the layers: matrix products are what counts."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=vocabulary,
-        hidden_size=256,
-        intermediate_size=1024,
+        hidden_size=hidden_size,
+        intermediate_size=4 * hidden_size,
         num_hidden_layers=4,
         num_attention_heads=4,
         num_key_value_heads=2,

@@ -1,15 +1,19 @@
 """Sampling for evaluation: the same draws as the offline sampler's, cut to the nucleus, or greedy."""
 
+import collections
 import copy
+import functools
 
 import numpy as np
 import pytest
 import torch
 
 from disa.evaluation.generation import GenerationSettings
-from disa.evaluation.nucleus import draw, nucleus
-from disa.proposals.sampler import sample, uniforms
-from disa.sampling import SamplingConfig
+from disa.evaluation.nucleus import draw, nucleus, pick_in_nucleus
+from disa.proposals.sampler import draw_rows, sample, uniforms
+from disa.sampling import SamplingConfig, stop_token_ids
+from disa.warmup.small_model import character_tokenizer
+from small_architectures import NAMES, VOCABULARY, small_architecture
 
 LENGTH = 7
 
@@ -91,6 +95,69 @@ def test_tokens_outside_the_nucleus_are_never_drawn_and_those_inside_in_proporti
     assert found[expected == 0].sum() == 0
     # Binomial standard error of a share at n = 2000 is at most 0.011; four of them.
     assert found / n == pytest.approx(expected, abs=0.045)
+
+
+def exact_law(model, prompt, stops, settings):
+    """Probability of every completion under the cut law, by the definition: one plain forward a prefix."""
+    law, open_ = {}, {(): 1.0}
+    for step in range(settings.max_tokens):
+        longer = {}
+        for prefix, before in open_.items():
+            with torch.no_grad():
+                scores = model(torch.tensor([[*prompt, *prefix]])).logits[:, -1].double()
+            p = whole_sort(torch.softmax(scores / settings.temperature, dim=-1), settings.top_p)[0]
+            for token in p.nonzero().flatten().tolist():
+                ended = token in stops or step + 1 == settings.max_tokens
+                (law if ended else longer)[(*prefix, token)] = before * float(p[token] / p.sum())
+        open_ = longer
+    return law
+
+
+def test_completions_of_shared_prompts_follow_the_exact_law_cut_to_the_nucleus_at_every_step(model, tokenizer):
+    n, settings = 3000, GenerationSettings(temperature=0.8, top_p=0.7, max_tokens=3)
+    short, long = prompts(tokenizer, 3)[0], prompts(tokenizer, 3)[2]
+    u = np.random.default_rng(0).random((2 * n, settings.max_tokens))
+    pick = functools.partial(pick_in_nucleus, top_p=settings.top_p)
+    rows = draw_rows(model, tokenizer, [short, long] * n, u, temperature=settings.temperature, pick=pick)
+    assert draw(model, tokenizer, [short, long] * n, u, settings) == [(d.completion_ids, d.truncated) for d in rows]
+    for prompt, own in ((short, rows[::2]), (long, rows[1::2])):
+        law = exact_law(model, prompt, stop_token_ids(model, tokenizer), settings)
+        assert sum(law.values()) == pytest.approx(1.0, abs=1e-12) and len(law) > 5
+        found = collections.Counter(tuple(d.completion_ids) for d in own)
+        assert found.keys() <= law.keys()
+        # 24 bits of float32 in the logits, below 30, of each of three tokens.
+        expected = [np.log(law[tuple(d.completion_ids)]) for d in own]
+        np.testing.assert_allclose([d.log_prob for d in own], expected, rtol=0, atol=3 * 30 * 2.0**-24)
+        # Each count is binomial: five of its own standard errors.
+        for completion, p in law.items():
+            assert abs(found[completion] - n * p) <= 5 * np.sqrt(n * p * (1 - p))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("temperature", "top_p"), [(0.8, 0.7), (1.0, 1.0), (0, 1.0)])
+def test_with_shared_prompts_draws_are_those_of_generate_from_the_same_numbers(name, temperature, top_p, monkeypatch):
+    model, tokenizer = small_architecture(name), character_tokenizer("".join(map(chr, range(97, 95 + VOCABULARY))))
+    generator = torch.Generator().manual_seed(0)
+    distinct = [torch.randint(2, VOCABULARY, (n,), generator=generator).tolist() for n in (6, 3, 9)]
+    rows = [distinct[i % 3] for i in range(24)]
+    # Fifteen random tokens rarely end; a second stop token makes rows end, and be dropped, at different lengths.
+    model.generation_config.eos_token_id = [1, 5]
+    settings = GenerationSettings(temperature=temperature, top_p=top_p, max_tokens=15, samples=1)
+    u = np.stack([uniforms(0, f"p{i}", "evaluation", 0, 15) for i in range(24)])
+    shared = draw(model, tokenizer, rows, u, settings)
+    monkeypatch.setattr("disa.proposals.sampler.unsupported", lambda model: "for this test")
+    assert draw(model, tokenizer, rows, u, settings) == shared
+    assert temperature == 0 or len({len(ids) for ids, _ in shared}) > 5
+
+
+def test_a_prompt_is_computed_once_for_all_its_samples(model, tokenizer):
+    rows = prompts(tokenizer, 3) * 8
+    seen = []
+    hook = model.model.embed_tokens.register_forward_pre_hook(lambda module, args: seen.append(args[0].numel()))
+    draw(model, tokenizer, rows, numbers(24), GenerationSettings(top_p=0.6, max_tokens=LENGTH))
+    hook.remove()
+    assert seen[0] == sum(map(len, prompts(tokenizer, 3)))
+    assert max(seen[1:]) <= len(rows)
 
 
 def test_greedy_decoding_has_one_completion_to_offer():

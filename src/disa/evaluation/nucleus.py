@@ -1,48 +1,57 @@
 """Seeded sampling with top-p and greedy decoding, for evaluation only.
 
-Draws are those of ``disa.proposals.sampler`` (inversion at the trajectory's own uniform numbers), from the
-distribution cut to its nucleus: the smallest set of most likely tokens with probability at least ``top_p``
-(Holtzman et al., arXiv 1904.09751). At ``top_p`` 1 both draw the same completions.
+Draws are those of ``disa.proposals.sampler`` (inversion at the trajectory's own uniform numbers, every distinct prompt
+computed once where the architecture allows it), from the distribution cut to its nucleus: the smallest set of most
+likely tokens with probability at least ``top_p`` (Holtzman et al., arXiv 1904.09751). At ``top_p`` 1 both draw the same
+completions.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
 import torch
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from disa.engine import autocast, without_own_defaults
 from disa.evaluation.generation import GenerationSettings
-from disa.sampling import stop_token_ids
+from disa.proposals.sampler import draw_rows
 
 # Holds the nucleus of a confident model at every step; more are sorted where it does not.
 _FIRST_SORTED = 256
 
 
-class _Pick(LogitsProcessor):
-    """Leaves one token a row: the most likely one, or that at the row's uniform number within the nucleus."""
+def pick_in_nucleus(
+    scores: torch.Tensor, u: torch.Tensor, temperature: float, *, top_p: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Each row's most likely token at temperature 0, else that at its number within the nucleus.
 
-    def __init__(self, numbers: torch.Tensor, temperature: float, top_p: float) -> None:
-        self._numbers, self._temperature, self._top_p, self._step = numbers, temperature, top_p, 0
+    Parameters
+    ----------
+    scores : Tensor, shape (rows, tokens)
+    u : Tensor, shape (rows,), float64
+        Uniform numbers in [0, 1).
+    temperature : float
+        Divides the scores.
+    top_p : float
 
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        token = self._token(scores)
-        self._step += 1
-        return torch.full_like(scores, -torch.inf).scatter(1, token, 0.0)
-
-    def _token(self, scores: torch.Tensor) -> torch.Tensor:
-        if self._temperature == 0:
-            return scores.argmax(dim=-1, keepdim=True)
-        p = torch.softmax(scores.double() / self._temperature, dim=-1)
-        if self._top_p < 1:
-            p = nucleus(p, self._top_p)
-        cumulative = p.cumsum(dim=-1)
-        u = self._numbers[:, self._step, None] * cumulative[:, -1:]
-        # right: the first token whose cumulative probability exceeds u, so never one of probability 0.
-        return torch.searchsorted(cumulative, u, right=True).clamp(max=scores.shape[-1] - 1)
+    Returns
+    -------
+    tuple of Tensor, shape (rows,)
+        Tokens, and their log-probabilities under the cut distribution (float64, nats).
+    """
+    if temperature == 0:
+        return scores.argmax(dim=-1), torch.zeros(len(scores), dtype=torch.float64, device=scores.device)
+    p = torch.softmax(scores.double() / temperature, dim=-1)
+    if top_p < 1:
+        p = nucleus(p, top_p)
+    cumulative = p.cumsum(dim=-1)
+    total = cumulative[:, -1:]
+    # right: the first token whose cumulative probability exceeds u, so never one of probability 0.
+    token = torch.searchsorted(cumulative, u[:, None] * total, right=True).clamp(max=scores.shape[-1] - 1)
+    return token.squeeze(1), (p.gather(1, token) / total).log().squeeze(1)
 
 
 def nucleus(p: torch.Tensor, top_p: float) -> torch.Tensor:
@@ -65,7 +74,6 @@ def nucleus(p: torch.Tensor, top_p: float) -> torch.Tensor:
         k = min(8 * k, size)
 
 
-@torch.inference_mode()
 def draw(
     model: PreTrainedModel,
     tokenizer: Tokenizer,
@@ -84,22 +92,13 @@ def draw(
         Uniform numbers in [0, 1), one a row and step.
     settings : GenerationSettings
     """
-    stops = stop_token_ids(model, tokenizer)
-    padded = tokenizer.pad({"input_ids": [list(ids) for ids in prompt_ids]}, padding_side="left", return_tensors="pt")
-    padded = padded.to(model.device)
-    pick = _Pick(torch.as_tensor(numbers, device=model.device), settings.temperature, settings.top_p)
-    generation = GenerationConfig(
-        do_sample=False,
-        max_new_tokens=settings.max_tokens,
-        eos_token_id=list(stops),
-        pad_token_id=tokenizer.pad_token_id,
-        repetition_penalty=1.0,
+    draws = draw_rows(
+        model,
+        tokenizer,
+        prompt_ids,
+        numbers,
+        temperature=settings.temperature,
+        compute=settings.compute,
+        pick=functools.partial(pick_in_nucleus, top_p=settings.top_p),
     )
-    with autocast(settings.compute), without_own_defaults(model):
-        output = model.generate(**padded, generation_config=generation, logits_processor=LogitsProcessorList([pick]))
-    return [_cut(ids, stops) for ids in output[:, padded["input_ids"].shape[1] :].tolist()]
-
-
-def _cut(ids: list[int], stops: tuple[int, ...]) -> tuple[list[int], bool]:
-    end = next((i + 1 for i, token in enumerate(ids) if token in stops), None)
-    return (ids, True) if end is None else (ids[:end], False)
+    return [(d.completion_ids, d.truncated) for d in draws]

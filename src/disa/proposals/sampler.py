@@ -10,7 +10,7 @@ picked.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +22,10 @@ from disa.engine import autocast, without_own_defaults
 from disa.proposals.decoding import Decoding
 from disa.sampling import SamplingConfig, stop_token_ids
 from disa.shared_prefix import unsupported
+
+Pick = Callable[[torch.Tensor, torch.Tensor, float], tuple[torch.Tensor, torch.Tensor]]
+"""From scores, shape (rows, tokens), a uniform number a row and the temperature to each row's token and the
+log-probability with which it is picked (float64)."""
 
 # Ended rows are dropped from a batch when no more than this share of it goes on.
 _KEPT = 0.75
@@ -55,21 +59,20 @@ def _invert(scores: torch.Tensor, u: torch.Tensor, temperature: float) -> tuple[
     return token.squeeze(1), (scores.gather(1, token).double() - total.log()).squeeze(1)
 
 
-class _Inversion(LogitsProcessor):
+class _Picking(LogitsProcessor):
     """Tells ``generate`` the picked tokens and remembers their log-probabilities."""
 
-    def __init__(self, numbers: torch.Tensor, temperature: float) -> None:
-        self._numbers, self._temperature = numbers, temperature
+    def __init__(self, numbers: torch.Tensor, temperature: float, pick: Pick) -> None:
+        self._numbers, self._temperature, self._pick = numbers, temperature, pick
         self.log_probs: list[torch.Tensor] = []
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        token, log_p = _invert(scores, self._numbers[:, len(self.log_probs)], self._temperature)
+        token, log_p = self._pick(scores, self._numbers[:, len(self.log_probs)], self._temperature)
         self.log_probs.append(log_p)
         # Greedy decoding over scores that leave one token is how generate is told what was picked.
         return torch.full_like(scores, -torch.inf).scatter(1, token[:, None], 0.0)
 
 
-@torch.inference_mode()
 def sample(
     model: PreTrainedModel,
     tokenizer: Tokenizer,
@@ -96,13 +99,32 @@ def sample(
     list of Draw
         In the order of the rows.
     """
+    numbers = numbers[:, : law.max_completion_length]
+    return draw_rows(model, tokenizer, prompt_ids, numbers, temperature=law.temperature, compute=compute)
+
+
+@torch.inference_mode()
+def draw_rows(
+    model: PreTrainedModel,
+    tokenizer: Tokenizer,
+    prompt_ids: Sequence[Sequence[int]],
+    numbers: np.ndarray,
+    *,
+    temperature: float,
+    compute: str = "float32",
+    pick: Pick = _invert,
+) -> list[Draw]:
+    """One completion per prompt row, as long as there are numbers, by any way to pick a token.
+
+    Prompts are computed once where the architecture can share them. Log-probabilities are those that ``pick`` says.
+    """
     stops = stop_token_ids(model, tokenizer)
-    uniform = torch.as_tensor(numbers, device=model.device)[:, : law.max_completion_length]
+    uniform = torch.as_tensor(numbers, device=model.device)
     with autocast(compute):
         if unsupported(model) is None:
-            ids, log_probs = draw_tokens(model, prompt_ids, uniform, stops, temperature=law.temperature)
+            ids, log_probs = draw_tokens(model, prompt_ids, uniform, stops, temperature=temperature, pick=pick)
         else:
-            ids, log_probs = _generate(model, tokenizer, prompt_ids, uniform, stops, law.temperature)
+            ids, log_probs = _generate(model, tokenizer, prompt_ids, uniform, stops, temperature, pick)
     return [Draw(row, row[-1] not in stops, float(sum(log_p))) for row, log_p in zip(ids, log_probs, strict=True)]
 
 
@@ -114,6 +136,7 @@ def draw_tokens(
     stops: Sequence[int],
     *,
     temperature: float = 1.0,
+    pick: Pick = _invert,
 ) -> tuple[list[list[int]], list[list[float]]]:
     """Token ids of one completion a row, with their log-probabilities, every distinct prompt being computed once.
 
@@ -128,6 +151,8 @@ def draw_tokens(
         Tokens that end a completion and are part of it.
     temperature : float
         Divides the logits.
+    pick : callable
+        How a token is picked; by default by inversion of its whole distribution.
 
     Returns
     -------
@@ -145,7 +170,7 @@ def draw_tokens(
     decoding = Decoding(list(distinct), [parents[i] for i in order], numbers.device)
     hidden = decoding.prefill(model)
     for step in range(numbers.shape[1]):
-        token, log_p = _invert(model.get_output_embeddings()(hidden), numbers[rows, step], temperature)
+        token, log_p = pick(model.get_output_embeddings()(hidden), numbers[rows, step], temperature)
         tokens[rows, step], log_probs[rows, step] = token, log_p
         running = running & ~torch.isin(token, stop)
         left = int(running.sum())
@@ -167,11 +192,12 @@ def _generate(
     numbers: torch.Tensor,
     stops: Sequence[int],
     temperature: float,
+    pick: Pick = _invert,
 ) -> tuple[list[list[int]], list[list[float]]]:
     """The same by transformers' ``generate``, which computes every row's prompt."""
     padded = tokenizer.pad({"input_ids": [list(ids) for ids in prompt_ids]}, padding_side="left", return_tensors="pt")
     padded = padded.to(model.device)
-    inversion = _Inversion(numbers, temperature)
+    picking = _Picking(numbers, temperature, pick)
     generation = GenerationConfig(
         do_sample=False,
         max_new_tokens=numbers.shape[1],
@@ -180,11 +206,9 @@ def _generate(
         repetition_penalty=1.0,
     )
     with without_own_defaults(model):
-        output = model.generate(
-            **padded, generation_config=generation, logits_processor=LogitsProcessorList([inversion])
-        )
+        output = model.generate(**padded, generation_config=generation, logits_processor=LogitsProcessorList([picking]))
     ids = output[:, padded["input_ids"].shape[1] :].tolist()
-    return _cut_all(ids, torch.stack(inversion.log_probs, dim=1).tolist(), stops)
+    return _cut_all(ids, torch.stack(picking.log_probs, dim=1).tolist(), stops)
 
 
 def _cut_all(
