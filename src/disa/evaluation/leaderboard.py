@@ -94,7 +94,7 @@ class Results:
                 "packages": facts["packages"],
                 "model_name": spec.where,
                 "model_sha": facts["source"].get("revision") or facts["source"].get("weights") or "",
-                "model_dtype": settings.compute if spec.kind != "endpoint" else "",
+                "model_dtype": _dtype(spec, settings),
                 "generation_parameters": {
                     "temperature": settings.temperature,
                     "top_p": settings.top_p,
@@ -198,6 +198,14 @@ def _task_facts(benchmark: Benchmark) -> dict[str, Any]:
         "configuration": benchmark.task.config.identity(),
         "data": report.facts if report is not None else None,
     }
+
+
+def _dtype(spec: ModelSpec, settings: GenerationSettings) -> str:
+    if spec.kind == "endpoint":
+        return ""
+    from disa.engine import affordable  # torch, which the models that were just drawn from have loaded
+
+    return affordable(settings.compute)
 
 
 def _parts(metric: str) -> tuple[str, str, str]:

@@ -16,6 +16,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from disa.engine import affordable
 from disa.evaluation.generation import GenerationSettings
 from disa.proposals.sampler import draw_rows
 
@@ -98,7 +99,7 @@ def draw(
         prompt_ids,
         numbers,
         temperature=settings.temperature,
-        compute=settings.compute,
+        compute=affordable(settings.compute),
         pick=functools.partial(pick_in_nucleus, top_p=settings.top_p),
     )
     return [(d.completion_ids, d.truncated) for d in draws]
