@@ -157,10 +157,13 @@ def draw(curves: Mapping[str, Curve], path: Path) -> None:
             axes.loglog(curve.x, [s.wall for s in curve.seconds[stage]], "o-", color=colour, label=stage)
         linear = curve.seconds[STAGES[-1]][-1].wall * np.array(curve.x) / curve.x[-1]
         axes.loglog(curve.x, linear, "--", color="#7F7F7F", label="exponent 1")
+        # The measured values themselves: powers of ten are too far apart.
+        axes.set_xticks(curve.x, [f"{x / 1e6:.1f}M" if x >= 1e6 else f"{x:,}" for x in curve.x])
+        axes.set_xticks([], minor=True)
         axes.set(xlabel=VARIABLES[variable])
         axes.grid(alpha=0.3)
-    panels[0].set(ylabel=f"seconds, {torch.get_num_threads()} threads")
-    panels[0].legend()
+    panels[0].set(ylabel=f"seconds, threads: {torch.get_num_threads()}")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(STAGES) + 1)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
     plt.close(figure)
