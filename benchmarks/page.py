@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import platform
+import subprocess
 from collections.abc import Sequence
+from datetime import date
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +20,19 @@ FIGURES = Path("docs/figures")
 
 
 def fill(name: str, text: str, page: Path = PAGE) -> None:
-    """Replace what stands between the markers of a benchmark, and say so."""
-    fill_block(page, name, text)
+    """Replace what stands between the markers of a benchmark by its text and where that comes from, and say so."""
+    fill_block(page, name, f"{text.strip()}\n\n{origin()}")
     print(f"page: {page}, block {name}")
+
+
+def origin() -> str:
+    """When, by which code and on what a block was measured, as one line."""
+    said = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "trl"))
+    cores = len(os.sched_getaffinity(0))
+    return (
+        f"*{date.today()}, commit {said.stdout.strip() or 'unknown'}, {platform.machine()}, {cores} cores, {packages}.*"
+    )
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:

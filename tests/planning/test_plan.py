@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from disa.cli.main import main
 from disa.errors import DisaError
+from disa.planning import work
 from disa.planning.cluster import GPUS, Cluster
 from disa.planning.model_shape import ModelShape
 from disa.planning.plan import _measured, make_plan
@@ -19,6 +20,7 @@ from disa.planning.work import Lengths, StageWork, _activation_bytes, _cache_byt
 from disa.recipe import load_recipe
 from disa.records import EvaluationRecord, Trajectory, read_rows, write_rows
 from disa.rundir import read_json, write_json
+from disa.scoring import head
 from disa.warmup.config import SmallModelConfig
 from disa.warmup.small_model import character_tokenizer, small_model
 
@@ -244,3 +246,7 @@ def test_the_command_prints_table_and_json(rehearsed, finished_run, monkeypatch,
     found = json.loads(capsys.readouterr().out)
     assert [stage["stage"] for stage in found["stages"]][:2] == ["1_tasks", "warmup"] and found["cluster"] is None
     assert main(["plan", recipe, "--gpus", "0"]) == 2
+
+
+def test_a_block_of_logits_is_planned_as_the_head_makes_it():
+    assert work._BLOCK_LOGITS == head._BLOCK_LOGITS

@@ -1,5 +1,7 @@
 """Decoding with shared prompts draws what transformers' generate draws from the same numbers."""
 
+import logging
+
 import numpy as np
 import pytest
 import torch
@@ -91,3 +93,16 @@ def test_bfloat16_draws_come_with_log_probs_within_its_rounding():
     # 8 bits in each of two layers and the head, logits of some ten nats; scorer and sampler round differently.
     assert 0 < (np.abs(found - exact) / lengths).max() < 10 * 3 * 2.0**-8
     assert (np.abs(found - same) / lengths).max() < 10 * 3 * 2.0**-8
+
+
+def test_a_model_that_cannot_share_prompts_says_why_once(monkeypatch, caplog):
+    reason = "for this test of the log"
+    monkeypatch.setattr(sampler, "unsupported", lambda model: reason)
+    model, (prompts, numbers) = small_architecture("llama"), prompts_and_numbers()
+    law = SamplingConfig(max_completion_length=2)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            sample(model, TOKENIZER, prompts[:2], numbers.numpy()[:2], law)
+    assert [r.getMessage() for r in caplog.records if reason in r.getMessage()] == [
+        f"sampling: prompts are computed once a completion, not once a prompt: {reason}"
+    ]

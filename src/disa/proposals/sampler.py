@@ -9,7 +9,9 @@ picked.
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import logging
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -26,6 +28,8 @@ from disa.shared_prefix import unsupported
 Pick = Callable[[torch.Tensor, torch.Tensor, float], tuple[torch.Tensor, torch.Tensor]]
 """From scores, shape (rows, tokens), a uniform number a row and the temperature to each row's token and the
 log-probability with which it is picked (float64)."""
+
+_log = logging.getLogger(__name__)
 
 # Ended rows are dropped from a batch when no more than this share of it goes on.
 _KEPT = 0.75
@@ -121,9 +125,11 @@ def draw_rows(
     stops = stop_token_ids(model, tokenizer)
     uniform = torch.as_tensor(numbers, device=model.device)
     with autocast(compute):
-        if unsupported(model) is None:
+        reason = unsupported(model)
+        if reason is None:
             ids, log_probs = draw_tokens(model, prompt_ids, uniform, stops, temperature=temperature, pick=pick)
         else:
+            _say_not_shared(reason)
             ids, log_probs = _generate(model, tokenizer, prompt_ids, uniform, stops, temperature, pick)
     return [Draw(row, row[-1] not in stops, float(sum(log_p))) for row, log_p in zip(ids, log_probs, strict=True)]
 
@@ -183,6 +189,11 @@ def draw_tokens(
             rows, token, running = rows[kept], token[kept], running[kept]
         hidden = decoding.append(model, token)
     return _cut_all(tokens.tolist(), log_probs.tolist(), stops)
+
+
+@functools.cache
+def _say_not_shared(reason: str) -> None:
+    _log.warning("sampling: prompts are computed once a completion, not once a prompt: %s", reason)
 
 
 def _generate(
