@@ -14,7 +14,8 @@ import shutil
 from pathlib import Path
 
 from disa.recipe import load_recipe
-from page import FIGURES, fill
+from disa.report.blocks import fill_block
+from page import FIGURES
 
 PAGE = Path("docs/results.md")
 SHOWN = {"quality_diversity": "Mean@k against effective modes", "kl_to_target": "KL to the target by method"}
@@ -41,7 +42,7 @@ def main() -> None:
             target = FIGURES / f"{options.block}_{name}.png"
             shutil.copyfile(folder / "figures" / f"{name}.png", target)
             lines.append(f"![{title}]({target.relative_to(options.page.parent)})")
-    fill(options.block, "\n\n".join(lines), options.page)
+    fill_block(options.page, options.block, "\n\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -29,10 +29,8 @@ def origin() -> str:
     """When, by which code and on what a block was measured, as one line."""
     said = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "trl"))
-    cores = len(os.sched_getaffinity(0))
-    return (
-        f"*{date.today()}, commit {said.stdout.strip() or 'unknown'}, {platform.machine()}, {cores} cores, {packages}.*"
-    )
+    commit, cores = said.stdout.strip() or "unknown", len(os.sched_getaffinity(0))
+    return f"*{date.today()}, commit {commit}, {cores} cores of {platform.machine()}, {packages}.*"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
