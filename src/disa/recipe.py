@@ -69,6 +69,12 @@ class Recipe(StageConfig):
         return self
 
     @model_validator(mode="after")
+    def _whole_steps(self) -> Recipe:
+        if self.tasks.train_prompts is not None:  # of a data set, only training will know
+            self.training.check_prompts(self.training.methods, self.tasks.train_prompts)
+        return self
+
+    @model_validator(mode="after")
     def _comparable(self) -> Recipe:
         if self.comparison:
             check_points(self.comparison, self.training)

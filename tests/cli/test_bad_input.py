@@ -338,6 +338,11 @@ def no_demonstration_that_fits(run):
     return run.command("warmup", "sampling.max_completion_length=3")
 
 
+@case(r"training\.prompts_per_step is \d+, but (disa|grpo) has 2 training prompts: lower it, or give more prompts")
+def fewer_prompts_than_a_step_takes(run):
+    return run.command("run", "tasks.train_prompts=2", run_dir=run.path.parent / "other")
+
+
 @case(r"warmup: no demonstration fits")
 def no_demonstration_at_all(run):
     return run.command("run", "tasks.warmup_prompts=0", run_dir=run.path.parent / "other")

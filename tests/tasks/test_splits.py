@@ -4,10 +4,11 @@ import itertools
 import json
 
 import pytest
+from pydantic import TypeAdapter
 
 from disa.errors import DisaError
 from disa.records import Prompt
-from disa.tasks import SPLITS, make_task
+from disa.tasks import SPLITS, TaskSection, make_task
 from disa.tasks import task as task_module
 from disa.tasks.config import CountdownConfig, GraphColoringConfig
 from disa.tasks.task import read_payload
@@ -134,3 +135,10 @@ def test_the_fingerprints_name_version_and_reward_range():
     task = task_of("countdown")
     assert task.fingerprint == f"countdown:{task.version}"
     assert task.reward_fingerprint == f"countdown:{task.version}[0.0, 1.0]"
+
+
+@pytest.mark.parametrize("name", ["countdown", "graph_coloring", "n_queens", "shortest_path"])
+def test_a_task_finds_the_prompts_that_it_asks_for_by_default(name):
+    task = make_task(TypeAdapter(TaskSection).validate_python({"name": name}))
+    for split in ("train", "heldout", "warmup"):
+        assert len(task.prompts(split)) == task.config.size(split)

@@ -19,7 +19,7 @@ class TaskConfig(StageConfig):
     """Prompts for choosing settings."""
     heldout_prompts: int = Field(128, ge=1)
     """Prompts for reporting only."""
-    warmup_prompts: int = Field(4096, ge=0)
+    warmup_prompts: int = Field(1024, ge=0)
     """Prompts of the supervised warm-up's demonstrations."""
     min_solutions: int = Field(1, ge=1)
     """Smallest number of distinct solutions of a prompt."""

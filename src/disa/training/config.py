@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -106,6 +107,21 @@ class TrainingConfig(StageConfig):
         if self.completions_per_prompt == 1 and needing:
             raise ValueError(f"completions_per_prompt 1 leaves {', '.join(needing)} without groups to learn from")
         return self
+
+    def check_prompts(self, methods: Sequence[str], prompts: int) -> None:
+        """Refuse steps of more distinct prompts than there are; A*-PO, which repeats prompts, takes any number.
+
+        Raises
+        ------
+        ValueError
+            Naming the method and both numbers.
+        """
+        for method in methods:
+            if METHODS[method].generates and method != "a2po" and self.prompts_per_step > prompts:
+                asked = f"training.prompts_per_step is {self.prompts_per_step}"
+                raise ValueError(
+                    f"{asked}, but {method} has {prompts} training prompts: lower it, or give more prompts"
+                )
 
     def identity(self) -> dict[str, Any]:
         """Without ``vllm`` where it is null: runs with transformers keep the identity that they had before."""

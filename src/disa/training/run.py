@@ -100,6 +100,10 @@ def run_training(
     trajectories : list of ScoredTrajectory
         Those of the training prompts, likewise.
     """
+    try:
+        config.check_prompts([method], len(prompts))
+    except ValueError as error:
+        raise DisaError(str(error), where="training") from error
     checkpoints, log = stage.path / "checkpoints", StepLog(stage.path / "steps.jsonl", f"training: {method}")
     tokenizer = load_tokenizer(reference)
     parts = Ingredients(
