@@ -111,7 +111,7 @@ def test_every_required_setting_is_checked_and_the_message_gives_its_reason(chec
         ("training.flagged=group", "flagged is 'group', which the verl plugin cannot do"),
         ("training.schedule=linear", "schedule is 'linear', which the verl plugin cannot do"),
         ("sampling.conversational=false", "conversational is False, which the verl plugin cannot do"),
-        ("training.prompts_per_step=7", "6 training prompts, fewer than training.prompts_per_step 7"),
+        ("training.prompts_per_step=7", "prompts_per_step is 7, but disa has 6 training prompts"),
     ],
 )
 def test_what_would_fail_or_mislead_on_the_cluster_is_refused_before(conversational_run, setting, message):
