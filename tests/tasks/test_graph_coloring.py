@@ -122,11 +122,10 @@ def test_demonstrations_are_solutions_and_noisy_ones_are_well_formed(row, seed):
     assert set(noisy) <= {str(color) for color in range(1, payload["colors"] + 1)}
 
 
-def test_demonstrations_use_every_name_of_a_colour():
-    row, rng = prompt(3, 3, [(0, 1), (1, 2), (0, 2)]), random.Random(0)
-    # One mode, six namings; 200 draws miss a given one once in e^36.
-    texts = {TASK.demonstration(row, rng, noisy=False) for _ in range(200)}
-    assert texts == {"".join(names) for names in itertools.permutations("123")}
+def test_demonstrations_are_all_the_solutions_in_canonical_form():
+    row, rng = prompt(3, 3, [(0, 1), (1, 2)]), random.Random(0)
+    # Two modes; 200 draws miss one of them once in 2^199.
+    assert {TASK.demonstration(row, rng, noisy=False) for _ in range(200)} == {"121", "123"}
 
 
 @settings(max_examples=60, deadline=None)

@@ -43,7 +43,19 @@ def test_resampling_is_asked_for_before_training_and_names_the_prompts():
     assert flag_plan(Anchor(), ["good", "gated"], "resample").count("anchor") == 2
 
 
-def test_skipping_every_prompt_is_refused():
-    with pytest.raises(DisaError, match="none is left to train on"):
-        flag_plan(Anchor(), ["bad"], "skip")
+@pytest.mark.parametrize(
+    ("prompts", "step", "found"),
+    [
+        (["bad"], 1, "1 of 1 prompts are flagged, which leaves 0 to train on, expected at least the 1 of a step"),
+        (PROMPTS, 3, "1 of 3 prompts are flagged, which leaves 2 to train on, expected at least the 3 of a step"),
+    ],
+)
+def test_skipping_must_leave_the_prompts_of_a_step(prompts, step, found):
+    with pytest.raises(DisaError, match=found):
+        flag_plan(Anchor(), prompts, "skip", prompts_per_step=step)
+    plan = flag_plan(Anchor(), PROMPTS, "skip", prompts_per_step=2)
+    assert plan.count("anchor") == 2
+
+
+def test_the_policies_are_those_of_the_configuration():
     assert POLICIES == ("train", "group", "skip", "resample")

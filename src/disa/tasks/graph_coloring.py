@@ -18,7 +18,7 @@ class GraphColoring(Task):
     """Modes are proper colourings modulo renaming the colours; all of them can be enumerated."""
 
     name = "graph_coloring"
-    version = 1
+    version = 2
     config: GraphColoringConfig
 
     @property
@@ -61,13 +61,14 @@ class GraphColoring(Task):
         return "".join(order[color] for color in text)
 
     def demonstration(self, prompt: Prompt, rng: random.Random, *, noisy: bool) -> str:
-        """A random proper colouring with its colours renamed at random; a noisy one is any colouring."""
-        vertices, colors = read_payload(prompt, "vertices", "colors")
-        names = [str(color) for color in range(1, colors + 1)]
+        """A random proper colouring in canonical form; a noisy one is any colouring.
+
+        Canonical, because colours renamed at random hide from a small model what is to be learnt.
+        """
         if noisy:
-            return "".join(rng.choices(names, k=vertices))
-        rng.shuffle(names)
-        return "".join(names[int(color) - 1] for color in rng.choice(self.solutions(prompt)))
+            vertices, colors = read_payload(prompt, "vertices", "colors")
+            return "".join(str(rng.randint(1, colors)) for _ in range(vertices))
+        return rng.choice(self.solutions(prompt))
 
 
 def _freeze(edges: list[list[int]]) -> tuple[tuple[int, int], ...]:

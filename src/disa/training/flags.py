@@ -47,13 +47,13 @@ def flagged(anchor: Anchor, prompt_ids: Sequence[str]) -> list[str]:
     return [p for p in prompt_ids if set(anchor.estimates[p].flags) - HARMLESS]
 
 
-def flag_plan(anchor: Anchor, prompt_ids: Sequence[str], policy: FlagPolicy) -> FlagPlan:
+def flag_plan(anchor: Anchor, prompt_ids: Sequence[str], policy: FlagPolicy, *, prompts_per_step: int = 1) -> FlagPlan:
     """Decide for each prompt of the training set.
 
     Raises
     ------
     DisaError
-        With ``resample``, where a prompt is flagged; with ``skip``, where every prompt is.
+        With ``resample``, where a prompt is flagged; with ``skip``, where fewer than ``prompts_per_step`` are not.
     """
     marked = set(flagged(anchor, prompt_ids))
     if policy == "resample" and marked:
@@ -64,11 +64,13 @@ def flag_plan(anchor: Anchor, prompt_ids: Sequence[str], policy: FlagPolicy) -> 
             fix="draw more trajectories (proposals.per_prompt, or proposals.adaptive), estimate and freeze again; "
             "'disa inspect' says what each flag asks for",
         )
-    if policy == "skip" and len(marked) == len(prompt_ids):
+    left = len(prompt_ids) - len(marked)
+    if policy == "skip" and left < prompts_per_step:
         raise DisaError(
-            f"all {len(prompt_ids)} prompts are flagged, so none is left to train on",
+            f"{len(marked)} of {len(prompt_ids)} prompts are flagged, which leaves {left} to train on, "
+            f"expected at least the {prompts_per_step} of a step",
             where="training, flagged=skip",
-            fix="draw more trajectories, or use flagged=group",
+            fix="draw more trajectories, use flagged=group, or take fewer prompts a step",
         )
     other = "anchor" if policy in ("train", "resample") else policy
     return FlagPlan({p: other if p in marked else "anchor" for p in prompt_ids})

@@ -88,7 +88,9 @@ class DISATrainer(BalanceTrainer):
         check_prompts(datasets)
         self._anchor, self._offline = anchor, offline
         self._offline_batches = (-1, 0)
-        self._plan = flag_plan(anchor, train_dataset.unique("prompt_id"), args.flagged)
+        per_step = args.generation_batch_size // args.num_generations
+        prompt_ids = train_dataset.unique("prompt_id")
+        self._plan = flag_plan(anchor, prompt_ids, args.flagged, prompts_per_step=per_step)
         if self._plan.count("skip"):
             kept = [i for i, p in enumerate(train_dataset["prompt_id"]) if self._plan.source[p] != "skip"]
             train_dataset = train_dataset.select(kept)
