@@ -135,6 +135,9 @@ def _first_problem(error: ValidationError, path: Path) -> DisaError:
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
         return DisaError(f"unknown key{more}", where=f"{path}, field {field}", fix="remove or correct the key")
+    if problem["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        message = f"unknown task '{problem['ctx']['tag']}'" if "tag" in problem["ctx"] else "no task is named"
+        return DisaError(message, where=f"{path}, field tasks.name", fix=f"choose one of {', '.join(TASKS)}")
     given = "" if problem["type"] in ("missing", "value_error") else f", found {problem['input']!r}"
     where = f"{path}, field {field}" if field else str(path)
     return DisaError(f"{message}{given}{more}", where=where, fix="correct the value")

@@ -127,6 +127,12 @@ def test_skipped_prompts_are_not_trained_on(world, tmp_path):
     assert trainer.state.log_history[0]["flagged/skip"] == 1
 
 
+def test_skipping_that_leaves_less_than_a_step_takes_is_refused(world, tmp_path):
+    # A step takes all four prompts here.
+    with pytest.raises(DisaError, match="which leaves 3 to train on, expected at least the 4 of a step"):
+        disa(world, tmp_path, world.anchor(flags={"2": ["wide_interval"]}), flagged="skip")
+
+
 def test_flags_that_ask_for_resampling_stop_the_trainer(world, tmp_path):
     with pytest.raises(DisaError, match="1 of 4 prompts are flagged"):
         disa(world, tmp_path, world.anchor(flags={"2": ["wide_interval"]}), flagged="resample")
