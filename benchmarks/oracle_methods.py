@@ -355,8 +355,8 @@ def markdown(seeds: int, steps: int, table: list[dict], on: list[dict], off: lis
     """Everything between the page's markers."""
     lines = [
         f"Written by `python benchmarks/oracle_methods.py --seeds {seeds} --steps {steps}`: {N} prompts, beta {BETA:g},"
-        f" {seeds} seeds, each with its own reference and rewards; {steps} steps of {BATCH} sequences for every method."
-        " Mean over seeds ± one standard error.",
+        f" {seeds} seeds, each with its own reference and rewards; {steps} steps of {BATCH} sequences for every method"
+        f" ({BATCH} drawn and {BATCH} stored for DISA with both). Mean over seeds ± one standard error.",
         "",
         "| method | KL(policy \\|\\| target), nats | TV | mean reward | entropy, nats |",
         "| --- | --- | --- | --- | --- |",

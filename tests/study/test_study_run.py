@@ -310,6 +310,12 @@ def test_the_command_prints_the_tables_and_fills_a_page(study_copy, study_recipe
         assert (tmp_path / "figures" / f"study_{figure.name}").read_bytes() == figure.read_bytes()
 
 
+def test_a_study_is_refused_where_another_command_works(tmp_path, study_recipe):
+    study_recipe(tmp_path / "run")
+    with exclusive(tmp_path / "run"), pytest.raises(RunDirectoryBusy, match="another disa process is working"):
+        study_command(str(tmp_path / "recipe.yaml"), [], page=None)
+
+
 def test_a_page_without_markers_is_refused_and_left_as_it_is(finished_study, tmp_path):
     page = tmp_path / "page.md"
     page.write_text("<!-- study: start -->")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import warnings
 from pathlib import Path
@@ -9,7 +10,9 @@ from pathlib import Path
 from rich.console import Console
 
 from disa.errors import DisaError
+from disa.locks import shared
 from disa.processes import refuse_launch
+from disa.provenance import digest
 from disa.recipe import load_recipe
 from disa.report.blocks import fill_block, markdown_table
 from disa.rundir import read_json
@@ -34,11 +37,13 @@ def study(recipe_path: str, overrides: list[str], *, page: str | None) -> int:
     logging.disable_progress_bar()
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
     work = Study(recipe, say=lambda line: console.print(line, markup=False))
-    work.run()
-    report = write_report(work).path
+    with shared(Path(recipe.run_dir), digest(["study", recipe.model_dump(mode="json", exclude={"run_dir"})])):
+        work.run()
+        report = write_report(work).path
     console.print((report / "summary.txt").read_text(encoding="utf-8"), markup=False, soft_wrap=True)
     if page is not None:
-        fill_page(Path(page), report, f"disa study {recipe_path}" + "".join(f" --set {o}" for o in overrides))
+        settings = "".join(f" --set {shlex.quote(override)}" for override in overrides)
+        fill_page(Path(page), report, f"disa study {recipe_path}{settings}")
         console.print(f"page: {page}")
     console.print(f"report: {report / 'study.html'}")
     return 0

@@ -119,7 +119,7 @@ class Study:
 
     def run(self) -> None:
         """Bring every unit to its finished state, beside other processes that do the same."""
-        share([functools.partial(self.base.run, "warmup")], self.say)
+        self.base.warmup()
         strengths = [functools.partial(self.measure, name) for name in self.config.strengths]
         share([self.measure_truth, *strengths], self.say)
         policies = itertools.product(self.policy_cells(), range(self.config.seeds))
