@@ -140,7 +140,8 @@ def test_what_a_policy_was_trained_with_is_its_point_its_seed_and_its_budget(com
         assert training["seed"] == (1000 if role == "search" else int(role.removeprefix("seed-")))
         assert training["prompts_per_step"] == budget["prompts_per_step"]
     # 8 prompts of 12 trajectories over 4 steps are 24 completions a step, six groups of four.
-    assert [found["methods"][m]["budget"]["sequences_per_step"] for m in METHODS] == [8, 32, 8]
+    assert [found["methods"][m]["budget"]["drawn_per_step"] for m in METHODS] == [0, 32, 8]
+    assert [found["methods"][m]["budget"]["stored_per_step"] for m in METHODS] == [8, 0, 0]
     assert [found["methods"][m]["budget"]["completions"] for m in METHODS] == [96, 128, 128]
 
 

@@ -18,7 +18,7 @@ def logs(rewards, seconds=1.0):
 
 
 def test_a_curve_starts_behind_what_was_read_and_ends_at_all_completions():
-    budget = Budget(steps=20, prompts_per_step=2, sequences_per_step=16, drawn=320, read=40)
+    budget = Budget(steps=20, prompts_per_step=2, drawn_per_step=16, stored_per_step=0, read=40)
     rewards = np.linspace(0.1, 0.5, 20).tolist()
     found = method("disa", (0.5, 2, 0.1), (0.5, 2, 0.1), budget=budget, logs={0: logs(rewards), 1: logs(rewards, 3.0)})
     completions, wall, reward = reward_curve(found)

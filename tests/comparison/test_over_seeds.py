@@ -13,7 +13,7 @@ from disa.comparison.results import ComparisonResults, MethodResult, best_mode, 
 from disa.comparison.tables import difference_rows, interval_text, results_rows, seeds_text
 
 PROMPTS = [f"p{i}" for i in range(4)]
-BUDGET = Budget(steps=10, prompts_per_step=2, sequences_per_step=16, drawn=160, read=40)
+BUDGET = Budget(steps=10, prompts_per_step=2, drawn_per_step=16, stored_per_step=0, read=40)
 METRICS = ("mean@8", "effective_modes", "kl_to_target")
 
 

@@ -10,11 +10,15 @@ from disa.comparison.tables import Row, budget_rows, difference_rows, results_ro
 
 _MARKS = {True: "met", False: "missed", None: "open"}
 _EQUAL = {
-    "completions": "Every method takes equally many optimiser steps. Completions drawn in training and offline "
-    "trajectories read are equal in their sum; offline methods draw none.",
-    "steps": "Every method takes equally many optimiser steps of equally many sequences; offline trajectories come on "
-    "top, and offline methods draw none.",
+    "completions": "Completions drawn in training and offline trajectories read are equal in their sum, but for "
+    "offline methods, which draw none.",
+    "steps": "Completions drawn in a step are equal, but for offline methods, which draw none; offline trajectories "
+    "come on top.",
 }
+_BUDGET = (
+    "Every method takes equally many optimiser steps. A step learns from the completions drawn in it and from stored "
+    "trajectories: disa_both from as many of both. {} Seconds are those of training, mean over seeds."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,9 +48,7 @@ def blocks(results: ComparisonResults) -> list[Block]:
             difference_rows(results),
         ),
         Block("Goals", "Goals of DISA's best mode, judged by means over seeds.", goals),
-        Block(
-            "Budget", f"{_EQUAL[results.equal]} Seconds are those of training, mean over seeds.", budget_rows(results)
-        ),
+        Block("Budget", _BUDGET.format(_EQUAL[results.equal]), budget_rows(results)),
         Block(
             "Search",
             f"{results.criterion} on validation prompts of every candidate, the chosen one in brackets.",

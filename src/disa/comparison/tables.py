@@ -38,10 +38,11 @@ def difference_rows(results: ComparisonResults, split: str = "heldout") -> list[
 
 def budget_rows(results: ComparisonResults) -> list[Row]:
     """Header and one row a method: what it was given, and the time its training took."""
-    rows = [["method", "steps", "sequences a step", "drawn in training", "offline read", "completions", "seconds"]]
+    columns = ("steps", "drawn a step", "stored a step", "drawn in training", "offline read", "completions", "seconds")
+    rows = [["method", *columns]]
     for method in results.methods:
         b = method.budget
-        numbers = (b.steps, b.sequences_per_step, b.drawn, b.read, b.completions)
+        numbers = (b.steps, b.drawn_per_step, b.stored_per_step, b.drawn, b.read, b.completions)
         rows.append([method.method, *(f"{n:,}" for n in numbers), f"{method.seconds.value:.0f}"])
     return rows
 

@@ -17,7 +17,7 @@ from disa.report.write import write_figures
 from disa.rundir import write_json
 from disa.text_table import aligned
 
-VERSION = 1
+VERSION = 2
 
 
 def write_results(folder: Path, results: ComparisonResults, recipe: Recipe) -> str:
@@ -53,7 +53,8 @@ def as_json(results: ComparisonResults, recipe: Recipe) -> dict[str, Any]:
             method.method: {
                 "point": method.point,
                 "search": [{"point": point, "score": score} for point, score in method.search],
-                "budget": dataclasses.asdict(method.budget) | {"completions": method.budget.completions},
+                "budget": dataclasses.asdict(method.budget)
+                | {"drawn": method.budget.drawn, "completions": method.budget.completions},
                 "seconds": _number(method.seconds),
                 "seeds": {
                     str(seed): {s: {m: _mean(v) for m, v in metrics.items()} for s, metrics in values.items()}
