@@ -6,7 +6,7 @@ import dataclasses
 
 from disa.comparison.goals import check_goals
 from disa.comparison.results import LEVEL, ComparisonResults
-from disa.comparison.tables import Row, budget_rows, difference_rows, results_rows, search_rows
+from disa.comparison.tables import Row, budget_rows, difference_rows, mode_scores, rate_notes, results_rows, search_rows
 
 _MARKS = {True: "met", False: "missed", None: "open"}
 _EQUAL = {
@@ -29,6 +29,8 @@ class Block:
     reading: str
     rows: list[Row]
     """Header first."""
+    notes: list[str] = dataclasses.field(default_factory=list)
+    """Sentences beneath it."""
 
 
 def blocks(results: ComparisonResults) -> list[Block]:
@@ -44,7 +46,8 @@ def blocks(results: ComparisonResults) -> list[Block]:
         Block(
             "Differences",
             f"Each method minus {results.best}, the best of DISA's modes (*) by {results.criterion} on validation "
-            f"prompts; paired by prompt and seed, with a {LEVEL:.0%} t interval over seeds.",
+            f"prompts, mean over seeds: {mode_scores(results)}. Differences are paired by prompt and seed, with a "
+            f"{LEVEL:.0%} t interval over seeds.",
             difference_rows(results),
         ),
         Block("Goals", "Goals of DISA's best mode, judged by means over seeds.", goals),
@@ -53,6 +56,7 @@ def blocks(results: ComparisonResults) -> list[Block]:
             "Search",
             f"{results.criterion} on validation prompts of every candidate, the chosen one in brackets.",
             search_rows(results),
+            rate_notes(results),
         ),
     ]
     return [block for block in found if block.rows]
