@@ -17,7 +17,7 @@ from disa.comparison.grid import Cell, Grid
 from disa.errors import DisaError
 from disa.evaluation.metrics import kl_to_target, mean_at_k
 from disa.locks import RunDirectoryBusy, claim, exclusive
-from disa.pipeline import Pipeline
+from disa.pipeline import NotFinished, Pipeline
 from disa.recipe import load_recipe
 from disa.records import EvaluationRecord, PartitionEstimate, Prompt, ScoredTrajectory, read_rows
 
@@ -140,7 +140,8 @@ def test_what_a_policy_was_trained_with_is_its_point_its_seed_and_its_budget(com
         assert training["seed"] == (1000 if role == "search" else int(role.removeprefix("seed-")))
         assert training["prompts_per_step"] == budget["prompts_per_step"]
     # 8 prompts of 12 trajectories over 4 steps are 24 completions a step, six groups of four.
-    assert [found["methods"][m]["budget"]["sequences_per_step"] for m in METHODS] == [8, 32, 8]
+    assert [found["methods"][m]["budget"]["drawn_per_step"] for m in METHODS] == [0, 32, 8]
+    assert [found["methods"][m]["budget"]["stored_per_step"] for m in METHODS] == [8, 0, 0]
     assert [found["methods"][m]["budget"]["completions"] for m in METHODS] == [96, 128, 128]
 
 
@@ -247,6 +248,75 @@ def test_a_policy_that_another_process_works_on_is_left_to_it(compared_copy, mon
     assert [line.split(":")[0] for line in lines[1:]] == [grid.folder(cell)]
 
 
+@pytest.fixture
+def two_policies_to_do(compared_copy, monkeypatch):
+    """A copy with both seeds of vargrad to evaluate, as (recipe file, run directory, function to fail the first)."""
+    recipe, run_dir = compared_copy
+    folders = sorted(run_dir.glob("comparison/vargrad/*/seed-*"))
+    for folder in folders:
+        shutil.rmtree(folder / "evaluation")
+    names, work = [str(f.relative_to(run_dir)) for f in folders], Grid.work
+
+    def fail(error):
+        def failing(grid, cell):
+            if grid.folder(cell) == names[0]:
+                raise error
+            work(grid, cell)
+
+        monkeypatch.setattr(Grid, "work", failing)
+        return names
+
+    return recipe, run_dir, fail
+
+
+def test_a_policy_that_fails_stops_no_other_and_the_command_ends_with_its_error(two_policies_to_do, capsys):
+    recipe, run_dir, fail = two_policies_to_do
+    first, second = fail(DisaError("no trajectory\nhas [a] reward", where="training", fix="draw more"))
+    assert main(["compare", str(recipe)]) == 2
+    printed = capsys.readouterr()
+    said = [line for line in printed.out.splitlines() if line.startswith("comparison/")]
+    assert said[0] == f"{first}: failed, training: no trajectory has [a] reward. Fix: draw more"
+    assert said[1].startswith(f"{second}: done in")
+    name = first.removeprefix("comparison/")
+    assert printed.err == (
+        f"disa: comparison: 1 failed ({name}), the first with: training: no trajectory has [a] reward. Fix: draw more\n"
+    )
+    # The table of all others is there.
+    assert (run_dir / "comparison" / "table.txt").read_text() in printed.out
+    assert list(results(run_dir)["methods"]["vargrad"]["seeds"]) == ["1"]
+    assert results(run_dir)["missing"] == 1
+
+
+def test_a_bug_still_ends_the_command(two_policies_to_do):
+    recipe, _, fail = two_policies_to_do
+    fail(RuntimeError("a bug"))
+    with pytest.raises(RuntimeError, match="a bug"):
+        say_compare(recipe)
+
+
+def test_a_method_whose_search_fails_is_left_out_and_named(compared_copy, capsys):
+    recipe, run_dir = compared_copy
+    # With twelve trajectories a prompt some log Z are flagged, which this setting refuses to train on.
+    assert main(["compare", str(recipe), "--set", "training.flagged=resample"]) == 2
+    printed = capsys.readouterr()
+    said = [line.split(",")[0] for line in printed.out.splitlines() if line.startswith("comparison/")]
+    candidates = [f"comparison/disa/learning_rate={rate}/search" for rate in (0.003, 0.03)]
+    reason = "comparison/disa: no seed is trained"
+    assert said == [*(f"{candidate}: failed" for candidate in candidates), reason]
+    assert "disa: comparison: 2 failed (disa/learning_rate=0.003/search, disa/learning_rate=0.03/search)" in printed.err
+    assert "are flagged" in printed.err and printed.err.count("\n") == 1
+    assert list(results(run_dir)["methods"]) == ["sft", "vargrad"]
+
+
+def test_a_stage_that_is_missing_while_working_is_told_as_it_is(compared_copy, monkeypatch):
+    def missing(recipe):
+        raise NotFinished("stage anchor has no finished output")
+
+    monkeypatch.setattr("disa.comparison.run.Grid", missing)
+    with pytest.raises(NotFinished, match="stage anchor has no finished output"):
+        say_compare(compared_copy[0])
+
+
 def test_only_the_same_comparison_may_join_one_that_is_at_work(compared_copy):
     from disa.comparison.work import shared_run
 
@@ -281,8 +351,19 @@ def test_prompts_to_choose_on_are_asked_for(compared_copy):
 
 def test_a_budget_that_needs_more_prompts_than_there_are_is_refused(compared_copy):
     recipe, _ = compared_copy
-    with pytest.raises(DisaError, match="vargrad needs 14 prompts a step, there are 8"):
+    with pytest.raises(DisaError, match="prompts_per_step is 14, but vargrad has 8 training prompts.*budget: steps"):
         say_compare(recipe, "training.steps=2")
+
+
+def test_offline_methods_draw_nothing_and_take_steps_of_any_size(compared):
+    settings = ["comparison.methods=[sft]", "training.prompts_per_step=9"]
+    assert Grid(load_recipe(compared / "recipe.yaml", [*settings, "training.methods=[sft]"])).budgets["sft"]
+    with pytest.raises(DisaError, match="is 15, but vargrad has 8 training prompts"):
+        Grid(
+            load_recipe(
+                compared / "recipe.yaml", [*settings, "comparison.methods=[sft,vargrad]", "training.methods=[sft]"]
+            )
+        )
 
 
 def test_a_search_by_distance_needs_log_z_of_the_validation_prompts(compared_copy):
@@ -325,6 +406,16 @@ def test_what_cannot_be_compared_exits_with_2(compared, tmp_path, capsys, argume
     arguments = [a.replace("RUN", str(tmp_path / "run")) for a in arguments]
     assert main(["compare", str(compared / "recipe.yaml"), *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_what_a_search_says_of_its_learning_rates_stands_beneath_its_table_in_every_form(compared):
+    folder = compared / "run" / "comparison"
+    chosen = {m: facts["point"]["learning_rate"] for m, facts in results(compared / "run")["methods"].items()}
+    for rate, end, better in ((0.03, "largest", "larger"), (0.003, "smallest", "smaller")):
+        names = ", ".join(m for m in METHODS if chosen[m] == rate)
+        note = f"The {end} learning rate tried was chosen for {names}: a {better} one may be better."
+        for form in ("table.txt", "table.md", "report.html"):
+            assert (note in (folder / form).read_text()) == bool(names), form
 
 
 def test_the_page_asks_nothing_of_anyone_and_shows_every_figure(compared):

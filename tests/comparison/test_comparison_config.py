@@ -2,7 +2,7 @@
 
 import pytest
 
-from disa.comparison.config import point_name, point_training
+from disa.comparison.config import ComparisonConfig, SearchConfig, check_points, point_name, point_training
 from disa.errors import DisaError
 from disa.recipe import load_recipe
 from disa.training.config import TrainingConfig
@@ -37,8 +37,23 @@ def test_a_point_cannot_set_what_its_method_does_not_read(refusal):
 
 
 def test_a_point_s_value_is_checked_like_the_setting_itself(refusal):
-    message = refusal({"methods": ["disa"], "search": {"points": [{"offline_share": 1.5}]}})
+    message = refusal({"methods": ["disa_both"], "search": {"points": [{"offline_share": 1.5}]}})
     assert "offline_share" in message and "less than 1" in message
+
+
+@pytest.mark.parametrize("methods", [["disa"], ["grpo", "disa", "disa_both"]])
+def test_disa_with_an_offline_share_is_another_method_of_the_comparison(refusal, methods):
+    search = {"points": [{"learning_rate": 0.1}], "points_of": {"disa": [{"offline_share": 0.5}]}}
+    message = refusal({"methods": methods, "search": search})
+    assert "search.points_of.disa sets offline_share 0.5, with which disa is disa_both: compare disa_both" in message
+    assert "\n" not in message
+    # Where the run's own DISA has a share, the comparison's has to say that it has none.
+    training = TrainingConfig(offline_share=0.8)
+    with pytest.raises(ValueError, match="training sets offline_share 0.8, with which disa is disa_both"):
+        check_points(ComparisonConfig(methods=tuple(methods)), training)
+    none = {"disa": tuple({"learning_rate": rate, "offline_share": 0.0} for rate in (0.1, 0.2, 0.3))}
+    check_points(ComparisonConfig(methods=tuple(methods), search=SearchConfig(points_of=none)), training)
+    check_points(ComparisonConfig(methods=("disa_both",)), training)
 
 
 def test_points_that_differ_in_writing_only_are_refused(refusal):
@@ -67,7 +82,7 @@ def test_a_point_lies_over_the_method_s_own_settings():
 def test_a_folder_is_named_by_the_validated_settings_in_any_order():
     first = {"offline_share": 0.5, "learning_rate": "3e-4"}
     names = [
-        point_name(point_training(TrainingConfig(), "disa", p), p)
+        point_name(point_training(TrainingConfig(), "disa_both", p), p)
         for p in (first, dict(reversed(first.items())), {"learning_rate": 3e-4, "offline_share": "0.5"})
     ]
     assert set(names) == {"learning_rate=0.0003,offline_share=0.5"}

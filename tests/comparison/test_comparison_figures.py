@@ -18,7 +18,7 @@ def logs(rewards, seconds=1.0):
 
 
 def test_a_curve_starts_behind_what_was_read_and_ends_at_all_completions():
-    budget = Budget(steps=20, prompts_per_step=2, sequences_per_step=16, drawn=320, read=40)
+    budget = Budget(steps=20, prompts_per_step=2, drawn_per_step=16, stored_per_step=0, read=40)
     rewards = np.linspace(0.1, 0.5, 20).tolist()
     found = method("disa", (0.5, 2, 0.1), (0.5, 2, 0.1), budget=budget, logs={0: logs(rewards), 1: logs(rewards, 3.0)})
     completions, wall, reward = reward_curve(found)
@@ -31,6 +31,35 @@ def test_a_curve_starts_behind_what_was_read_and_ends_at_all_completions():
 
 def test_a_method_that_draws_nothing_has_no_curve():
     assert reward_curve(method("sft", (0.5, 2, 0.1))) is None
+
+
+def test_methods_that_draw_have_curves_also_where_no_training_prompt_is_evaluated():
+    rising = {0: logs([0.1, 0.2, 0.3])}
+    drawing = [method(m, (0.5, 2, 0.1), logs=rising) for m in ("disa", "grpo")]
+    with style():
+        plates = {p.name: p for p in comparison_plates(comparison(*drawing, method("sft", (0.5, 2, 0.1))))}
+    for name in ("reward_completions", "reward_time"):
+        (axes,) = plates[name].figure.axes
+        assert [line.get_label() for line in axes.lines] == ["disa", "grpo"]
+        assert "offline methods' policies saw no reward and are not shown" in plates[name].reading
+    assert "reward_time" not in {p.name for p in comparison_plates(comparison(method("sft", (0.5, 2, 0.1))))}
+
+
+@pytest.mark.parametrize("distances", [(1.3, 3.2), (2.1, 4.6), (0.2, 0.45), (0.05, 9.0)])
+def test_distances_are_labelled_by_plain_numbers_a_few_of_them(distances):
+    methods = [method(name, (0.5, 2, kl)) for name, kl in zip(("disa", "grpo"), distances, strict=True)]
+    results = comparison(*methods)
+    distance = results.reference["heldout"]["kl_to_target"]
+    distance.update(dict.fromkeys(distance, sum(distances) / 2))  # its line widens the view of no case
+    with style():
+        (plate,) = [p for p in comparison_plates(results) if p.name == "kl_to_target"]
+        png(plate.figure)
+        (axes,) = plate.figure.axes
+        low, high = axes.get_xlim()
+        ticks = axes.xaxis.get_major_ticks() + axes.xaxis.get_minor_ticks()
+        seen = [t.label1.get_text() for t in ticks if low <= t.get_loc() <= high and t.label1.get_text()]
+    assert 2 <= len(seen) <= 10
+    assert [float(text) for text in seen] == sorted(map(float, seen))
 
 
 def test_every_method_at_once_is_drawn_without_a_warning():

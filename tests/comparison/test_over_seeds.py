@@ -7,13 +7,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from disa.comparison.blocks import blocks
 from disa.comparison.budget import Budget
+from disa.comparison.choice import best_of
 from disa.comparison.goals import check_goals
-from disa.comparison.results import ComparisonResults, MethodResult, best_mode, over_seeds
-from disa.comparison.tables import difference_rows, interval_text, results_rows, seeds_text
+from disa.comparison.results import Candidate, ComparisonResults, MethodResult, best_mode, over_seeds
+from disa.comparison.tables import difference_rows, interval_text, rate_notes, results_rows, seeds_text
 
 PROMPTS = [f"p{i}" for i in range(4)]
-BUDGET = Budget(steps=10, prompts_per_step=2, sequences_per_step=16, drawn=160, read=40)
+BUDGET = Budget(steps=10, prompts_per_step=2, drawn_per_step=16, stored_per_step=0, read=40)
 METRICS = ("mean@8", "effective_modes", "kl_to_target")
 
 
@@ -96,6 +98,44 @@ def test_the_best_mode_is_chosen_on_validation_prompts_whatever_held_out_ones_sa
     assert best_mode([method("grpo", (0.9, 3, 0.0))], "mean@8", lower_is_better=False) is None
 
 
+@pytest.mark.parametrize("lower", [True, False])
+def test_a_policy_that_diverged_is_never_the_best(lower):
+    scores = {"a": math.nan, "b": 0.2, "c": 0.1, "d": 0.1, "e": math.nan}
+    assert best_of(scores, lower_is_better=lower) == ("c" if lower else "b")
+    diverged, other = method("disa", (0.3, 2, math.nan)), method("disa_forward", (0.5, 2, 0.4))
+    assert best_mode([diverged, other], "kl_to_target", lower_is_better=True) == "disa_forward"
+
+
+def test_the_scores_that_chose_the_best_mode_are_printed():
+    modes = method("disa", (0.3, 2, 0.1), (0.4, 2, 0.1)), method("disa_both", (0.6, 2, 0.4))
+    modes[0].values[0]["heldout"] = policy(0.9, 3, 0.01)["heldout"]
+    (reading,) = [block.reading for block in blocks(comparison(*modes, *OTHERS)) if block.title == "Differences"]
+    assert "by mean@8 on validation prompts, mean over seeds: disa 0.350 ± 0.050, disa_both 0.600. " in reading
+
+
+def searched(name, chosen, *rates):
+    candidates = [Candidate({"learning_rate": str(rate)}, rate, 0.5) for rate in rates]
+    return dataclasses.replace(
+        method(name, (0.5, 2, 0.1)), search=candidates, point={"learning_rate": str(chosen)} if candidates else {}
+    )
+
+
+def test_a_learning_rate_at_an_end_of_its_search_is_pointed_out():
+    found = comparison(
+        searched("grpo", 0.3, 0.1, 0.3, 0.2),
+        searched("gspo", 0.2, 0.1, 0.2),
+        searched("sft", 0.1, 0.1, 0.2, 0.3),
+        searched("vargrad", 0.2, 0.1, 0.2, 0.3),
+        searched("disa_both", 0.2, 0.2, 0.2),
+        searched("disa", None),
+    )
+    assert rate_notes(found) == [
+        "The largest learning rate tried was chosen for grpo, gspo: a larger one may be better.",
+        "The smallest learning rate tried was chosen for sft: a smaller one may be better.",
+        "A single learning rate was tried for disa_both: another one may be better.",
+    ]
+
+
 OTHERS = [
     method("flowrl", (0.50, 1.5, 0.30)),
     method("a2po", (0.50, 1.5, 0.25)),
@@ -114,6 +154,15 @@ def test_goals_are_met_at_their_bounds_and_missed_below_them():
     assert met(method("disa", (0.49, 9.0, 0.2)), *OTHERS)[2] is False
     # Above the supervised policy, not level with it.
     assert met(method("disa", (0.45, 2.0, 0.2)), *OTHERS)[3] is False
+
+
+def test_the_nearest_method_and_the_place_of_the_best_mode_are_named():
+    *_, goal = check_goals(comparison(method("disa", (0.5, 2.0, 0.35)), *OTHERS))
+    # a2po 0.25, flowrl 0.30, disa 0.35, sft 0.4, grpo 2.0
+    assert (goal.met, goal.numbers) == (False, "a2po has the lowest, disa is 3 of 5: disa 0.350, a2po 0.250, +0.100")
+    diverged = method("gspo", (0.5, 2.0, math.nan))
+    *_, goal = check_goals(comparison(method("disa", (0.5, 2.0, 0.2)), diverged, *OTHERS))
+    assert goal.met and goal.numbers.startswith("next is a2po: ")
 
 
 def test_every_supervised_method_that_was_compared_has_its_goal():

@@ -33,9 +33,15 @@ def compare(options: argparse.Namespace) -> int:
     logging.disable_progress_bar()
     disable_progress_bars()
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
-    text, folder = run_comparison(recipe, methods=methods, seeds=seeds, work=not options.table, say=console.print)
-    console.print(text, markup=False)
-    console.print(f"report: {folder / 'report.html'}")
+
+    def say(line: str) -> None:
+        console.print(line, markup=False)
+
+    text, folder, failed = run_comparison(recipe, methods=methods, seeds=seeds, work=not options.table, say=say)
+    say(text)
+    say(f"report: {folder / 'report.html'}")
+    if failed:
+        raise failed
     return 0
 
 

@@ -27,12 +27,17 @@ class Budget:
     """Optimiser steps."""
     prompts_per_step: int
     """Distinct prompts of a step."""
-    sequences_per_step: int
-    """Completions a step learns from."""
-    drawn: int
-    """Completions drawn in training."""
+    drawn_per_step: int
+    """Completions drawn in a step, which learns from them."""
+    stored_per_step: int
+    """Stored trajectories that a step learns from: of offline methods, and in ``disa_both`` beside as many drawn."""
     read: int
-    """Offline trajectories read, for log Z, for a baseline or to learn from."""
+    """Offline trajectories read, for log Z, for a baseline or to learn from; however often, counted once."""
+
+    @property
+    def drawn(self) -> int:
+        """Completions drawn in training."""
+        return self.steps * self.drawn_per_step
 
     @property
     def completions(self) -> int:
@@ -42,9 +47,9 @@ class Budget:
 
 def trajectories_read(method: str, config: TrainingConfig, rows: Sequence[ScoredTrajectory]) -> int:
     """Offline trajectories of the training prompts that a method depends on, by itself or through the anchor."""
-    if METHODS[method].anchor or (METHODS[method].trajectories and method != "a2po"):
+    if METHODS[method].anchor or METHODS[method].reads == "all":
         return len(rows)
-    return config.value_samples * len({row.prompt_id for row in rows}) if method == "a2po" else 0
+    return config.value_samples * len({row.prompt_id for row in rows}) if METHODS[method].reads == "values" else 0
 
 
 def equal_budgets(configs: Mapping[str, TrainingConfig], read: Mapping[str, int], *, equal: str) -> dict[str, Budget]:
@@ -73,4 +78,5 @@ def _budget(method: str, config: TrainingConfig, read: int, more: int) -> Budget
     wanted = config.prompts_per_step + (more / (config.steps * group) if generates else 0)
     prompts = max(unit, unit * round(wanted / unit))
     sequences = prompts * group
-    return Budget(config.steps, prompts, sequences, config.steps * sequences if generates else 0, read)
+    drawn, stored = (sequences if learns else 0 for learns in (generates, config.learns_from_stored(method)))
+    return Budget(config.steps, prompts, drawn, stored, read)

@@ -117,11 +117,21 @@ def point_training(training: TrainingConfig, method: str, point: Point) -> Train
 
 
 def check_points(comparison: ComparisonConfig, training: TrainingConfig) -> None:
-    """Refuse points that do not fit their method; errors as in :func:`point_training`."""
+    """Refuse points that do not fit their method or make it another one; errors as in :func:`point_training`."""
     for method in comparison.methods:
-        names = [point_name(point_training(training, method, point), point) for point in comparison.points(method)]
+        points = comparison.points(method)
+        configs = [point_training(training, method, point) for point in points]
+        names = [point_name(config, point) for config, point in zip(configs, points, strict=True)]
         if len(set(names)) < len(names):
             raise ValueError(f"two search points of {method} are the same: {', '.join(names)}")
+        for config, point in zip(configs, points, strict=True):
+            if method == "disa" and config.offline_share > 0:
+                points_field = "points_of.disa" if method in comparison.search.points_of else "points"
+                section = f"comparison.search.{points_field}" if "offline_share" in point else "training"
+                raise ValueError(
+                    f"{section} sets offline_share {config.offline_share:g}, with which disa is disa_both: compare "
+                    "disa_both instead, or give disa points with offline_share 0"
+                )
 
 
 def point_name(config: TrainingConfig, point: Point) -> str:

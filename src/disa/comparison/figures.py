@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.ticker import LogLocator, NullLocator
 from numpy.typing import NDArray
 
 from disa.comparison.results import ComparisonResults, MethodResult
@@ -71,7 +72,9 @@ def distance_to_target(results: ComparisonResults, styles: Styles) -> list[Plate
     if min(n.value for n in found.values()) > 0:
         # Methods that maximise reward lie ten times farther off than those that match the target.
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.xaxis.set_minor_locator(NullLocator())
     axes.legend(loc="best")
     said = "; ".join(f"{method} {seeds_text(found[method])}" for method in reversed(order))
     reading = (
@@ -84,21 +87,23 @@ def distance_to_target(results: ComparisonResults, styles: Styles) -> list[Plate
 def learning_curves(results: ComparisonResults, styles: Styles) -> list[Plate]:
     """Training reward against completions, and against wall time.
 
-    Offline methods see no reward while they train: their finished policy's, on training prompts, is one point.
+    Offline methods see no reward while they train: their finished policy's, on training prompts, is one point, where
+    any were evaluated.
     """
+    curves = {method.method: reward_curve(method) for method in results.methods}
     k = largest_k(results.metrics("train"), "mean")
-    if k is None:
+    shown = [method for method in results.methods if k is not None or curves[method.method] is not None]
+    if not shown:
         return []
     completions, seconds = (
         new_axes("Reward against completions", "completions, offline ones included", "mean reward"),
         new_axes("Reward against time", "seconds of training", "mean reward"),
     )
     ends = []
-    for method in results.methods:
-        curve = reward_curve(method)
-        look = styles[method.method]
-        end = method.metric("train", f"mean@{k}")
+    for method in shown:
+        curve, look = curves[method.method], styles[method.method]
         if curve is None:
+            end = method.metric("train", f"mean@{k}")
             for (_, axes), x in ((completions, method.budget.read), (seconds, method.seconds.value)):
                 axes.plot(x, end.value, **_point(look), label=method.method)
             ends.append(f"{method.method} {end.value:.3f}")
@@ -112,9 +117,9 @@ def learning_curves(results: ComparisonResults, styles: Styles) -> list[Plate]:
         axes.set_ylim(bottom=0)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:,g}")
         name_curves(axes, "best")
+    offline = "are sampled on training prompts: single points" if k is not None else "saw no reward and are not shown"
     reading = (
-        "Mean over seeds and a tenth of training. Single points: offline methods, whose finished policies were "
-        f"sampled on training prompts. At the end: {'; '.join(ends)}."
+        f"Mean over seeds and a tenth of training; offline methods' policies {offline}. At the end: {'; '.join(ends)}."
     )
     return [
         Plate(
@@ -136,7 +141,7 @@ def reward_curve(method: MethodResult) -> tuple[Array, Array, Array] | None:
     steps = np.array([line["step"] for line in logs[0][:n]], dtype=np.float64)
     wall = np.mean([[line["wall_time"] for line in log[:n]] for log in logs], axis=0)
     reward = np.mean([_running_mean([line["reward"] for line in log[:n]], max(1, n // 10)) for log in logs], axis=0)
-    return method.budget.read + steps * method.budget.sequences_per_step, wall, reward
+    return method.budget.read + steps * method.budget.drawn_per_step, wall, reward
 
 
 def _running_mean(values: Sequence[float], window: int) -> Array:

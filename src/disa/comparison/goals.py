@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 from disa.comparison.results import ComparisonResults
 from disa.comparison.tables import interval_text
@@ -64,12 +65,17 @@ def _nearest(results: ComparisonResults) -> Goal:
     claim = "the lowest KL to the target of all"
     found = {m.method: m.metric("heldout", "kl_to_target") for m in results.methods}
     values = {method: number.value for method, number in found.items() if number is not None}
-    others = {method: value for method, value in values.items() if method != results.best}
+    others = {m: value for m, value in values.items() if m != results.best and not math.isnan(value)}
     if results.best not in values or not others:
         return Goal(claim, None, "not measured")
     nearest = min(others, key=others.__getitem__)
     _, _, numbers = _pair(results, nearest, "kl_to_target")
-    return Goal(claim, values[results.best] < others[nearest], f"next is {nearest}: {numbers}")
+    before = sum(value < values[results.best] for value in others.values())
+    met = values[results.best] < others[nearest]
+    place = (
+        f"next is {nearest}" if met else f"{nearest} has the lowest, {results.best} is {before + 1} of {len(values)}"
+    )
+    return Goal(claim, met, f"{place}: {numbers}")
 
 
 def _pair(results: ComparisonResults, other: str, metric: str) -> tuple[float, float, str] | None:

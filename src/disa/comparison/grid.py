@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from disa.anchor import Anchor
 from disa.comparison.budget import Budget, equal_budgets, trajectories_read
+from disa.comparison.choice import best_of
 from disa.comparison.config import Point, point_name, point_training
 from disa.errors import DisaError
 from disa.evaluation.metrics import clustered_mean, per_prompt
@@ -81,14 +82,18 @@ class Grid:
                 fix="set it, for example to 32",
             )
         n_train = sum(p.split == "train" for p in self.prompts)
-        for method, budget in self.budgets.items():
-            if budget.prompts_per_step > n_train and method != "a2po":  # which repeats prompts
+        for method in self.budgets:
+            try:
+                self._with_budget(method, self.recipe.training).check_prompts([method], n_train)
+            except ValueError as error:
                 raise DisaError(
-                    f"{method} needs {budget.prompts_per_step} prompts a step, there are {n_train}",
-                    where="comparison.budget",
-                    fix="raise training.steps, lower training.prompts_per_step or proposals.per_prompt, or set "
-                    "comparison.budget: steps",
-                )
+                    str(error),
+                    where="comparison.budget, which sets the prompts of a step",
+                    fix="or raise training.steps, lower proposals.per_prompt, or set comparison.budget: steps",
+                ) from error
+
+    def _with_budget(self, method: str, config: TrainingConfig) -> TrainingConfig:
+        return config.model_copy(update={"prompts_per_step": self.budgets[method].prompts_per_step})
 
     def _budgets(self) -> dict[str, Budget]:
         wanted = {p.prompt_id for p in self.prompts if p.split == "train"}
@@ -117,13 +122,10 @@ class Grid:
         """Everything a policy is trained with."""
         search = self.comparison.search
         config = point_training(self.recipe.training, cell.method, dict(cell.point))
-        return config.model_copy(
-            update={
-                "steps": (search.steps or config.steps) if cell.seed is None else config.steps,
-                "seed": search.seed if cell.seed is None else cell.seed,
-                "prompts_per_step": self.budgets[cell.method].prompts_per_step,
-            }
-        )
+        config = self._with_budget(cell.method, config)
+        if cell.seed is None:
+            return config.model_copy(update={"steps": search.steps or config.steps, "seed": search.seed})
+        return config.model_copy(update={"seed": cell.seed})
 
     def folder(self, cell: Cell) -> str:
         """Where a cell's training and evaluation go, relative to the run directory."""
@@ -165,11 +167,10 @@ class Grid:
         candidates = self.candidates(method)
         if not candidates:
             return self.comparison.points(method)[0]
-        scores = [self.score(cell) for cell in candidates]
-        if None in scores:
+        scores = {cell: self.score(cell) for cell in candidates}
+        if None in scores.values():
             return None
-        best = min if self.lower_is_better else max
-        return dict(candidates[scores.index(best(scores))].point)
+        return dict(best_of(scores, lower_is_better=self.lower_is_better).point)
 
     @property
     def criterion(self) -> str:

@@ -31,4 +31,5 @@ def page(tables: Sequence[Block], recipe: Recipe, illustrations: Sequence[Illust
 
 
 def _block(block: Block) -> str:
-    return f"<p>{shown(block.reading)}</p>{rows_html(block.rows)}"
+    notes = "".join(f"<p>{shown(note)}</p>" for note in block.notes)
+    return f"<p>{shown(block.reading)}</p>{rows_html(block.rows)}{notes}"

@@ -16,6 +16,7 @@ import numpy as np
 from scipy import stats
 
 from disa.comparison.budget import Budget
+from disa.comparison.choice import best_of
 from disa.comparison.config import Point
 from disa.comparison.grid import REFERENCE, Grid
 from disa.engine import read_step_log
@@ -46,14 +47,25 @@ class OverSeeds:
 
 
 @dataclasses.dataclass(frozen=True)
+class Candidate:
+    """One point that a method's search tried."""
+
+    point: Point
+    learning_rate: float
+    """As it was validated, also where the point leaves it to the recipe."""
+    score: float
+    """The criterion on the validation prompts; NaN where the policy diverged."""
+
+
+@dataclasses.dataclass(frozen=True)
 class MethodResult:
     """One method's finished seeds."""
 
     method: str
     point: Point
     """The chosen settings."""
-    search: list[tuple[Point, float]]
-    """Every candidate with its score on the validation prompts; empty without a search."""
+    search: list[Candidate]
+    """Empty without a search."""
     budget: Budget
     values: dict[int, Values]
     """By seed."""
@@ -135,7 +147,10 @@ def gather(grid: Grid) -> ComparisonResults | None:
                 MethodResult(
                     method=method,
                     point=grid.chosen(method),
-                    search=[(dict(cell.point), grid.score(cell)) for cell in grid.candidates(method)],
+                    search=[
+                        Candidate(dict(cell.point), grid.training_config(cell).learning_rate, grid.score(cell))
+                        for cell in grid.candidates(method)
+                    ],
                     budget=grid.budgets[method],
                     values={seed: grid.values(folder.rows(EvaluationRecord)) for seed, folder in found.items()},
                     logs=logs,
@@ -157,4 +172,4 @@ def gather(grid: Grid) -> ComparisonResults | None:
 def best_mode(methods: Sequence[MethodResult], criterion: str, *, lower_is_better: bool) -> str | None:
     """DISA's best mode: by the criterion of the search, on validation prompts, over the finished seeds."""
     scores = {m.method: m.metric("validation", criterion).value for m in methods if m.method in OWN}
-    return (min if lower_is_better else max)(scores, key=scores.__getitem__) if scores else None
+    return best_of(scores, lower_is_better=lower_is_better) if scores else None

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from disa.comparison.grid import FOLDER, Grid
 from disa.comparison.results import gather
-from disa.comparison.work import make_shared_stages, shared_run, work_through
+from disa.comparison.work import failure, make_shared_stages, shared_run, work_through
 from disa.comparison.write import write_results
 from disa.errors import DisaError
 from disa.pipeline import NotFinished
@@ -21,7 +21,7 @@ def run_comparison(
     seeds: Sequence[int] | None = None,
     work: bool = True,
     say: Callable[[str], None],
-) -> tuple[str, Path]:
+) -> tuple[str, Path, DisaError | None]:
     """Finish the policies asked for, then write what all finished ones of the recipe add up to.
 
     Parameters
@@ -39,6 +39,8 @@ def run_comparison(
         The tables as text.
     Path
         Folder with everything written.
+    DisaError or None
+        What to end with where policies failed; all others are finished, and in the tables.
 
     Raises
     ------
@@ -50,14 +52,23 @@ def run_comparison(
     with shared_run(recipe):
         if work:
             make_shared_stages(recipe, say)
-        try:
             grid = Grid(recipe)
-            if work:
-                work_through(grid, methods or recipe.comparison.methods, seeds or recipe.comparison.seeds, say)
-            results = gather(grid)
-        except NotFinished:  # without work, where not even the shared stages are there
-            results = None
+            failed = work_through(grid, methods or recipe.comparison.methods, seeds or recipe.comparison.seeds, say)
+        else:
+            grid, failed = _finished_grid(recipe), {}
+        results, error = gather(grid), failure(grid, failed) if failed else None
         if results is None:
-            raise DisaError("no policy is finished yet", where=recipe.run_dir, fix="run the command without --table")
+            raise error or _nothing_yet(recipe)
         folder = Path(recipe.run_dir) / FOLDER
-        return write_results(folder, results, recipe), folder
+        return write_results(folder, results, recipe), folder, error
+
+
+def _finished_grid(recipe: Recipe) -> Grid:
+    try:
+        return Grid(recipe)
+    except NotFinished as error:
+        raise _nothing_yet(recipe) from error
+
+
+def _nothing_yet(recipe: Recipe) -> DisaError:
+    return DisaError("no policy is finished yet", where=recipe.run_dir, fix="run the command without --table")

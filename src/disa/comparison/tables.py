@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from disa.comparison.results import ComparisonResults, OverSeeds
+from disa.comparison.results import OWN, ComparisonResults, OverSeeds
 from disa.evaluation.metrics import clustered_mean
 from disa.report.tables import metric_label, shown_metrics
 
@@ -38,10 +38,11 @@ def difference_rows(results: ComparisonResults, split: str = "heldout") -> list[
 
 def budget_rows(results: ComparisonResults) -> list[Row]:
     """Header and one row a method: what it was given, and the time its training took."""
-    rows = [["method", "steps", "sequences a step", "drawn in training", "offline read", "completions", "seconds"]]
+    columns = ("steps", "drawn a step", "stored a step", "drawn in training", "offline read", "completions", "seconds")
+    rows = [["method", *columns]]
     for method in results.methods:
         b = method.budget
-        numbers = (b.steps, b.sequences_per_step, b.drawn, b.read, b.completions)
+        numbers = (b.steps, b.drawn_per_step, b.stored_per_step, b.drawn, b.read, b.completions)
         rows.append([method.method, *(f"{n:,}" for n in numbers), f"{method.seconds.value:.0f}"])
     return rows
 
@@ -51,13 +52,38 @@ def search_rows(results: ComparisonResults) -> list[Row]:
     rows = []
     for method in results.methods:
         cells = []
-        for point, score in method.search:
-            text = f"{_settings(point)}: {score:.3f}"
-            cells.append(f"[{text}]" if point == method.point else text)
+        for candidate in method.search:
+            text = f"{_settings(candidate.point)}: {candidate.score:.3f}"
+            cells.append(f"[{text}]" if candidate.point == method.point else text)
         if cells:
             rows.append([method.method, *cells])
     width = max((len(row) for row in rows), default=1) - 1
     return [["method", *(f"candidate {i + 1}" for i in range(width))], *rows] if rows else []
+
+
+def rate_notes(results: ComparisonResults) -> list[str]:
+    """Say for which methods a better learning rate may lie outside the search: an end or a single one was chosen."""
+    found = {"largest": [], "smallest": [], "alone": []}
+    for method in results.methods:
+        rates = {candidate.learning_rate for candidate in method.search}
+        chosen = [candidate.learning_rate for candidate in method.search if candidate.point == method.point]
+        if len(rates) == 1:
+            found["alone"].append(method.method)
+        elif chosen:
+            found["largest"] += [method.method] if chosen[0] == max(rates) else []
+            found["smallest"] += [method.method] if chosen[0] == min(rates) else []
+    texts = {
+        "largest": "The largest learning rate tried was chosen for {}: a larger one may be better.",
+        "smallest": "The smallest learning rate tried was chosen for {}: a smaller one may be better.",
+        "alone": "A single learning rate was tried for {}: another one may be better.",
+    }
+    return [texts[end].format(", ".join(names)) for end, names in found.items() if names]
+
+
+def mode_scores(results: ComparisonResults) -> str:
+    """What chose the best of DISA's modes: each one's criterion on validation prompts, over its seeds."""
+    modes = [method for method in results.methods if method.method in OWN]
+    return ", ".join(f"{m.method} {seeds_text(m.metric('validation', results.criterion))}" for m in modes)
 
 
 def seeds_text(number: OverSeeds | None) -> str:

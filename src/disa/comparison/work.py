@@ -1,17 +1,19 @@
 """Train and evaluate every cell, by any number of processes at once.
 
 Each process walks through the same list and takes any cell that is not done and that no other process holds; a cell
-whose process was killed is free again and continues where it stopped.
+whose process was killed is free again and continues where it stopped. A cell that cannot be worked on for a reason
+its user can mend is left, and the others are finished.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from disa.comparison.grid import REFERENCE, Cell, Grid
+from disa.comparison.grid import FOLDER, REFERENCE, Cell, Grid
+from disa.errors import DisaError
 from disa.locks import claim, shared
 from disa.pipeline import NotFinished, Pipeline
 from disa.provenance import digest
@@ -45,28 +47,57 @@ def make_shared_stages(recipe: Recipe, say: Callable[[str], None]) -> None:
         Pipeline(recipe, say=say).anchor()
 
 
-def work_through(grid: Grid, methods: Sequence[str], seeds: Sequence[int], say: Callable[[str], None]) -> None:
+def work_through(
+    grid: Grid, methods: Sequence[str], seeds: Sequence[int], say: Callable[[str], None]
+) -> dict[Cell, DisaError]:
     """Finish every cell of these methods and seeds, together with whoever else works on them.
 
     Searches come first, then one seed of all methods after the other, so that a table of whole seeds appears early.
+    Each failing cell is tried once. Seeds of a method one of whose candidates failed have no chosen point: they
+    are left out.
+
+    Returns
+    -------
+    dict of Cell to DisaError
+        Cells that failed in this process and that no other one finished.
     """
     total = 1 + sum(len(grid.candidates(method)) + len(seeds) for method in methods)
-    wait = _Waiting(say)
-    while unfinished := _unfinished(grid, methods, seeds):
+    wait, failed = _Waiting(say), {}
+    while unfinished := [cell for cell in _unfinished(grid, methods, seeds) if cell not in failed]:
         worked = False
         for cell in unfinished:
             with claim(Path(grid.recipe.run_dir) / grid.folder(cell)) as mine:
                 # Another process may have finished it since the list was made.
                 if mine and grid.evaluated(cell) is None:
                     started = time.monotonic()
-                    grid.work(cell)
-                    done = sum(found is not None for found in _known(grid, methods, seeds).values())
-                    seconds = time.monotonic() - started
-                    say(f"{grid.folder(cell)}: done in {seconds:.1f} s, {done} of {total}")
+                    try:
+                        grid.work(cell)
+                    except DisaError as error:
+                        failed[cell] = error
+                        say(f"{grid.folder(cell)}: failed, {_one_line(error)}")
+                    else:
+                        done = sum(found is not None for found in _known(grid, methods, seeds).values())
+                        seconds = time.monotonic() - started
+                        say(f"{grid.folder(cell)}: done in {seconds:.1f} s, {done} of {total}")
                     worked = True
                     break  # a finished search adds cells, of which some come before the rest of this list
         if not worked:
             wait()
+    for method in methods:
+        if not grid.finals(method, seeds):
+            say(f"{FOLDER}/{method}: no seed is trained, for a candidate of its search failed")
+    return {cell: error for cell, error in failed.items() if grid.evaluated(cell) is None}
+
+
+def failure(grid: Grid, failed: Mapping[Cell, DisaError]) -> DisaError:
+    """Return the error of a comparison that is finished but for these cells."""
+    names = ", ".join(grid.folder(cell).removeprefix(f"{FOLDER}/") for cell in failed)
+    first = next(iter(failed.values()))
+    return DisaError(f"{len(failed)} failed ({names}), the first with: {_one_line(first)}", where=FOLDER)
+
+
+def _one_line(error: DisaError) -> str:
+    return " ".join(str(error).split())
 
 
 def _unfinished(grid: Grid, methods: Sequence[str], seeds: Sequence[int]) -> list[Cell]:

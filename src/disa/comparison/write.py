@@ -17,7 +17,7 @@ from disa.report.write import write_figures
 from disa.rundir import write_json
 from disa.text_table import aligned
 
-VERSION = 1
+VERSION = 2
 
 
 def write_results(folder: Path, results: ComparisonResults, recipe: Recipe) -> str:
@@ -27,10 +27,11 @@ def write_results(folder: Path, results: ComparisonResults, recipe: Recipe) -> s
     from disa.report.canvas import illustrations, style
 
     tables = blocks(results)
-    text = "\n\n".join(f"{block.reading}\n{aligned(block.rows)}" for block in tables)
+    text = "\n\n".join("\n".join([block.reading, aligned(block.rows), *block.notes]) for block in tables)
     write_json(folder / "results.json", as_json(results, recipe))
     (folder / "table.txt").write_text(text + "\n", encoding="utf-8")
-    markdown = "\n\n".join(f"{block.reading}\n\n{markdown_table(block.rows)}" for block in tables)
+    parts = [part for block in tables for part in (block.reading, markdown_table(block.rows), " ".join(block.notes))]
+    markdown = "\n\n".join(filter(None, parts))
     (folder / "table.md").write_text(markdown + "\n", encoding="utf-8")
     with style():
         drawn = illustrations(comparison_plates(results))
@@ -52,8 +53,11 @@ def as_json(results: ComparisonResults, recipe: Recipe) -> dict[str, Any]:
         "methods": {
             method.method: {
                 "point": method.point,
-                "search": [{"point": point, "score": score} for point, score in method.search],
-                "budget": dataclasses.asdict(method.budget) | {"completions": method.budget.completions},
+                "search": [
+                    {"point": c.point, "score": None if math.isnan(c.score) else c.score} for c in method.search
+                ],
+                "budget": dataclasses.asdict(method.budget)
+                | {"drawn": method.budget.drawn, "completions": method.budget.completions},
                 "seconds": _number(method.seconds),
                 "seeds": {
                     str(seed): {s: {m: _mean(v) for m, v in metrics.items()} for s, metrics in values.items()}

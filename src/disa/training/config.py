@@ -109,7 +109,7 @@ class TrainingConfig(StageConfig):
         return self
 
     def check_prompts(self, methods: Sequence[str], prompts: int) -> None:
-        """Refuse steps of more distinct prompts than there are; A*-PO, which repeats prompts, takes any number.
+        """Refuse steps of more distinct prompts than there are, of methods that draw and do not repeat prompts.
 
         Raises
         ------
@@ -117,7 +117,8 @@ class TrainingConfig(StageConfig):
             Naming the method and both numbers.
         """
         for method in methods:
-            if METHODS[method].generates and method != "a2po" and self.prompts_per_step > prompts:
+            needs_distinct = METHODS[method].generates and not METHODS[method].repeats_prompts
+            if needs_distinct and self.prompts_per_step > prompts:
                 asked = f"training.prompts_per_step is {self.prompts_per_step}"
                 raise ValueError(
                     f"{asked}, but {method} has {prompts} training prompts: lower it, or give more prompts"
@@ -144,9 +145,13 @@ class TrainingConfig(StageConfig):
         """Adapters of one method."""
         return self.lora or (LoRAConfig() if METHODS[method].adapters else None)
 
+    def learns_from_stored(self, method: str) -> bool:
+        """Whether the steps of one method learn from stored trajectories."""
+        return METHODS[method].reads == "all" or (method == "disa" and self.offline_share > 0)
+
     def reads_trajectories(self, method: str) -> bool:
-        """Whether one method reads the stored trajectories."""
-        return METHODS[method].trajectories or (method == "disa" and self.offline_share > 0)
+        """Whether one method reads the stored trajectories, to learn from or for a prompt's value."""
+        return METHODS[method].reads == "values" or self.learns_from_stored(method)
 
     def method_identity(self, method: str) -> dict[str, Any]:
         """What one method's result depends on: the list of methods and the others' settings do not."""

@@ -21,10 +21,13 @@ class Method:
     """Fields of ``TrainingConfig`` that not every method reads and this one does."""
     anchor: bool = False
     """Reads ``5_anchor``."""
-    trajectories: bool = False
-    """Reads ``3_scoring``; ``disa`` does so only with ``offline_share``."""
+    reads: Literal["nothing", "all", "values"] = "nothing"
+    """Stored trajectories (``3_scoring``): all, to learn from, or only the ``value_samples`` of the reference that a
+    prompt's value is taken from. ``disa`` learns from them with ``offline_share``."""
     generates: bool = True
     """Draws completions in training."""
+    repeats_prompts: bool = False
+    """Takes a prompt as often in a step as there are too few; the others need distinct ones."""
     alone: bool = True
     """Learns from groups of one completion."""
     adapters: bool = False
@@ -41,20 +44,20 @@ METHODS: dict[str, Method] = {
         "DISA: forward projection, offline",
         ("inverse_temperature", *_PROJECTION),
         anchor=True,
-        trajectories=True,
+        reads="all",
         generates=False,
     ),
     "disa_both": Method(
         "DISA: both projections, half each unless offline_share is set",
         ("inverse_temperature", *_BASELINE, "offline_share", *_PROJECTION),
         anchor=True,
-        trajectories=True,
+        reads="all",
     ),
     "disa_offline_balance": Method(
         "DISA: squared residual offline, lower ends of log Z",
         ("inverse_temperature",),
         anchor=True,
-        trajectories=True,
+        reads="all",
         generates=False,
     ),
     "flowrl": Method("FlowRL: learned log Z", ("inverse_temperature", "log_z_learning_rate")),
@@ -65,15 +68,16 @@ METHODS: dict[str, Method] = {
     "a2po": Method(
         "A*-PO: value from reference samples, one completion a prompt",
         ("inverse_temperature", "value_samples"),
-        trajectories=True,
+        reads="values",
+        repeats_prompts=True,
     ),
     "grpo": Method("GRPO", alone=False),
     "gspo": Method("GSPO", alone=False),
-    "sft": Method("Supervised on the correct trajectories", trajectories=True, generates=False),
-    "sft_reward": Method("Supervised on trajectories in proportion to reward", trajectories=True, generates=False),
+    "sft": Method("Supervised on the correct trajectories", reads="all", generates=False),
+    "sft_reward": Method("Supervised on trajectories in proportion to reward", reads="all", generates=False),
     "lora_sft": Method(
         "LoRA-SFT: supervised on the correct trajectories, adapters",
-        trajectories=True,
+        reads="all",
         generates=False,
         adapters=True,
     ),
