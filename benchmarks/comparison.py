@@ -18,7 +18,12 @@ from disa.report.blocks import fill_block
 from page import FIGURES
 
 PAGE = Path("docs/results.md")
-SHOWN = {"quality_diversity": "Mean@k against effective modes", "kl_to_target": "KL to the target by method"}
+SHOWN = {
+    "quality_diversity": "Mean@k against effective modes",
+    "kl_to_target": "KL to the target by method",
+    "reward_completions": "Reward against completions",
+    "reward_time": "Reward against seconds of training",
+}
 
 
 def main() -> None:
