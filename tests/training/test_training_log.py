@@ -78,13 +78,23 @@ def test_undecided_rows_are_left_out_of_the_audit_and_an_empty_record_says_nothi
     record = ResidualRecord()
     assert record.metrics() == {}
     nan = float("nan")
-    record.add(torch.tensor([1.0, nan]), torch.tensor([0.5, 9.0]))
-    record.add(torch.tensor([nan]), torch.tensor([9.0]))
-    record.add(torch.tensor([3.0]), torch.tensor([1.5]))
+    both, one = torch.tensor([True, True]), torch.tensor([True])
+    record.add(torch.tensor([1.0, nan]), torch.tensor([0.5, 9.0]), both)
+    record.add(torch.tensor([nan]), torch.tensor([9.0]), one)
+    record.add(torch.tensor([3.0]), torch.tensor([1.5]), one)
     assert record.metrics() == pytest.approx(audit(torch.tensor([1.0, 3.0]), torch.tensor([0.5, 1.5])))
     assert record.metrics() == {}
-    record.add(torch.tensor([nan]), torch.tensor([9.0]))
+    record.add(torch.tensor([nan]), torch.tensor([9.0]), one)
     assert record.metrics() == {}
+
+
+def test_rows_outside_the_audit_count_for_the_distance_to_the_reference_alone():
+    record = ResidualRecord()
+    record.add(torch.tensor([1.0, -7.0, 3.0]), torch.tensor([0.5, 4.0, 1.5]), torch.tensor([True, False, True]))
+    expected = audit(torch.tensor([1.0, 3.0]), torch.tensor([0.5, 1.5])) | {"kl_to_reference": 2.0}
+    assert record.metrics() == pytest.approx(expected)
+    record.add(torch.tensor([0.0]), torch.tensor([4.0]), torch.tensor([False]))
+    assert record.metrics() == {"kl_to_reference": 4.0}
 
 
 def test_a_constant_residual_is_all_error_of_log_z():

@@ -77,6 +77,10 @@ class BalanceTrainer(SharedPromptTrainer):
         """Log Z of this process's fresh completions where it is known before the update, shape (rows,)."""
         return None
 
+    def _audited(self, rows: list[dict[str, Any]]) -> list[bool]:
+        """Which completions' residuals the audit reads: all of them."""
+        return [True] * len(rows)
+
     def _log_z(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         """Log Z of one micro-batch, by default what :meth:`_known_log_z` put into it."""
         return inputs["log_z"]
@@ -106,6 +110,7 @@ class BalanceTrainer(SharedPromptTrainer):
         # A row no reward function decided has no residual; nansum would call it a zero.
         batch["raw_reward"] = total.masked_fill(rewards.isnan().all(dim=1), torch.nan)
         batch["group"] = self._groups(len(inputs), device)[self._own(len(inputs))]
+        batch["audited"] = torch.tensor(self._audited(inputs), device=device)
         known = self._known_log_z(batch, inputs)
         if known is not None:
             batch["log_z"] = known
@@ -176,7 +181,8 @@ class BalanceTrainer(SharedPromptTrainer):
 
         gather = self.accelerator.gather
         if length == "sum":  # means over tokens are residuals of another target, which the audit knows nothing of
-            self._audits[mode].add(gather(residual.detach()), gather((log_pi - log_ref).detach()))
+            log_ratio = (log_pi - log_ref).detach()
+            self._audits[mode].add(gather(residual.detach()), gather(log_ratio), gather(inputs["audited"]))
         self._metrics[mode]["log_z"].append(gather(log_z.detach()).nanmean().item())
         if entropy is not None:
             over_tokens = torch.stack([(entropy.detach() * mask).sum(), mask.sum()])
