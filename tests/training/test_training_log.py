@@ -2,12 +2,13 @@
 
 import math
 import threading
+from contextlib import closing
 
 import pytest
 import torch
 from small_trainer import GENERATIONS, PROMPTS, RecordingTrainer
 
-from disa.engine import read_step_log
+from disa.engine import StepLog, read_step_log
 from disa.errors import DisaError
 from disa.objectives.trajectory_balance import audit_log_z_error
 from disa.rundir import StageFolder
@@ -62,6 +63,27 @@ def test_micro_batches_and_steps_since_the_last_line_are_audited_together(small_
     # Equal micro-batches: their mean squares average, and each loss is its mean square over three.
     mean_square = sum(3 * loss for _, loss in trainer.losses) / 12
     assert lines[0]["residual/rms"] ** 2 == pytest.approx(mean_square, rel=1e-5)
+
+
+def test_whatever_the_interval_a_line_stands_at_every_checkpoint_and_after_the_last_step(small_run, tmp_path):
+    path = tmp_path / "steps.jsonl"
+
+    def train(resume=None):
+        log = StepLog(path, "training")
+        settings = {"max_steps": 5, "logging_steps": 10, "save_strategy": "steps", "save_steps": 2}
+        trainer = small_run.trainer(tmp_path, parts={"callbacks": [log]}, **settings)
+        with closing(log):
+            trainer.train(resume_from_checkpoint=resume)
+        return read_step_log(path)
+
+    whole = train()
+    assert [line["step"] for line in whole] == [1, 2, 4, 5]
+    assert all(math.isfinite(line["entropy"]) for line in whole)
+    # A resumed training takes its seconds up where its checkpoint was, and repeats what came after it.
+    resumed = train(str(tmp_path / "checkpoint-4"))
+    assert resumed[:3] == whole[:3]
+    assert resumed[3]["wall_time"] > resumed[2]["wall_time"]
+    assert [resumed[3][name] for name in EVERY_STEP] == [whole[3][name] for name in EVERY_STEP]
 
 
 def test_evaluation_rows_are_audited_under_their_own_names(small_run, tmp_path):

@@ -1,8 +1,9 @@
-"""Trajectory balance on TRL's GRPOTrainer: the engine's sampling, data path and scaling, another loss.
+"""Trajectory balance on TRL's GRPOTrainer: the engine's data path and scaling, another loss.
 
-Only four methods of the engine are overridden here, and each calls super() or the engine's own log-prob
-method: rewards are noted as they pass, log Z joins the batch, the loss is trajectory balance, and the
-audit joins the log. Nothing of the engine is copied. A method says where its log Z comes from by
+Sampling and log-probabilities are those of :class:`disa.training.shared_prompt_trainer.SharedPromptTrainer`, which
+replaces the engine's own where a prompt can be computed once. Four more methods of the engine are overridden here:
+rewards are noted as they pass, log Z joins the batch and the audit joins the log, each around ``super()``, and the
+loss is replaced by trajectory balance. Nothing of the engine is copied. A method says where its log Z comes from by
 ``_known_log_z`` (before the update: frozen, group) or ``_log_z`` (with it: learned).
 """
 
@@ -197,9 +198,15 @@ class BalanceTrainer(SharedPromptTrainer):
 
     @property
     def _logs_this_step(self) -> bool:
-        """Whether a line of the log follows the optimiser step under way; the entropy is only computed for those."""
-        step, first = self.state.global_step + 1, self.args.logging_first_step
-        return self.args.logging_strategy != "steps" or step % self.state.logging_steps == 0 or (first and step == 1)
+        """Whether a line of the log follows the optimiser step under way; the entropy is only computed for those.
+
+        They are the engine's, and those that :class:`disa.engine.StepLog` adds: at checkpoints and after the last step.
+        """
+        step, args, state = self.state.global_step + 1, self.args, self.state
+        if args.logging_strategy != "steps" or step == state.max_steps or (args.logging_first_step and step == 1):
+            return True
+        saves = args.save_strategy == "steps" and state.save_steps > 0 and step % state.save_steps == 0
+        return saves or step % state.logging_steps == 0
 
     def _sequence_log_probs(
         self, model: Any, inputs: dict[str, Any], *, batch_size: int | None = None, entropy: bool = False
