@@ -72,8 +72,8 @@ def test_disa_learns_from_trajectories_with_an_offline_share_and_a_star_po_never
 
 
 def test_one_completion_a_prompt_is_refused_for_methods_that_need_groups():
-    with pytest.raises(ValueError, match="leaves vargrad, grpo without groups"):
-        TrainingConfig(methods=("disa", "vargrad", "grpo"), completions_per_prompt=1)
+    with pytest.raises(ValueError, match="leaves vargrad, grpo, flowrl_published without groups"):
+        TrainingConfig(methods=("disa", "vargrad", "grpo", "flowrl_published"), completions_per_prompt=1)
     assert TrainingConfig(methods=("disa", "a2po", "flowrl"), completions_per_prompt=1).completions_per_step == 32
 
 
