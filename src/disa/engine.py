@@ -174,6 +174,9 @@ def trainer_arguments(compute: str, log_every: int) -> dict[str, Any]:
 class StepLog(TrainerCallback):
     """Writes a trainer's log lines to a JSONL file and shows a progress bar.
 
+    There is a line at every checkpoint and after the last step, whatever the interval of the log: the last line's
+    ``wall_time`` is then that of the whole training, and a resumed one goes on from its checkpoint's.
+
     On resuming, lines past the checkpoint's step are dropped first, so that no step stands twice. Of the processes of
     one launch, the first one does so.
     """
@@ -198,7 +201,9 @@ class StepLog(TrainerCallback):
         self._task = self._progress.add_task(self.title, total=state.max_steps, completed=state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Move the bar."""
+        """Ask for a line where one is due; move the bar."""
+        if control.should_save or state.global_step >= state.max_steps:
+            control.should_log = True
         if self._task is not None:
             self._progress.update(self._task, completed=state.global_step)
 

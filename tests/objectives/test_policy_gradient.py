@@ -43,7 +43,9 @@ def test_grpo_clips_a_hand_computed_ratio_only_where_that_lowers_the_objective()
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-@pytest.mark.parametrize(("length", "loss_type", "scale"), [("mean", "grpo", 1.0), ("sum", "dr_grpo", 4.0)])
+@pytest.mark.parametrize(
+    ("length", "loss_type", "scale"), [("mean", "grpo", 1.0), ("sum", "dr_grpo", 4.0), ("batch", "dapo", 1.0)]
+)
 def test_grpo_loss_and_gradient_are_those_of_trl(length, loss_type, scale, seed):
     now, old = log_probs(seed)
     ours, theirs = now.clone().requires_grad_(), now.clone().requires_grad_()
@@ -84,8 +86,10 @@ def test_gspo_with_sums_takes_the_plain_ratio_of_the_completion():
     assert gspo_loss(now, old, one, mask, **wide).item() == pytest.approx(-math.sqrt(1.1 * 1.2), abs=ROUNDING)
 
 
-@pytest.mark.parametrize("length", ["sum", "mean"])
-@pytest.mark.parametrize("loss", [grpo_loss, gspo_loss])
+@pytest.mark.parametrize(
+    ("loss", "length"),
+    [*((loss, length) for loss in (grpo_loss, gspo_loss) for length in ("sum", "mean")), (grpo_loss, "batch")],
+)
 def test_gradients_agree_with_finite_differences(loss, length):
     now, old = log_probs()
     # Clip bounds far from every ratio here: at a bound the loss has a kink and no derivative.
@@ -101,3 +105,14 @@ def test_fresh_completions_have_the_plain_policy_gradient():
     grpo_loss(now, now, ADVANTAGE, MASK, length="mean").backward()
     expected = -ADVANTAGE[:, None] * MASK / MASK.sum(1, keepdim=True) / 4
     torch.testing.assert_close(now.grad, expected, rtol=0, atol=ROUNDING)
+
+
+def test_on_fresh_completions_gspo_is_grpo_with_the_mean_over_completions_and_not_over_tokens():
+    gradients = []
+    for loss, length in ((gspo_loss, "mean"), (grpo_loss, "mean"), (grpo_loss, "batch")):
+        now = log_probs()[0].requires_grad_()
+        loss(now, now, ADVANTAGE, MASK, length=length).backward()
+        gradients.append(now.grad)
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=0, atol=ROUNDING)
+    torch.testing.assert_close(gradients[2], -ADVANTAGE[:, None] * MASK / MASK.sum(), rtol=0, atol=ROUNDING)
+    assert (gradients[1] - gradients[2]).abs().max() > 0.01

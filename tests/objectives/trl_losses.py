@@ -31,7 +31,7 @@ def grpo_trainer_loss(
         model=SimpleNamespace(training=False),
         max_completion_length=max_length,
         _entropy_bonus_enabled=False,
-        accelerator=SimpleNamespace(gather=lambda x: x, reduce=lambda x, reduction: x),
+        accelerator=SimpleNamespace(gather=lambda x: x, reduce=lambda x, reduction: x, num_processes=1),
         _metrics={"eval": defaultdict(list)},
     )
     prompt = torch.zeros(len(mask), 1, dtype=torch.long)
@@ -42,6 +42,7 @@ def grpo_trainer_loss(
         "completion_mask": mask,
         "advantages": advantage,
         "old_per_token_logps": token_log_old,
+        "num_items_in_batch": mask.sum(),
     }
     return GRPOTrainer._compute_loss(trainer, None, inputs)
 

@@ -212,6 +212,17 @@ def test_the_plan_follows_the_recipe_and_not_the_rehearsal(rehearsed, finished_r
     assert long["2_proposals"] == short["2_proposals"]
 
 
+@pytest.mark.parametrize("counts", [(8, 0), (0, 8), (8, 8)])
+def test_a_training_is_as_large_as_its_steps_whether_it_drew_or_read_or_both(tmp_path, counts):
+    stage = "6_training/disa_both"
+    (tmp_path / stage).mkdir(parents=True)
+    facts = dict(zip(("completions", "stored"), counts, strict=True))
+    write_json(tmp_path / stage / "manifest.json", {"seconds": 3.0} | facts)
+    assert _measured(tmp_path, stage, StageWork(8, 0.0, 0.0, 0.0, 0.0)) == 3.0
+    with pytest.raises(DisaError, match="the run has 8 completions in 6_training/disa_both, the recipe asks for 16"):
+        _measured(tmp_path, stage, StageWork(16, 0.0, 0.0, 0.0, 0.0))
+
+
 def test_a_run_without_finished_stages_is_nothing_to_compare_with(rehearsed, finished_run, tmp_path):
     with pytest.raises(DisaError, match="no finished stage of this recipe"):
         make_plan(load_recipe(finished_run.parent / "recipe.yaml"), rehearsed, against=tmp_path)

@@ -137,7 +137,7 @@ class Hesitant(TaskReward):
 @pytest.mark.parametrize("baseline", ["anchored", "none"])
 def test_undecided_rewards_carry_no_gradient(small_run, tmp_path, baseline):
     def undecided(text):
-        return text.startswith(("1", "2"))
+        return text.endswith(("1", "2"))
 
     rewards = [Hesitant(small_run.task, undecided)]
     trainer, before, gradients = one_step(small_run, tmp_path, parts={"reward_funcs": rewards}, baseline=baseline)

@@ -2,12 +2,13 @@
 
 import math
 import threading
+from contextlib import closing
 
 import pytest
 import torch
 from small_trainer import GENERATIONS, PROMPTS, RecordingTrainer
 
-from disa.engine import read_step_log
+from disa.engine import StepLog, read_step_log
 from disa.errors import DisaError
 from disa.objectives.trajectory_balance import audit_log_z_error
 from disa.rundir import StageFolder
@@ -64,6 +65,27 @@ def test_micro_batches_and_steps_since_the_last_line_are_audited_together(small_
     assert lines[0]["residual/rms"] ** 2 == pytest.approx(mean_square, rel=1e-5)
 
 
+def test_whatever_the_interval_a_line_stands_at_every_checkpoint_and_after_the_last_step(small_run, tmp_path):
+    path = tmp_path / "steps.jsonl"
+
+    def train(resume=None):
+        log = StepLog(path, "training")
+        settings = {"max_steps": 5, "logging_steps": 10, "save_strategy": "steps", "save_steps": 2}
+        trainer = small_run.trainer(tmp_path, parts={"callbacks": [log]}, **settings)
+        with closing(log):
+            trainer.train(resume_from_checkpoint=resume)
+        return read_step_log(path)
+
+    whole = train()
+    assert [line["step"] for line in whole] == [1, 2, 4, 5]
+    assert all(math.isfinite(line["entropy"]) for line in whole)
+    # A resumed training takes its seconds up where its checkpoint was, and repeats what came after it.
+    resumed = train(str(tmp_path / "checkpoint-4"))
+    assert resumed[:3] == whole[:3]
+    assert resumed[3]["wall_time"] > resumed[2]["wall_time"]
+    assert [resumed[3][name] for name in EVERY_STEP] == [whole[3][name] for name in EVERY_STEP]
+
+
 def test_evaluation_rows_are_audited_under_their_own_names(small_run, tmp_path):
     trainer = small_run.trainer(
         tmp_path, parts={"eval_dataset": small_run.rows.select(range(3))}, per_device_eval_batch_size=12
@@ -78,13 +100,23 @@ def test_undecided_rows_are_left_out_of_the_audit_and_an_empty_record_says_nothi
     record = ResidualRecord()
     assert record.metrics() == {}
     nan = float("nan")
-    record.add(torch.tensor([1.0, nan]), torch.tensor([0.5, 9.0]))
-    record.add(torch.tensor([nan]), torch.tensor([9.0]))
-    record.add(torch.tensor([3.0]), torch.tensor([1.5]))
+    both, one = torch.tensor([True, True]), torch.tensor([True])
+    record.add(torch.tensor([1.0, nan]), torch.tensor([0.5, 9.0]), both)
+    record.add(torch.tensor([nan]), torch.tensor([9.0]), one)
+    record.add(torch.tensor([3.0]), torch.tensor([1.5]), one)
     assert record.metrics() == pytest.approx(audit(torch.tensor([1.0, 3.0]), torch.tensor([0.5, 1.5])))
     assert record.metrics() == {}
-    record.add(torch.tensor([nan]), torch.tensor([9.0]))
+    record.add(torch.tensor([nan]), torch.tensor([9.0]), one)
     assert record.metrics() == {}
+
+
+def test_rows_outside_the_audit_count_for_the_distance_to_the_reference_alone():
+    record = ResidualRecord()
+    record.add(torch.tensor([1.0, -7.0, 3.0]), torch.tensor([0.5, 4.0, 1.5]), torch.tensor([True, False, True]))
+    expected = audit(torch.tensor([1.0, 3.0]), torch.tensor([0.5, 1.5])) | {"kl_to_reference": 2.0}
+    assert record.metrics() == pytest.approx(expected)
+    record.add(torch.tensor([0.0]), torch.tensor([4.0]), torch.tensor([False]))
+    assert record.metrics() == {"kl_to_reference": 4.0}
 
 
 def test_a_constant_residual_is_all_error_of_log_z():

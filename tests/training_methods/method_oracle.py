@@ -13,6 +13,9 @@ from disa.oracle.hf import PROMPTS, from_causal_lm, oracle_tokenizer, save_oracl
 from disa.oracle.proposals import Strength
 from disa.provenance import Fingerprint, chat_template_digest, tokenizer_digest, weights_digest
 from disa.records import PartitionEstimate, ScoredTrajectory
+from disa.sampling import SamplingConfig
+from disa.training.build import Ingredients
+from disa.training.config import TrainingConfig
 
 BETA = 2.0
 SIZE = 4
@@ -132,6 +135,27 @@ class World:
             "train_dataset": self.prompts(),
             "reference": self.folder,
         }
+
+    def ingredients(self, output_dir, *, anchor=None, trajectories=(), steps=1, **changes):
+        """What ``build_trainer`` makes any method's trainer of; ``changes`` are those of the training section."""
+        section = {"inverse_temperature": BETA, "prompts_per_step": SIZE, "completions_per_prompt": 8}
+        config = TrainingConfig(**section | changes)
+        online, sampling = self.online(), ("num_generations", "max_completion_length")
+        generating = settings(output_dir, group=config.completions_per_prompt)
+        return Ingredients(
+            config=config,
+            law=SamplingConfig(max_completion_length=self.space.length_limit),
+            task=None,  # only its fingerprint is asked for, where nothing is drawn
+            prompt_ids=self.prompt_ids(),
+            reference=self.folder,
+            anchor=anchor,
+            trajectories=trajectories,
+            arguments=training(output_dir, steps=steps, batch=config.completions_per_step, logging_steps=1),
+            sampling={name: generating[name] for name in sampling},
+            shared=self.shared(),
+            dataset=online["train_dataset"],
+            reward=online["reward_funcs"][0],
+        )
 
 
 def settings(output_dir, group=8, steps=60, **changes):

@@ -1,17 +1,21 @@
 """Every source of log Z, end to end on a model whose target is known, and what each can and cannot learn from."""
 
+import dataclasses
 import inspect
 
 import pytest
 import torch
 from method_oracle import BETA, SIZE, World, settings
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOTrainer
 
 from disa.errors import DisaError
 from disa.objectives.a_star_po import a_star_po_loss
+from disa.objectives.policy_gradient import grpo_loss
+from disa.objectives.trajectory_balance import importance_weight
 from disa.training.a_star_po_trainer import AStarPOConfig, AStarPOTrainer, reference_values, unsolved
 from disa.training.balance_config import BalanceConfig
 from disa.training.balance_trainer import BalanceTrainer
+from disa.training.build import build_trainer
 from disa.training.flowrl_trainer import HEAD_FILE, FlowRLConfig, FlowRLTrainer, LogZHead
 from disa.training.group_trainer import GFlowRLConfig, GFlowRLTrainer, VarGradConfig, VarGradTrainer
 
@@ -141,6 +145,12 @@ def test_a_group_of_one_teaches_with_a_frozen_log_z_and_is_refused_where_log_z_i
             config(**settings(tmp_path, group=1))
 
 
+def test_published_flowrl_refuses_groups_of_one_whose_normalised_rewards_are_zero(tmp_path):
+    with pytest.raises(DisaError, match="num_generations=1: a reward normalised within a group of one.*Fix: "):
+        FlowRLConfig(**settings(tmp_path, group=1), published=True)
+    assert FlowRLConfig(**settings(tmp_path, group=1)).num_generations == 1
+
+
 def test_an_undecided_completion_carries_no_gradient(world, tmp_path):
     trainer = frozen(world, tmp_path, steps=1, logging_steps=1)
     trainer.reward_funcs = [lambda prompts, **_: [None] * len(prompts)]
@@ -200,6 +210,7 @@ def test_a_resumed_run_goes_on_with_the_head_it_had(world, tmp_path):
 def test_published_flowrl_uses_means_normalised_rewards_beta_15_and_a_cap_of_10(world, tmp_path):
     args = FlowRLConfig(**settings(tmp_path, steps=1, logging_steps=1), published=True)
     assert (args.inverse_temperature, args.length, args.weight_cap) == (15.0, "mean", 10.0)
+    assert args.detach_backbone  # as in every column of docs/method/flowrl.md
     trainer = FlowRLTrainer(args=args, **world.online())
     batch = {"advantages": torch.tensor([1.0, -1.0]), "raw_reward": torch.tensor([1.0, torch.nan])}
     assert trainer._reward(batch).tolist()[0] == 1.0 and trainer._reward(batch)[1].isnan()
@@ -216,9 +227,27 @@ def test_published_gflowrl_uses_beta_8_sums_in_log_z_and_means_in_the_residual(w
     trainer.train()
 
 
-def test_reused_completions_carry_a_capped_importance_weight_and_others_are_refused(world, tmp_path):
-    trainer = flowrl(world, tmp_path, steps=4, num_iterations=2)
+def test_reused_completions_carry_a_capped_importance_weight_and_others_are_refused(world, tmp_path, monkeypatch):
+    ratios, weights = [], []
+
+    def recorded(log_pi, log_sampler, *, cap):
+        found = importance_weight(log_pi, log_sampler, cap=cap)
+        ratios.append(torch.exp(log_pi - log_sampler).detach())
+        weights.append(found)
+        return found
+
+    monkeypatch.setattr("disa.training.balance_trainer.importance_weight", recorded)
+    cap = 1.2
+    args = FlowRLConfig(**settings(tmp_path, steps=4, num_iterations=2), weight_cap=cap)
+    trainer = FlowRLTrainer(args=args, **world.online())
     trainer.train()
+    # Completions are fresh in every other step and used again in the next, after the policy has moved.
+    fresh, reused = torch.cat(weights[::2]), torch.cat(weights[1::2])
+    assert len(weights) == 4
+    torch.testing.assert_close(fresh, torch.ones_like(fresh), rtol=0, atol=1e-5)
+    assert reused.max() == cap < torch.cat(ratios[1::2]).max()
+    assert reused.min() < 0.9
+    torch.testing.assert_close(reused, torch.cat(ratios[1::2]).clamp(max=cap), rtol=0, atol=0)
     with pytest.raises(DisaError, match="num_iterations=2 is refused"):
         BalanceConfig(**settings(tmp_path), num_iterations=2)
     with pytest.raises(DisaError, match="num_iterations=2 is refused"):
@@ -259,19 +288,46 @@ def test_a_star_values_come_from_the_first_reference_samples_alone(world):
         reference_values(rows, inverse_temperature=BETA, n=21)
 
 
-def test_grpo_is_trls_own_and_gspo_is_its_sequence_level(world, tmp_path):
-    # On fresh completions every ratio is one, and GSPO's gradient is GRPO's with the mean over completions.
-    moved = []
-    online = {k: v for k, v in world.online().items() if k not in ("reference", "model")}
-    plain = {k: v for k, v in settings(tmp_path, steps=2).items() if k != "inverse_temperature"}
-    for level in ("token", "sequence"):
-        args = GRPOConfig(**plain, loss_type="grpo", importance_sampling_level=level)
-        trainer = GRPOTrainer(args=args, model=world.load(), **online)
-        trainer.train()
-        moved.append(trainer.model.model.table.weight.detach() - world.load().model.table.weight)
-    # Adam divides by gradients near rounding in rows that hardly moved.
-    torch.testing.assert_close(moved[0], moved[1], rtol=1e-3, atol=1e-3)
-    assert moved[0].abs().max() > 0.05
+@pytest.mark.parametrize(
+    ("method", "settings_of_the_loss"),
+    [("grpo", ("dapo", "token", 0.2, 0.2)), ("gspo", ("grpo", "sequence", 3e-4, 4e-4))],
+)
+def test_grpo_and_gspo_train_with_trls_loss_under_the_settings_that_are_documented(
+    world, tmp_path, method, settings_of_the_loss
+):
+    trainer = build_trainer(method, world.ingredients(tmp_path))
+    found = (trainer.loss_type, trainer.importance_sampling_level, trainer.epsilon_low, trainer.epsilon_high)
+    assert found == settings_of_the_loss
+    assert (trainer.beta, trainer.num_iterations, trainer.scale_rewards) == (0.0, 1, "group")
+    assert type(trainer).compute_loss is GRPOTrainer.compute_loss  # TRL's own
+
+
+def test_the_loss_that_grpo_trains_with_is_that_of_its_function(world, tmp_path):
+    parts = world.ingredients(tmp_path)
+    # Two micro-batches: the tokens that the loss is divided by are those of the whole step.
+    halves = {"per_device_train_batch_size": 2 * SIZE * 2, "gradient_accumulation_steps": 2}
+    trainer = build_trainer("grpo", dataclasses.replace(parts, arguments=parts.arguments | halves))
+    compute, seen = trainer.compute_loss, []
+
+    def recorded(model, inputs, **others):
+        ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
+        mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
+        kept = inputs["completion_mask"].size(1)
+        with torch.no_grad():
+            log_pi, *_ = trainer._get_per_token_logps_and_entropies(model, ids, mask, kept)
+        seen.append((log_pi, inputs["advantages"], inputs["completion_mask"]))
+        return compute(model, inputs, **others)
+
+    trainer.compute_loss = recorded
+    trainer.train()
+    log_pi, advantage, mask = (torch.cat(parts) for parts in zip(*seen, strict=True))
+    assert len(seen) == 2 and len(set(mask.sum(dim=1).tolist())) > 1
+    by_length = {
+        length: grpo_loss(log_pi, log_pi, advantage, mask, length=length).item() for length in ("batch", "mean")
+    }
+    # Float32 sums of 32 completions.
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(by_length["batch"], abs=1e-5)
+    assert abs(by_length["batch"] - by_length["mean"]) > 1e-3
 
 
 @pytest.mark.parametrize(

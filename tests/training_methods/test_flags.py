@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from disa.errors import DisaError
-from disa.training.flags import POLICIES, flag_plan, flagged
+from disa.training.flags import POLICIES, flag_plan, flagged, require_frozen_log_z, with_frozen_log_z
 
 
 class Anchor:
@@ -55,6 +55,21 @@ def test_skipping_must_leave_the_prompts_of_a_step(prompts, step, found):
         flag_plan(Anchor(), prompts, "skip", prompts_per_step=step)
     plan = flag_plan(Anchor(), PROMPTS, "skip", prompts_per_step=2)
     assert plan.count("anchor") == 2
+
+
+@pytest.mark.parametrize(("policy", "kept"), [("train", PROMPTS), ("group", PROMPTS[1:]), ("skip", PROMPTS[1:])])
+def test_stored_trajectories_are_those_of_prompts_whose_frozen_log_z_is_used(policy, kept):
+    plan, rows = flag_plan(Anchor(), PROMPTS, policy), [SimpleNamespace(prompt_id=p) for p in PROMPTS]
+    assert [row.prompt_id for row in with_frozen_log_z(rows, plan)] == kept
+    require_frozen_log_z([*kept, "no training prompt"], plan)
+    if policy != "train":
+        with pytest.raises(DisaError, match=f"of 1 flagged prompts, bad first, .* flagged='{policy}' does not use"):
+            require_frozen_log_z(PROMPTS, plan)
+
+
+def test_flagged_prompts_alone_leave_the_forward_projection_nothing():
+    with pytest.raises(DisaError, match="all 1 prompts are flagged, which leaves none of 2 stored.*Fix: "):
+        with_frozen_log_z([SimpleNamespace(prompt_id="bad")] * 2, flag_plan(Anchor(), ["bad"], "group"))
 
 
 def test_the_policies_are_those_of_the_configuration():

@@ -12,6 +12,7 @@ from disa.engine import load_model
 from disa.errors import DisaError
 from disa.pipeline import Pipeline
 from disa.recipe import load_recipe
+from disa.rundir import read_json
 from disa.training.config import TrainingConfig
 from disa.training.disa_config import DISAConfig
 from disa.training.methods import FOREIGN, METHODS, MethodName
@@ -64,9 +65,15 @@ def test_steps_and_learning_rates_can_be_set_for_one_method_and_change_it_alone(
     assert moved == {"gspo", "flowrl", "grpo"}
 
 
+def test_disa_learns_from_trajectories_with_an_offline_share_and_a_star_po_never():
+    found = {m for m in METHODS if TrainingConfig(offline_share=0.25).learns_from_trajectories(m)}
+    assert found == {"disa", "disa_both"} | {m for m in METHODS if not METHODS[m].generates}
+    assert not TrainingConfig().learns_from_trajectories("disa")
+
+
 def test_one_completion_a_prompt_is_refused_for_methods_that_need_groups():
-    with pytest.raises(ValueError, match="leaves vargrad, grpo without groups"):
-        TrainingConfig(methods=("disa", "vargrad", "grpo"), completions_per_prompt=1)
+    with pytest.raises(ValueError, match="leaves vargrad, grpo, flowrl_published without groups"):
+        TrainingConfig(methods=("disa", "vargrad", "grpo", "flowrl_published"), completions_per_prompt=1)
     assert TrainingConfig(methods=("disa", "a2po", "flowrl"), completions_per_prompt=1).completions_per_step == 32
 
 
@@ -79,6 +86,10 @@ def test_every_method_trains_from_one_finished_run(run_copy):
     for method in METHODS:
         assert (run_dir / "6_training" / method / "model" / "config.json").is_file(), method
         assert (run_dir / "6_training" / method / "steps.jsonl").read_text().count('"step": 1,') >= 1, method
+        # A step is twelve completions, twelve stored trajectories, or, with both projections, twelve of each.
+        manifest = read_json(run_dir / "6_training" / method / "manifest.json")
+        stored = method == "disa_both" or not METHODS[method].generates
+        assert (manifest["completions"], manifest["stored"]) == (12 * METHODS[method].generates, 12 * stored), method
     # Adapters leave the embeddings alone; full fine-tuning on the same trajectories does not.
     folders = ("warmup/reference", "6_training/sft/model", "6_training/lora_sft/model")
     models = [load_model(run_dir / folder) for folder in folders]

@@ -6,6 +6,8 @@ reward: their optimum is a policy of best completions and no distribution over t
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -41,9 +43,11 @@ def grpo_loss(
     *,
     clip_low: float = 0.2,
     clip_high: float = 0.2,
-    length: Length,
+    length: Length | Literal["batch"],
 ) -> Float[Tensor, ""]:
     """``-mean_i [1/n_i] sum_t min(rho_t A_i, clip(rho_t) A_i)``, ``rho_t = pi / pi_old`` of token t.
+
+    With ``length="batch"`` every token of the batch weighs the same: ``-sum_i sum_t min(...) / sum_i n_i``.
 
     Parameters
     ----------
@@ -56,14 +60,17 @@ def grpo_loss(
         1 for tokens of the completion, 0 for padding.
     clip_low, clip_high : float
         rho_t is kept in [1 - clip_low, 1 + clip_high] where that lowers the objective.
-    length : {"sum", "mean"}
+    length : {"sum", "mean", "batch"}
         ``mean`` divides each completion's sum by its tokens n_i, as published (TRL's loss_type ``grpo``); ``sum`` does
-        not (TRL's ``dr_grpo`` up to a constant).
+        not (TRL's ``dr_grpo`` up to a constant); ``batch`` divides the sum over the batch by all its tokens (TRL's
+        default ``dapo``, DAPO, arXiv 2503.14476), which is what the method ``grpo`` trains with.
     """
     ratio = torch.exp(token_log_pi - token_log_old.detach())
     per_token = _clipped(ratio, advantage[:, None], clip_low, clip_high)
-    totals = (per_token * mask).sum(dim=1)
-    return -(totals / mask.sum(dim=1).clamp(min=1) if length == "mean" else totals).mean()
+    totals, lengths = (per_token * mask).sum(dim=1), mask.sum(dim=1)
+    if length == "batch":
+        return -totals.sum() / lengths.sum().clamp(min=1)
+    return -(totals / lengths.clamp(min=1) if length == "mean" else totals).mean()
 
 
 def gspo_loss(

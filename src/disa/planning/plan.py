@@ -106,7 +106,9 @@ def _measured(run_dir: Path, stage: str, work: StageWork | None) -> float | None
         return None
     rounds = sorted((run_dir / stage).glob("round-*/manifest.json"))
     manifests = [read_json(found) for found in (path, *rounds)]
-    keys = [key for key in ("sequences", "trajectories", "completions", "samples") if key in manifests[0]]
+    # Training counts what it drew and what it learnt from the stored trajectories; methods that draw nothing drew 0.
+    kinds = ("sequences", "trajectories", "completions", "stored", "samples")
+    keys = [key for key in kinds if manifests[0].get(key)]
     found = sum(manifest[keys[0]] for manifest in manifests) if keys else None
     # An adaptive budget may end before it is spent.
     if work is not None and found is not None and (found > work.sequences or (found < work.sequences and not rounds)):

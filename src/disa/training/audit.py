@@ -9,13 +9,14 @@ from torch import Tensor
 from disa.objectives.trajectory_balance import audit_log_z_error
 
 
-def audit(residual: Float[Tensor, " batch"], log_ratio: Float[Tensor, " batch"]) -> dict[str, float]:
+def audit(residual: Float[Tensor, " audited"], log_ratio: Float[Tensor, " batch"]) -> dict[str, float]:
     """Metrics of one step's on-policy completions, in nats.
 
     Parameters
     ----------
-    residual : Tensor, shape (batch,)
-        delta = log Zhat + log pi - log pi_ref - beta r.
+    residual : Tensor, shape (audited,)
+        delta = log Zhat + log pi - log pi_ref - beta r of the completions whose log Zhat is to be judged. None of
+        them: only ``kl_to_reference`` is returned.
     log_ratio : Tensor, shape (batch,)
         log pi - log pi_ref.
 
@@ -28,14 +29,16 @@ def audit(residual: Float[Tensor, " batch"], log_ratio: Float[Tensor, " batch"])
         ``kl_to_target`` is the mean residual less the audited eps;
         ``kl_to_reference`` is the mean log ratio.
     """
-    eps = audit_log_z_error(residual)
-    return {
-        "residual/mean": residual.mean().item(),
-        "residual/rms": residual.square().mean().sqrt().item(),
-        "eps_audit": eps.item(),
-        "kl_to_target": (residual.mean() - eps).item(),
-        "kl_to_reference": log_ratio.mean().item(),
-    }
+    metrics = {}
+    if residual.numel():
+        eps = audit_log_z_error(residual)
+        metrics = {
+            "residual/mean": residual.mean().item(),
+            "residual/rms": residual.square().mean().sqrt().item(),
+            "eps_audit": eps.item(),
+            "kl_to_target": (residual.mean() - eps).item(),
+        }
+    return metrics | {"kl_to_reference": log_ratio.mean().item()}
 
 
 class ResidualRecord:
@@ -45,16 +48,16 @@ class ResidualRecord:
         self._residual: list[Tensor] = []
         self._log_ratio: list[Tensor] = []
 
-    def add(self, residual: Tensor, log_ratio: Tensor) -> None:
-        """Keep the decided rows (residual not NaN) of one gathered micro-batch."""
+    def add(self, residual: Tensor, log_ratio: Tensor, audited: Tensor) -> None:
+        """Keep the decided rows (residual not NaN) of one gathered micro-batch, the residuals of audited ones only."""
         decided = ~residual.isnan()
-        self._residual.append(residual[decided])
+        self._residual.append(residual[decided & audited])
         self._log_ratio.append(log_ratio[decided])
 
     def metrics(self) -> dict[str, float]:
         """Audit everything kept, and start over; nothing kept gives no metrics."""
         residuals, log_ratios = self._residual, self._log_ratio
         self._residual, self._log_ratio = [], []
-        if not sum(r.numel() for r in residuals):
+        if not sum(r.numel() for r in log_ratios):
             return {}
         return audit(torch.cat(residuals), torch.cat(log_ratios))

@@ -1,8 +1,9 @@
-"""Trajectory balance on TRL's GRPOTrainer: the engine's sampling, data path and scaling, another loss.
+"""Trajectory balance on TRL's GRPOTrainer: the engine's data path and scaling, another loss.
 
-Only four methods of the engine are overridden here, and each calls super() or the engine's own log-prob
-method: rewards are noted as they pass, log Z joins the batch, the loss is trajectory balance, and the
-audit joins the log. Nothing of the engine is copied. A method says where its log Z comes from by
+Sampling and log-probabilities are those of :class:`disa.training.shared_prompt_trainer.SharedPromptTrainer`, which
+replaces the engine's own where a prompt can be computed once. Four more methods of the engine are overridden here:
+rewards are noted as they pass, log Z joins the batch and the audit joins the log, each around ``super()``, and the
+loss is replaced by trajectory balance. Nothing of the engine is copied. A method says where its log Z comes from by
 ``_known_log_z`` (before the update: frozen, group) or ``_log_z`` (with it: learned).
 """
 
@@ -77,6 +78,10 @@ class BalanceTrainer(SharedPromptTrainer):
         """Log Z of this process's fresh completions where it is known before the update, shape (rows,)."""
         return None
 
+    def _audited(self, rows: list[dict[str, Any]]) -> list[bool]:
+        """Which completions' residuals the audit reads: all of them."""
+        return [True] * len(rows)
+
     def _log_z(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         """Log Z of one micro-batch, by default what :meth:`_known_log_z` put into it."""
         return inputs["log_z"]
@@ -106,6 +111,7 @@ class BalanceTrainer(SharedPromptTrainer):
         # A row no reward function decided has no residual; nansum would call it a zero.
         batch["raw_reward"] = total.masked_fill(rewards.isnan().all(dim=1), torch.nan)
         batch["group"] = self._groups(len(inputs), device)[self._own(len(inputs))]
+        batch["audited"] = torch.tensor(self._audited(inputs), device=device)
         known = self._known_log_z(batch, inputs)
         if known is not None:
             batch["log_z"] = known
@@ -176,7 +182,8 @@ class BalanceTrainer(SharedPromptTrainer):
 
         gather = self.accelerator.gather
         if length == "sum":  # means over tokens are residuals of another target, which the audit knows nothing of
-            self._audits[mode].add(gather(residual.detach()), gather((log_pi - log_ref).detach()))
+            log_ratio = (log_pi - log_ref).detach()
+            self._audits[mode].add(gather(residual.detach()), gather(log_ratio), gather(inputs["audited"]))
         self._metrics[mode]["log_z"].append(gather(log_z.detach()).nanmean().item())
         if entropy is not None:
             over_tokens = torch.stack([(entropy.detach() * mask).sum(), mask.sum()])
@@ -191,9 +198,15 @@ class BalanceTrainer(SharedPromptTrainer):
 
     @property
     def _logs_this_step(self) -> bool:
-        """Whether a line of the log follows the optimiser step under way; the entropy is only computed for those."""
-        step, first = self.state.global_step + 1, self.args.logging_first_step
-        return self.args.logging_strategy != "steps" or step % self.state.logging_steps == 0 or (first and step == 1)
+        """Whether a line of the log follows the optimiser step under way; the entropy is only computed for those.
+
+        They are the engine's, and those that :class:`disa.engine.StepLog` adds: at checkpoints and after the last step.
+        """
+        step, args, state = self.state.global_step + 1, self.args, self.state
+        if args.logging_strategy != "steps" or step == state.max_steps or (args.logging_first_step and step == 1):
+            return True
+        saves = args.save_strategy == "steps" and state.save_steps > 0 and step % state.save_steps == 0
+        return saves or step % state.logging_steps == 0
 
     def _sequence_log_probs(
         self, model: Any, inputs: dict[str, Any], *, batch_size: int | None = None, entropy: bool = False

@@ -21,6 +21,7 @@ from disa.tasks import Task
 from disa.training.a_star_po_trainer import AStarPOConfig, AStarPOTrainer, reference_values, unsolved
 from disa.training.config import TrainingConfig
 from disa.training.disa_config import DISAConfig
+from disa.training.flags import flag_plan, with_frozen_log_z
 from disa.training.flowrl_trainer import FlowRLConfig, FlowRLTrainer
 from disa.training.group_trainer import GFlowRLConfig, GFlowRLTrainer, VarGradConfig, VarGradTrainer
 from disa.training.methods import METHODS
@@ -89,13 +90,15 @@ def _disa(parts: Ingredients, *, default_share: float = 0.0) -> Trainer:
         **parts.arguments,
         **parts.sampling,
     )
-    offline = _towards_target(parts) if share else None
+    offline = None
+    if share:
+        plan = flag_plan(parts.anchor, list(parts.prompt_ids), config.flagged, prompts_per_step=config.prompts_per_step)
+        offline = _towards_target(parts, with_frozen_log_z(parts.trajectories, plan))
     return DISATrainer(anchor=parts.anchor, args=args, reference=parts.reference, offline=offline, **_online(parts))
 
 
-def _towards_target(parts: Ingredients) -> StoredTrajectories:
+def _towards_target(parts: Ingredients, rows: Sequence[ScoredTrajectory]) -> StoredTrajectories:
     config = parts.config
-    rows = parts.trajectories
     weights = target_weights(rows, parts.anchor, tail=config.offline_weight_tail, cap=config.offline_weight_cap)
     return StoredTrajectories(rows, parts.prompt_ids, weights * equal_prompts(rows), seed=config.seed)
 
@@ -106,7 +109,7 @@ def _disa_both(parts: Ingredients) -> Trainer:
 
 def _disa_forward(parts: Ingredients) -> Trainer:
     _verify(parts)
-    return _offline(parts, _towards_target(parts), forward_loss)
+    return _offline(parts, _towards_target(parts, parts.trajectories), forward_loss)
 
 
 def _disa_offline_balance(parts: Ingredients) -> Trainer:

@@ -6,16 +6,20 @@ A flag says that the frozen estimate of a prompt cannot be relied on (:mod:`disa
     group      log Z of such a prompt is its group's mean, as in VarGrad
     skip       such a prompt is not trained on; its places go to others
     resample   refuse to start and name the prompts: more trajectories are drawn left of the anchor, never here
+
+With ``group`` and ``skip`` the forward projection, which weights trajectories by the frozen log Z, leaves such prompts
+out as well.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Literal
 
 from disa.anchor import Anchor
 from disa.errors import DisaError
+from disa.records import ScoredTrajectory
 
 FlagPolicy = Literal["train", "group", "skip", "resample"]
 POLICIES: tuple[FlagPolicy, ...] = ("train", "group", "skip", "resample")
@@ -74,3 +78,40 @@ def flag_plan(anchor: Anchor, prompt_ids: Sequence[str], policy: FlagPolicy, *, 
         )
     other = "anchor" if policy in ("train", "resample") else policy
     return FlagPlan({p: other if p in marked else "anchor" for p in prompt_ids})
+
+
+def with_frozen_log_z(rows: Sequence[ScoredTrajectory], plan: FlagPlan) -> list[ScoredTrajectory]:
+    """Stored trajectories of the prompts whose frozen log Z is used: the forward projection weights each row by it.
+
+    Raises
+    ------
+    DisaError
+        Where there are rows, and none is left.
+    """
+    kept = [row for row in rows if plan.source[row.prompt_id] == "anchor"]
+    if rows and not kept:
+        raise DisaError(
+            f"all {len(plan.source)} prompts are flagged, which leaves none of {len(rows)} stored trajectories to the "
+            "forward projection, expected those of at least one prompt",
+            where="training, flagged=group or skip with an offline share",
+            fix="draw more trajectories, use flagged=train, or train disa with offline_share 0",
+        )
+    return kept
+
+
+def require_frozen_log_z(prompt_ids: Collection[str], plan: FlagPlan) -> None:
+    """Refuse offline trajectories of prompts whose frozen log Z is not used.
+
+    Raises
+    ------
+    DisaError
+        Naming the first of these prompts.
+    """
+    others = sorted(p for p in prompt_ids if plan.source.get(p, "anchor") != "anchor")
+    if others:
+        raise DisaError(
+            f"offline trajectories of {len(others)} flagged prompts, {others[0]} first, are weighted by a log Z that "
+            f"flagged={plan.source[others[0]]!r} does not use, expected none",
+            where="DISATrainer",
+            fix="leave them out by disa.training.flags.with_frozen_log_z(rows, plan), or use flagged='train'",
+        )

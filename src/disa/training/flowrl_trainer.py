@@ -34,9 +34,10 @@ class FlowRLConfig(BalanceConfig):
     published: bool = field(
         default=False,
         metadata={
-            "help": "The published convention: inverse temperature 15, log-ratios as means over tokens, rewards "
-            "normalised within the group, importance weights capped at 10. By default sums and raw rewards, whose "
-            "fixed point is the target."
+            "help": "The published convention, which needs groups: inverse temperature 15, log-ratios as means over "
+            "tokens and importance weights capped at 10, whatever inverse_temperature, length and weight_cap say, and "
+            "rewards normalised within the group. The head stays this project's (detach_backbone). By default sums and "
+            "raw rewards, whose fixed point is the target."
         },
     )
     weight_cap: float = field(default=10.0, metadata={"help": "Bound on pi / pi_sampler of a reused completion."})
@@ -44,13 +45,23 @@ class FlowRLConfig(BalanceConfig):
         default=1e-3, metadata={"help": "Peak learning rate of the head; the policy's is far too small for it."}
     )
     detach_backbone: bool = field(
-        default=True, metadata={"help": "Keep the head's gradient out of the policy; false as published."}
+        default=True,
+        metadata={
+            "help": "Keep the head's gradient out of the policy. The published code lets it in: give false for that, "
+            "published=True leaves this setting alone."
+        },
     )
 
     def __post_init__(self) -> None:
         """Resolve the published convention."""
         if self.published:
             self.inverse_temperature, self.length, self.weight_cap = FLOWRL_BETA, "mean", 10.0
+            if self.num_generations == 1:
+                raise DisaError(
+                    "num_generations=1: a reward normalised within a group of one is zero, so it would teach nothing",
+                    where="FlowRLConfig, published=True",
+                    fix="use num_generations of 2 or more, or published=False",
+                )
         super().__post_init__()
 
 

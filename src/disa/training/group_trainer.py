@@ -32,8 +32,9 @@ class GFlowRLConfig(VarGradConfig):
     published: bool = field(
         default=False,
         metadata={
-            "help": "The published convention: inverse temperature 8, log Z from sums (Eq. 4) in a residual of means "
-            "over tokens (Eq. 6). By default sums everywhere, whose fixed point is the target."
+            "help": "The published convention: inverse temperature 8 and log Z from sums (Eq. 4) in a residual of "
+            "means over tokens (Eq. 6), whatever inverse_temperature and length say. By default sums everywhere, whose "
+            "fixed point is the target."
         },
     )
     clip_low: float | None = field(

@@ -61,7 +61,9 @@ METHODS: dict[str, Method] = {
         generates=False,
     ),
     "flowrl": Method("FlowRL: learned log Z", ("inverse_temperature", "log_z_learning_rate")),
-    "flowrl_published": Method("FlowRL as published: means over tokens, beta 15", ("log_z_learning_rate",)),
+    "flowrl_published": Method(
+        "FlowRL as published: means over tokens, beta 15", ("log_z_learning_rate",), alone=False
+    ),
     "gflowrl": Method("GFlowRL: group log Z, sums", ("inverse_temperature",), alone=False),
     "gflowrl_published": Method("GFlowRL as published: means over tokens, beta 8", alone=False),
     "vargrad": Method("VarGrad: group log Z", ("inverse_temperature",), alone=False),

@@ -135,12 +135,12 @@ def run_training(
     with closing(log):
         trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
     save_trained(trainer, stage.path / "model")
-    seen = config.method_steps(method) * config.completions_per_step
+    rows = config.method_steps(method) * config.completions_per_step
     if processes.rank() == 0:
         stage.finish(
             method=method,
-            completions=seen if METHODS[method].generates else 0,
-            sequences=seen,
+            completions=rows if METHODS[method].generates else 0,
+            stored=rows if config.learns_from_trajectories(method) else 0,
             processes=processes.count(),
             prompts_not_shared=getattr(trainer, "prompts_not_shared", "the trainer is TRL's own"),
         )

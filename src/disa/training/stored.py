@@ -75,6 +75,7 @@ class StoredTrajectories:
                 fix="draw more trajectories, or use a stronger proposal",
             )
         self.weights = weights
+        self.prompts = frozenset(row.prompt_id for row in rows)
         self._prompt_ids = [torch.tensor(prompt_ids[row.prompt_id]) for row in rows]
         self._completion_ids = [torch.tensor(row.completion_ids) for row in rows]
         self._log_ref = torch.tensor([row.log_ref for row in rows], dtype=torch.float64)

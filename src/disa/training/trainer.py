@@ -18,7 +18,7 @@ from disa.objectives.trajectory_balance import anchored_baseline
 from disa.provenance import Fingerprint, chat_template_digest, tokenizer_digest, weights_digest
 from disa.training.balance_trainer import BalanceTrainer
 from disa.training.disa_config import DISAConfig
-from disa.training.flags import flag_plan
+from disa.training.flags import flag_plan, require_frozen_log_z
 from disa.training.stored import StoredTrajectories
 
 
@@ -44,7 +44,8 @@ class DISATrainer(BalanceTrainer):
         Folder or hub id of the frozen reference for full fine-tuning; by default where ``model`` was
         loaded from. With adapters the reference is the base model with adapters off.
     offline : StoredTrajectories, optional
-        Trajectories for the forward projection; needed exactly when ``args.offline_share`` is above 0.
+        Trajectories for the forward projection; needed exactly when ``args.offline_share`` is above 0. None of
+        prompts whose frozen log Z ``args.flagged`` does not use.
     eval_dataset, processing_class, reward_processing_classes, callbacks, optimizers, peft_config
         As in :class:`trl.GRPOTrainer`. Evaluation rows need a log Z too.
 
@@ -91,6 +92,8 @@ class DISATrainer(BalanceTrainer):
         per_step = args.generation_batch_size // args.num_generations
         prompt_ids = train_dataset.unique("prompt_id")
         self._plan = flag_plan(anchor, prompt_ids, args.flagged, prompts_per_step=per_step)
+        if offline is not None:
+            require_frozen_log_z(offline.prompts, self._plan)
         if self._plan.count("skip"):
             kept = [i for i, p in enumerate(train_dataset["prompt_id"]) if self._plan.source[p] != "skip"]
             train_dataset = train_dataset.select(kept)
@@ -146,9 +149,13 @@ class DISATrainer(BalanceTrainer):
         device = batch["completion_ids"].device
         log_z = torch.as_tensor(self._anchor.log_z(prompt_ids), device=device)
         if self._plan.count("group"):
-            from_group = torch.tensor([self._plan.source.get(p) == "group" for p in prompt_ids], device=device)
-            log_z = torch.where(from_group, self._group_log_z(batch, length="sum"), log_z)
+            audited = torch.tensor(self._audited(rows), device=device)
+            log_z = torch.where(audited, log_z, self._group_log_z(batch, length="sum"))
         return log_z
+
+    def _audited(self, rows: list[dict[str, Any]]) -> list[bool]:
+        # A group's mean follows the policy: its residuals say nothing about the frozen log Z, and average to zero.
+        return [self._plan.source.get(row["prompt_id"]) != "group" for row in rows]
 
     def _baseline(self, residual: torch.Tensor, group: torch.Tensor) -> torch.Tensor | None:
         if self.args.baseline == "none":
