@@ -153,10 +153,6 @@ class TrainingConfig(StageConfig):
         """Whether one method reads the stored trajectories, to learn from or for a prompt's value."""
         return METHODS[method].reads == "values" or self.learns_from_stored(method)
 
-    def learns_from_trajectories(self, method: str) -> bool:
-        """Whether stored trajectories are in one method's loss, completions_per_step a step; A*-PO reads them for V."""
-        return method != "a2po" and self.reads_trajectories(method)
-
     def method_identity(self, method: str) -> dict[str, Any]:
         """What one method's result depends on: the list of methods and the others' settings do not."""
         resolved = ("methods", "steps", "steps_of", "learning_rate", "learning_rates")

@@ -140,7 +140,7 @@ def run_training(
         stage.finish(
             method=method,
             completions=rows if METHODS[method].generates else 0,
-            stored=rows if config.learns_from_trajectories(method) else 0,
+            stored=rows if config.learns_from_stored(method) else 0,
             processes=processes.count(),
             prompts_not_shared=getattr(trainer, "prompts_not_shared", "the trainer is TRL's own"),
         )
