@@ -65,10 +65,10 @@ def test_steps_and_learning_rates_can_be_set_for_one_method_and_change_it_alone(
     assert moved == {"gspo", "flowrl", "grpo"}
 
 
-def test_disa_learns_from_trajectories_with_an_offline_share_and_a_star_po_never():
-    found = {m for m in METHODS if TrainingConfig(offline_share=0.25).learns_from_trajectories(m)}
+def test_disa_learns_from_stored_with_an_offline_share_and_a_star_po_never():
+    found = {m for m in METHODS if TrainingConfig(offline_share=0.25).learns_from_stored(m)}
     assert found == {"disa", "disa_both"} | {m for m in METHODS if not METHODS[m].generates}
-    assert not TrainingConfig().learns_from_trajectories("disa")
+    assert not TrainingConfig().learns_from_stored("disa")
 
 
 def test_one_completion_a_prompt_is_refused_for_methods_that_need_groups():
