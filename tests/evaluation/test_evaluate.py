@@ -24,6 +24,7 @@ from disa.evaluation.samples import JudgedSample, ProblemScore
 from disa.records import Prompt, read_rows
 from disa.tasks import make_task
 from disa.tasks.config import GraphColoringConfig
+from disa.tasks.graph_coloring import GraphColoring
 
 TASK = ["--task", "graph_coloring", "--option", "vertices=5", "--option", "colors=4", "--option", "heldout_prompts=6"]
 TASK += ["--option", "train_prompts=6", "--option", "warmup_prompts=24", "--max-tokens", "7"]
@@ -105,7 +106,7 @@ def test_the_leaderboard_file_has_a_value_and_an_error_for_every_metric(two_mode
         metrics = {n for n in board["results"][task] if not n.endswith("_stderr")}
         assert {"mean@4", "pass@1", "pass@4"} <= metrics
         assert {f"{n}_stderr" for n in metrics} <= set(board["results"][task])
-    assert board["versions"] == {"graph_coloring": 1}
+    assert board["versions"] == {"graph_coloring": GraphColoring.version}
     assert board["n-samples"]["graph_coloring"] == {"original": 6, "effective": 6}
 
 
