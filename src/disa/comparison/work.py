@@ -70,9 +70,7 @@ def work_through(
                 # Another process may have finished it since the list was made.
                 if mine and grid.evaluated(cell) is None:
                     started = time.monotonic()
-                    try:
-                        grid.work(cell)
-                    except DisaError as error:
+                    if error := _error_of(grid, cell):
                         failed[cell] = error
                         say(f"{grid.folder(cell)}: failed, {_one_line(error)}")
                     else:
@@ -94,6 +92,15 @@ def failure(grid: Grid, failed: Mapping[Cell, DisaError]) -> DisaError:
     names = ", ".join(grid.folder(cell).removeprefix(f"{FOLDER}/") for cell in failed)
     first = next(iter(failed.values()))
     return DisaError(f"{len(failed)} failed ({names}), the first with: {_one_line(first)}", where=FOLDER)
+
+
+def _error_of(grid: Grid, cell: Cell) -> DisaError | None:
+    """Work on a cell; what its user can mend is returned, anything else is raised."""
+    try:
+        grid.work(cell)
+    except DisaError as error:
+        return error
+    return None
 
 
 def _one_line(error: DisaError) -> str:
