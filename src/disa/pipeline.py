@@ -136,13 +136,13 @@ class Pipeline:
         return self._stage("proposals", "2_proposals", proposals.VERSION, identity, inputs, work, by="parts")
 
     def scoring(self) -> StageFolder:
-        """Log-probabilities under both models, and rewards, of the first draws and of an adaptive budget's rounds."""
+        """Log-probabilities under both models, and rewards, of the first draws and of the rounds behind them."""
         return self.scores()["scoring"]
 
     def scores(self) -> dict[str, StageFolder]:
         """All folders of scored trajectories: that of the first draws, and those of the rounds."""
-        folders, adaptive = {"scoring": self._score_first()}, self.recipe.proposals.adaptive
-        for number in range(1, adaptive.rounds + 1 if adaptive else 1):
+        folders = {"scoring": self._score_first()}
+        for number in range(1, self.recipe.proposals.rounds + 1):
             folders[f"round-{number}"] = self._round(number, dict(folders))
         return folders
 
@@ -160,7 +160,7 @@ class Pipeline:
         return self._stage("scoring", "3_scoring", scoring.VERSION, identity, inputs, work, by="parts")
 
     def _round(self, number: int, earlier: dict[str, StageFolder]) -> StageFolder:
-        """Draw and score further trajectories where everything drawn so far leaves log Z least certain.
+        """Draw and score further trajectories where everything drawn so far leaves log Z uncertain.
 
         The folders lie within ``2_proposals`` and ``3_scoring``. Both belong to the scoring stage, as a round's draws
         depend on the rewards of those before it.
@@ -169,6 +169,10 @@ class Pipeline:
         def draw(stage: StageFolder) -> None:
             plan = self._plan(stage, number, earlier)
             prompts = [p for p in self._prompts("train") if any(plan.get(p.prompt_id, {}).values())]
+            more = sum(len(draws) for p in prompts for draws in plan[p.prompt_id].values())
+            self._say(
+                f"{stage.name}: {more} more trajectories for {len(prompts)} of {len(self._prompts('train'))} prompts"
+            )
             self._draw(stage, prompts, plan)
 
         def score(stage: StageFolder) -> None:
@@ -178,6 +182,7 @@ class Pipeline:
 
         config, law, training = self.recipe.proposals, self.recipe.sampling, self.recipe.training
         target = {"inverse_temperature": training.inverse_temperature, "reward_range": list(self.task.reward_range)}
+        target |= {"partition": self.recipe.partition.identity()} if config.resample else {}  # it raises the flags
         identity = {"proposals": config.identity(), "sampling": law.identity(), "round": number} | target
         inputs = self._model_inputs() | earlier
         folder = f"2_proposals/round-{number}"
@@ -192,16 +197,21 @@ class Pipeline:
         if not path.is_file():
             config, prompts = self.recipe.proposals, self._prompts("train")
             rows = self._rows(earlier, prompts)
-            plan = budget.plan_round(
-                rows,
-                budget=(config.per_prompt * len(prompts) - len(rows)) // (config.adaptive.rounds - number + 1),
-                cap=config.adaptive.cap,
-                reference_share=config.reference_share,
-                precision=config.adaptive.precision,
-                outlook=(1.0 - config.reference_share) * config.per_prompt,
-                beta=self.recipe.training.inverse_temperature,
-                reward_range=self.task.reward_range,
-            )
+            beta, reward_range = self.recipe.training.inverse_temperature, self.task.reward_range
+            if config.resample:
+                known = partition.estimate_drawn(self.recipe.partition, beta, reward_range, prompts, rows)
+                plan = budget.resample_flagged(rows, {row.prompt_id: row.flags for row in known})
+            else:
+                plan = budget.plan_round(
+                    rows,
+                    budget=(config.per_prompt * len(prompts) - len(rows)) // (config.adaptive.rounds - number + 1),
+                    cap=config.adaptive.cap,
+                    reference_share=config.reference_share,
+                    precision=config.adaptive.precision,
+                    outlook=(1.0 - config.reference_share) * config.per_prompt,
+                    beta=beta,
+                    reward_range=reward_range,
+                )
             write_json(path, {i: {s: [r.start, r.stop] for s, r in draws.items()} for i, draws in plan.items()})
         return {i: {s: range(*ends) for s, ends in draws.items()} for i, draws in read_json(path).items()}
 
@@ -226,6 +236,7 @@ class Pipeline:
                 rows,
                 features,
                 self.recipe.proposals.adaptive,
+                resample=self.recipe.proposals.resample is not None,
             )
 
         config, beta = self.recipe.partition, self.recipe.training.inverse_temperature

@@ -297,7 +297,7 @@ def test_a_bug_still_ends_the_command(two_policies_to_do):
 def test_a_method_whose_search_fails_is_left_out_and_named(compared_copy, capsys):
     recipe, run_dir = compared_copy
     # With twelve trajectories a prompt some log Z are flagged, which this setting refuses to train on.
-    assert main(["compare", str(recipe), "--set", "training.flagged=resample"]) == 2
+    assert main(["compare", str(recipe), "--set", "training.flagged=refuse"]) == 2
     printed = capsys.readouterr()
     said = [line.split(",")[0] for line in printed.out.splitlines() if line.startswith("comparison/")]
     candidates = [f"comparison/disa/learning_rate={rate}/search" for rate in (0.003, 0.03)]

@@ -37,10 +37,10 @@ def test_each_policy_treats_flagged_prompts_alone(policy, source):
     assert plan.count(source) == (3 if policy == "train" else 1)
 
 
-def test_resampling_is_asked_for_before_training_and_names_the_prompts():
-    with pytest.raises(DisaError, match=r"1 of 3 prompts are flagged and to be resampled: bad.*proposals.per_prompt"):
-        flag_plan(Anchor(), PROMPTS, "resample")
-    assert flag_plan(Anchor(), ["good", "gated"], "resample").count("anchor") == 2
+def test_refusing_names_the_prompts_and_what_would_help():
+    with pytest.raises(DisaError, match=r"1 of 3 prompts are flagged: bad.*proposals.resample"):
+        flag_plan(Anchor(), PROMPTS, "refuse")
+    assert flag_plan(Anchor(), ["good", "gated"], "refuse").count("anchor") == 2
 
 
 @pytest.mark.parametrize(
@@ -73,4 +73,4 @@ def test_flagged_prompts_alone_leave_the_forward_projection_nothing():
 
 
 def test_the_policies_are_those_of_the_configuration():
-    assert POLICIES == ("train", "group", "skip", "resample")
+    assert POLICIES == ("train", "group", "skip", "refuse")

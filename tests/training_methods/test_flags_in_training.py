@@ -61,7 +61,7 @@ def test_a_skipped_prompt_is_trained_on_by_neither_half(world, tmp_path, rows):
     assert moved.tolist() == [True, True, False, True]
 
 
-@pytest.mark.parametrize(("flags", "policy"), [(FLAGS, "train"), ({}, "group"), ({}, "skip"), ({}, "resample")])
+@pytest.mark.parametrize(("flags", "policy"), [(FLAGS, "train"), ({}, "group"), ({}, "skip"), ({}, "refuse")])
 def test_without_flags_or_with_the_default_the_projection_has_all_trajectories(world, tmp_path, rows, flags, policy):
     trainer = both(world, tmp_path, rows, flags=flags, flagged=policy)
     assert same_batches(trainer._offline, projected(world, rows))

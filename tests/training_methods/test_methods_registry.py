@@ -144,9 +144,9 @@ def test_skipping_that_leaves_less_than_a_step_takes_is_refused(world, tmp_path)
         disa(world, tmp_path, world.anchor(flags={"2": ["wide_interval"]}), flagged="skip")
 
 
-def test_flags_that_ask_for_resampling_stop_the_trainer(world, tmp_path):
+def test_flags_stop_the_trainer_that_is_to_refuse_them(world, tmp_path):
     with pytest.raises(DisaError, match="1 of 4 prompts are flagged"):
-        disa(world, tmp_path, world.anchor(flags={"2": ["wide_interval"]}), flagged="resample")
+        disa(world, tmp_path, world.anchor(flags={"2": ["wide_interval"]}), flagged="refuse")
 
 
 def test_group_fallback_without_groups_and_unknown_policies_are_refused(tmp_path):
@@ -158,7 +158,7 @@ def test_group_fallback_without_groups_and_unknown_policies_are_refused(tmp_path
 
 def test_without_flags_every_policy_trains_alike(world, tmp_path):
     ends = []
-    for policy in ("train", "group", "skip", "resample"):
+    for policy in ("train", "group", "skip", "refuse"):
         trainer = disa(world, tmp_path, world.anchor(), flagged=policy)
         trainer.train()
         ends.append(trainer.model.model.table.weight.detach())

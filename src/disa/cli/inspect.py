@@ -85,7 +85,7 @@ def _log_z_at(anchor: Anchor) -> Any:
     if anchor.regressed or scoring is None or not scoring.is_dir():
         # A regressor's posterior is no estimate of the draws alone, and is refused there.
         return lambda betas: [anchor.at_inverse_temperature(beta).log_z(prompt_ids) for beta in betas]
-    # The rounds of an adaptive budget lie in folders of their own.
+    # Rounds lie in folders of their own.
     found, wanted = read_rows(sorted(scoring.rglob("*.parquet")), ScoredTrajectory), set(prompt_ids)
     judged = [row for row in found if row.prompt_id in wanted and row.reward is not None]
     # Where the proposal is unknown, there are pass rates only.
@@ -126,11 +126,15 @@ def _evidence_lines(result: dict[str, Any]) -> list[str]:
     """One sentence each on the budget, the null test, the coverage and the regressor, where the anchor holds them."""
     lines = []
     if budget := result.get("budget"):
-        lines.append(
+        spent = (
             "budget: {trajectories} trajectories over {prompts} training prompts, {fewest} to {most} a prompt "
-            "(median {median:g}), {from_reference} of them from the reference; {reached} prompts reached the precision "
-            "of {precision:g}, {capped} stopped at the cap of {cap} without it".format(**budget)
+            "(median {median:g}), {from_reference} of them from the reference; "
         )
+        adaptive = (
+            "{reached} prompts reached the precision of {precision:g}, {capped} stopped at the cap of {cap} without it"
+        )
+        resampled = "{still_flagged} prompts are still flagged for want of draws"
+        lines.append((spent + (resampled if "still_flagged" in budget else adaptive)).format(**budget))
     test = result.get("null_test", {})
     if test.get("log_ratio") is not None:
         errors = abs(test["log_ratio"]) / test["standard_error"] if test["standard_error"] else 0.0

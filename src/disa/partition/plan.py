@@ -1,4 +1,4 @@
-"""Plan further trajectories of a run: which draws of which prompts a round of an adaptive budget adds.
+"""Plan further trajectories of a run: which draws of which prompts a round adds.
 
 Draws are numbered within prompt and source, and prompt, source and number determine a trajectory's random numbers.
 A plan is therefore a range of numbers, and drawing it again gives the same rows.
@@ -16,6 +16,7 @@ from disa.errors import DisaError
 from disa.partition.allocation import Counts, capped, next_round, reached
 from disa.partition.draws import collect_draws, trajectory_columns
 from disa.partition.log_weights import Array
+from disa.partition.verdict import MENDED_BY_DRAWS
 from disa.records import PartitionEstimate, ScoredTrajectory
 
 SOURCES = ("reference", "proposal")
@@ -89,6 +90,24 @@ def plan_round(
     }
 
 
+def resample_flagged(rows: Sequence[ScoredTrajectory], flags: Mapping[str, Sequence[str]]) -> Plan:
+    """Double the draws of every prompt with a flag that draws may remove, of either source.
+
+    The share of reference draws, and with it the mixture that weights are taken against, stays. As flags look at
+    rewards, the number of draws depends on them; every draw that was made takes part in the estimate.
+
+    Parameters
+    ----------
+    rows : sequence of ScoredTrajectory
+        Everything drawn so far for these prompts, in any order.
+    flags : mapping of str to sequence of str
+        Flags of the estimates from these rows, by prompt id.
+    """
+    made = count_draws(rows)
+    wanted = [prompt_id for prompt_id, names in flags.items() if MENDED_BY_DRAWS.intersection(names)]
+    return {p: {s: range(made[p, s], 2 * made[p, s]) for s in SOURCES} for p in wanted}
+
+
 def count_draws(rows: Sequence[ScoredTrajectory]) -> Counter[tuple[str, str]]:
     """Draws by prompt id and source, with those that no verdict was reached on."""
     return Counter((row.prompt_id, row.source) for row in rows)
@@ -122,6 +141,21 @@ def spent(
     The arguments are those of :func:`stopped_at_cap`. ``reached`` prompts have the precision, hits_ess >= 1 /
     precision^2; ``capped`` ones were stopped at the cap without it; where there are others, the budget was spent.
     """
+    return _counted(estimates, made) | {
+        "cap": cap,
+        "precision": precision,
+        "reached": int(reached(_hits(estimates), precision).sum()),
+        "capped": len(stopped_at_cap(estimates, made, cap=cap, precision=precision)),
+    }
+
+
+def resampled(estimates: Sequence[PartitionEstimate], made: Mapping[tuple[str, str], int]) -> dict[str, Any]:
+    """What drawing again came to, as plain JSON values: counts a prompt, and how many still want draws."""
+    left = sum(bool(MENDED_BY_DRAWS.intersection(row.flags)) for row in estimates)
+    return _counted(estimates, made) | {"still_flagged": left}
+
+
+def _counted(estimates: Sequence[PartitionEstimate], made: Mapping[tuple[str, str], int]) -> dict[str, Any]:
     counts = _totals(estimates, made)
     return {
         "trajectories": int(counts.sum()),
@@ -130,10 +164,6 @@ def spent(
         "fewest": int(counts.min()),
         "median": float(np.median(counts)),
         "most": int(counts.max()),
-        "cap": cap,
-        "precision": precision,
-        "reached": int(reached(_hits(estimates), precision).sum()),
-        "capped": len(stopped_at_cap(estimates, made, cap=cap, precision=precision)),
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,8 +12,8 @@ from disa.errors import DisaError
 from disa.partition.config import PartitionConfig
 from disa.partition.diagnostics import bennett_null_test, coverage_profile
 from disa.partition.draws import collect_draws, trajectory_columns
-from disa.partition.estimate import LogPartition, estimate_log_partition_batch
-from disa.partition.plan import count_draws, spent, stopped_at_cap
+from disa.partition.estimate import LogPartition, LogPartitionBatch, estimate_log_partition_batch
+from disa.partition.plan import count_draws, resampled, spent, stopped_at_cap
 from disa.partition.regression import PromptFeatures, regress
 from disa.partition.verdict import verdict
 from disa.partition.weighable import weighable
@@ -36,6 +36,7 @@ def run_partition(
     rows: list[ScoredTrajectory],
     features: PromptFeatures | None = None,
     adaptive: AdaptiveConfig | None = None,
+    resample: bool = False,
 ) -> None:
     """Estimate log Z of every prompt and write ``estimates.parquet``, with a regressor also ``regressor.npz``.
 
@@ -47,7 +48,7 @@ def run_partition(
     same at any beta), the verdict, Bennett's null test of the two models' log-probabilities (its log ratio
     should be 0 within a few standard errors), how much of the reference's successes the proposal covers, and how well
     the regressor predicts prompts outside its fit. With an adaptive budget it also says how that was spent, and
-    training prompts that stopped at its cap are flagged.
+    training prompts that stopped at its cap are flagged; with ``resample``, how many draws flagged prompts came to.
 
     Undecided rows (reward None) take no part in an estimate; they count towards the cap.
 
@@ -59,14 +60,7 @@ def run_partition(
     made = count_draws(rows)
     rows = weighable([row for row in rows if row.reward is not None], config.method)
     prompts, undrawn, arrays = _arrays(prompts, rows, predict=features is not None)
-    batch = estimate_log_partition_batch(
-        **arrays,
-        beta=beta,
-        reward_range=reward_range,
-        method=config.method,
-        interval=config.interval,
-        level=config.level,
-    )
+    batch = _estimate(config, beta, reward_range, arrays)
     estimates = [_record(prompt, batch.row(i), reward_range) for i, prompt in enumerate(prompts)]
     drawn, report = [row for row in estimates if row.split == "train"], None
     if features is not None:
@@ -84,6 +78,7 @@ def run_partition(
     ]
     stage.write_part("estimates", estimates, PartitionEstimate)
 
+    budget = spent(drawn, made, **limits) if limits else resampled(drawn, made) if resample else None
     draws = collect_draws(**arrays, beta=beta, reward_range=reward_range)
     profile = coverage_profile(draws, COVERAGE_THRESHOLDS)
     stage.finish(
@@ -97,7 +92,37 @@ def run_partition(
             "share": None if np.isnan(profile).any() else profile.tolist(),
         },
         regressor=report,
-        budget=spent(drawn, made, **limits) if limits else None,
+        budget=budget,
+    )
+
+
+def estimate_drawn(
+    config: PartitionConfig,
+    beta: float,
+    reward_range: tuple[float, float],
+    prompts: Sequence[Prompt],
+    rows: Sequence[ScoredTrajectory],
+) -> list[PartitionEstimate]:
+    """Estimates of those prompts that have decided rows, from their own draws alone: what is known between rounds."""
+    rows = weighable([row for row in rows if row.reward is not None], config.method)
+    drawn = {row.prompt_id for row in rows}
+    prompts = [prompt for prompt in prompts if prompt.prompt_id in drawn]
+    if not prompts:
+        return []
+    batch = _estimate(config, beta, reward_range, trajectory_columns([p.prompt_id for p in prompts], rows))
+    return [_record(prompt, batch.row(i), reward_range) for i, prompt in enumerate(prompts)]
+
+
+def _estimate(
+    config: PartitionConfig, beta: float, reward_range: tuple[float, float], arrays: Mapping[str, Any]
+) -> LogPartitionBatch:
+    return estimate_log_partition_batch(
+        **arrays,
+        beta=beta,
+        reward_range=reward_range,
+        method=config.method,
+        interval=config.interval,
+        level=config.level,
     )
 
 

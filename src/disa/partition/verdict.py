@@ -45,6 +45,9 @@ FLAGS: dict[str, str] = {
 }
 """What each flag means and what to do next, by name."""
 
+MENDED_BY_DRAWS = frozenset({"few_hits", "wide_interval", "missing_mass"})
+"""Flags that further draws of the same two models may remove."""
+
 WORST = 10
 """Prompts that a verdict names."""
 

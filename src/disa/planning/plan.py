@@ -110,7 +110,7 @@ def _measured(run_dir: Path, stage: str, work: StageWork | None) -> float | None
     kinds = ("sequences", "trajectories", "completions", "stored", "samples")
     keys = [key for key in kinds if manifests[0].get(key)]
     found = sum(manifest[keys[0]] for manifest in manifests) if keys else None
-    # An adaptive budget may end before it is spent.
+    # An adaptive budget may end before it is spent, and not every prompt is drawn for again.
     if work is not None and found is not None and (found > work.sequences or (found < work.sequences and not rounds)):
         raise DisaError(
             f"the run has {found} completions in {stage}, the recipe asks for {work.sequences}",

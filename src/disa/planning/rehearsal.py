@@ -120,8 +120,8 @@ def _small(recipe: Recipe, folder: str) -> Recipe:
     judged = min(evaluation.prompts_per_part, max(1, batches * evaluation.batch_size // evaluation.samples_per_prompt))
     prompts = max(parts * block, parts * judged)
     changes: dict[str, dict[str, Any]] = {
-        # An adaptive budget spends as much as a uniform one, and what it learns about log Z is not rehearsed.
-        "proposals": {"prompts_per_part": block, "adaptive": None},
+        # Rounds draw and score as the first draws do, and what they learn about log Z is not rehearsed.
+        "proposals": {"prompts_per_part": block, "adaptive": None, "resample": None},
         "scoring": {"trajectories_per_part": -(-prompts * proposals.per_prompt // parts)},
         # A regressor and flags are for estimates of some quality.
         "partition": {"regressor": False},

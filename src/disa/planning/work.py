@@ -94,9 +94,12 @@ def count_work(recipe: Recipe, shape: ModelShape, lengths: Lengths, prompts: dic
             0.0,
             _training_bytes(shape, recipe.warmup.batch_size * tokens, lora=False, whole_logits=True),
         )
-    # An adaptive budget spends as much as a uniform one, in rounds that belong to the same two stages.
+    # Rounds belong to the same two stages. An adaptive budget spends as much as a uniform one, and drawing again for
+    # flagged prompts at most doubles it in every round.
     uniform = recipe.proposals.model_copy(update={"adaptive": None})
-    drawn = sum(prompts[split] * sum(uniform.counts(split).values()) for split in ("train", "validation", "heldout"))
+    per_prompt = {split: sum(uniform.counts(split).values()) for split in ("train", "validation", "heldout")}
+    per_prompt["train"] *= 2**uniform.resample.rounds if uniform.resample else 1
+    drawn = sum(prompts[split] * per_prompt[split] for split in per_prompt)
     found["2_proposals"] = one(
         drawn, passes=0, draws=1, memory=models * weights + drawing(min(drawn, recipe.proposals.batch_size))
     )

@@ -24,6 +24,13 @@ class AdaptiveConfig(StageConfig):
     """Allocations after the pilot, each from everything drawn so far; each spends an equal part of what is left."""
 
 
+class ResampleConfig(StageConfig):
+    """More trajectories for those training prompts whose log Z is flagged."""
+
+    rounds: int = Field(2, ge=1)
+    """Rounds of drawing; in each, a flagged prompt gets as many trajectories as it has already."""
+
+
 class OpenAIConfig(StageConfig):
     """Servers of the OpenAI protocol that draw; a source without one is drawn on this machine."""
 
@@ -60,6 +67,8 @@ class ProposalsConfig(StageConfig):
     """alpha, the share drawn from the reference: it bounds every importance weight by 1/alpha."""
     adaptive: AdaptiveConfig | None = None
     """Spend per_prompt trajectories a training prompt on average, unevenly; null gives every prompt the same."""
+    resample: ResampleConfig | None = None
+    """Draw again for training prompts whose log Z is flagged for want of draws; null leaves them as they are."""
     engine: Literal["transformers", "vllm", "openai", "import"] = "transformers"
     """What draws: the models on this machine, by transformers or by vLLM; servers of the OpenAI protocol; or nothing
     at all, where the proposal's trajectories are in files already."""
@@ -99,9 +108,20 @@ class ProposalsConfig(StageConfig):
             raise ValueError("engine: openai needs openai.proposal or openai.reference")
         if self.engine == "import" and not self.files:
             raise ValueError("engine: import needs files")
-        if self.engine == "import" and self.adaptive:
-            raise ValueError("an adaptive budget needs an engine that draws, files hold what they hold")
+        if self.engine == "import" and self.rounds:
+            raise ValueError("adaptive and resample need an engine that draws, files hold what they hold")
         return self
+
+    @model_validator(mode="after")
+    def _one_kind_of_rounds(self) -> ProposalsConfig:
+        if self.adaptive and self.resample:
+            raise ValueError("adaptive and resample exclude each other, set one of them to null")
+        return self
+
+    @property
+    def rounds(self) -> int:
+        """Rounds of drawing after the first, each from the rewards of those before it."""
+        return max((kind.rounds for kind in (self.adaptive, self.resample) if kind), default=0)
 
     @property
     def drawn_elsewhere(self) -> bool:
@@ -111,7 +131,8 @@ class ProposalsConfig(StageConfig):
     def identity(self) -> dict[str, Any]:
         """Without what is not in use: plain budgets and engines keep the identity they had before there were others."""
         unused = {"vllm": self.engine != "vllm", "openai": not self.openai, "files": not self.files}
-        unused |= {"adaptive": not self.adaptive, "engine": self.engine == "transformers"}
+        unused |= {"adaptive": not self.adaptive, "resample": not self.resample}
+        unused |= {"engine": self.engine == "transformers"}
         values = super().identity() | {"openai": self.openai and self.openai.identity()}
         return {name: value for name, value in values.items() if not unused.get(name)}
 

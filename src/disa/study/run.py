@@ -73,10 +73,11 @@ class Study:
                 where="recipe, field partition.regressor",
                 fix="set it to false",
             )
-        if recipe.proposals.adaptive:
+        if recipe.proposals.rounds:
+            kind = "adaptive" if recipe.proposals.adaptive else "resample"
             raise DisaError(
-                "proposals.adaptive is set, but a study's replicates are blocks of equally many draws",
-                where="recipe, field proposals.adaptive",
+                f"proposals.{kind} is set, but a study's replicates are blocks of equally many draws",
+                where=f"recipe, field proposals.{kind}",
                 fix="set it to null",
             )
         if recipe.proposals.drawn_elsewhere:

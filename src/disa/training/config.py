@@ -72,9 +72,9 @@ class TrainingConfig(StageConfig):
     """Bound on a trajectory's weight in the forward projection."""
     offline_weight_tail: Literal["cap", "pareto"] = "cap"
     """How large weights are tamed before the bound: not at all, or by Pareto smoothing."""
-    flagged: Literal["train", "group", "skip", "resample"] = "train"
+    flagged: Literal["train", "group", "skip", "refuse"] = "train"
     """Prompts whose log Z is flagged: train on them all the same, take their log Z from the group, skip them, or
-    refuse to train until more trajectories were drawn for them."""
+    refuse to train. ``proposals.resample`` draws more for them before log Z is frozen."""
     log_z_learning_rate: float = Field(1e-3, gt=0)
     """Peak learning rate of FlowRL's log Z head."""
     value_samples: int = Field(8, ge=1)

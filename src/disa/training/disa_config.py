@@ -37,7 +37,7 @@ class DISAConfig(BalanceConfig):
         default="train",
         metadata={
             "help": "Prompts whose log Z is flagged: 'train' on them all the same, take their log Z from the 'group', "
-            "'skip' them, or refuse until they are 'resample'd."
+            "'skip' them, or 'refuse' to train."
         },
     )
 

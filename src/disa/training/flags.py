@@ -2,10 +2,13 @@
 
 A flag says that the frozen estimate of a prompt cannot be relied on (:mod:`disa.partition.verdict`). Four policies::
 
-    train      use it all the same; on-policy an error adds noise and no bias
-    group      log Z of such a prompt is its group's mean, as in VarGrad
-    skip       such a prompt is not trained on; its places go to others
-    resample   refuse to start and name the prompts: more trajectories are drawn left of the anchor, never here
+    train    use it all the same; on-policy an error adds noise and no bias
+    group    log Z of such a prompt is its group's mean, as in VarGrad
+    skip     such a prompt is not trained on; its places go to others
+    refuse   do not start, and name the prompts
+
+A fifth one comes before the anchor is frozen, as nothing here may change it: ``proposals.resample`` draws again for
+flagged prompts, and these policies act on what is flagged then.
 
 With ``group`` and ``skip`` the forward projection, which weights trajectories by the frozen log Z, leaves such prompts
 out as well.
@@ -21,8 +24,8 @@ from disa.anchor import Anchor
 from disa.errors import DisaError
 from disa.records import ScoredTrajectory
 
-FlagPolicy = Literal["train", "group", "skip", "resample"]
-POLICIES: tuple[FlagPolicy, ...] = ("train", "group", "skip", "resample")
+FlagPolicy = Literal["train", "group", "skip", "refuse"]
+POLICIES: tuple[FlagPolicy, ...] = ("train", "group", "skip", "refuse")
 HARMLESS = frozenset({"gated"})
 """Flags that report which estimator was used and say nothing against its result."""
 
@@ -57,15 +60,15 @@ def flag_plan(anchor: Anchor, prompt_ids: Sequence[str], policy: FlagPolicy, *, 
     Raises
     ------
     DisaError
-        With ``resample``, where a prompt is flagged; with ``skip``, where fewer than ``prompts_per_step`` are not.
+        With ``refuse``, where a prompt is flagged; with ``skip``, where fewer than ``prompts_per_step`` are not.
     """
     marked = set(flagged(anchor, prompt_ids))
-    if policy == "resample" and marked:
+    if policy == "refuse" and marked:
         named = ", ".join(sorted(marked)[:5]) + (", ..." if len(marked) > 5 else "")
         raise DisaError(
-            f"{len(marked)} of {len(prompt_ids)} prompts are flagged and to be resampled: {named}",
-            where="training, flagged=resample",
-            fix="draw more trajectories (proposals.per_prompt, or proposals.adaptive), estimate and freeze again; "
+            f"{len(marked)} of {len(prompt_ids)} prompts are flagged: {named}",
+            where="training, flagged=refuse",
+            fix="draw more trajectories (proposals.resample or proposals.per_prompt), estimate and freeze again; "
             "'disa inspect' says what each flag asks for",
         )
     left = len(prompt_ids) - len(marked)
@@ -76,7 +79,7 @@ def flag_plan(anchor: Anchor, prompt_ids: Sequence[str], policy: FlagPolicy, *, 
             where="training, flagged=skip",
             fix="draw more trajectories, use flagged=group, or take fewer prompts a step",
         )
-    other = "anchor" if policy in ("train", "resample") else policy
+    other = "anchor" if policy in ("train", "refuse") else policy
     return FlagPlan({p: other if p in marked else "anchor" for p in prompt_ids})
 
 
