@@ -244,7 +244,7 @@ def test_seeds_of_different_trajectories_differ_and_fit_into_31_bits():
         ({"vllm": {"seed": 1}}, "vllm is for engine: vllm"),
         ({"files": ["a.jsonl"]}, "files is for engine: import"),
         ({"engine": "import"}, "engine: import needs files"),
-        ({"engine": "import", "files": ["a"], "adaptive": {"pilot": 4}}, "adaptive and resample need an engine that draws"),
+        ({"engine": "import", "files": ["a"], "adaptive": {"pilot": 4}}, "need an engine that draws"),
     ],
 )
 def test_settings_of_another_engine_than_the_chosen_one_are_refused(settings, message):
