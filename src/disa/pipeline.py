@@ -168,21 +168,26 @@ class Pipeline:
 
         def draw(stage: StageFolder) -> None:
             plan = self._plan(stage, number, earlier)
-            prompts = [p for p in self._prompts("train") if any(plan.get(p.prompt_id, {}).values())]
+            known = self._prompts("train")
+            prompts = [p for p in known if any(plan.get(p.prompt_id, {}).values())]
             more = sum(len(draws) for p in prompts for draws in plan[p.prompt_id].values())
-            self._say(
-                f"{stage.name}: {more} more trajectories for {len(prompts)} of {len(self._prompts('train'))} prompts"
-            )
-            self._draw(stage, prompts, plan)
+            self._say(f"{stage.name}: {more} more trajectories for {len(prompts)} of {len(known)} prompts")
+            if prompts:
+                self._draw(stage, prompts, plan)
+            else:
+                stage.finish(trajectories=0, prompts=0)
 
         def score(stage: StageFolder) -> None:
             prompts, rows = self._prompts("train"), drawn.rows(Trajectory)
-            own, models, tokenizer = self.recipe.scoring, self._models(), self._tokenizer()
+            own, models, tokenizer = self.recipe.scoring, self._models() if rows else {}, self._tokenizer()
             scoring.run_scoring(stage, own, law, self.task, prompts, rows, models, tokenizer, verdict_needed=False)
 
         config, law, training = self.recipe.proposals, self.recipe.sampling, self.recipe.training
         target = {"inverse_temperature": training.inverse_temperature, "reward_range": list(self.task.reward_range)}
-        target |= {"partition": self.recipe.partition.identity()} if config.resample else {}  # it raises the flags
+        if config.resample:
+            # What raises the flags; a regressor has no say.
+            estimator = {k: v for k, v in self.recipe.partition.identity().items() if k != "regressor"}
+            target |= {"flags": estimator | {"version": partition.VERSION}}
         identity = {"proposals": config.identity(), "sampling": law.identity(), "round": number} | target
         inputs = self._model_inputs() | earlier
         folder = f"2_proposals/round-{number}"
@@ -195,25 +200,36 @@ class Pipeline:
         """The draws of a round: what all earlier ones call for, written down before the first is made."""
         path = stage.path / "allocation.json"
         if not path.is_file():
-            config, prompts = self.recipe.proposals, self._prompts("train")
-            rows = self._rows(earlier, prompts)
-            beta, reward_range = self.recipe.training.inverse_temperature, self.task.reward_range
-            if config.resample:
-                known = partition.estimate_drawn(self.recipe.partition, beta, reward_range, prompts, rows)
-                plan = budget.resample_flagged(rows, {row.prompt_id: row.flags for row in known})
-            else:
-                plan = budget.plan_round(
-                    rows,
-                    budget=(config.per_prompt * len(prompts) - len(rows)) // (config.adaptive.rounds - number + 1),
-                    cap=config.adaptive.cap,
-                    reference_share=config.reference_share,
-                    precision=config.adaptive.precision,
-                    outlook=(1.0 - config.reference_share) * config.per_prompt,
-                    beta=beta,
-                    reward_range=reward_range,
-                )
+            resample = self.recipe.proposals.resample
+            plan = self._resampling(earlier) if resample else self._allocation(number, earlier)
             write_json(path, {i: {s: [r.start, r.stop] for s, r in draws.items()} for i, draws in plan.items()})
         return {i: {s: range(*ends) for s, ends in draws.items()} for i, draws in read_json(path).items()}
+
+    def _allocation(self, number: int, earlier: dict[str, StageFolder]) -> proposals.Plan:
+        """What a round of an adaptive budget adds."""
+        config, prompts = self.recipe.proposals, self._prompts("train")
+        rows = self._rows(earlier, prompts)
+        return budget.plan_round(
+            rows,
+            budget=(config.per_prompt * len(prompts) - len(rows)) // (config.adaptive.rounds - number + 1),
+            cap=config.adaptive.cap,
+            reference_share=config.reference_share,
+            precision=config.adaptive.precision,
+            outlook=(1.0 - config.reference_share) * config.per_prompt,
+            beta=self.recipe.training.inverse_temperature,
+            reward_range=self.task.reward_range,
+        )
+
+    def _resampling(self, earlier: dict[str, StageFolder]) -> proposals.Plan:
+        """What a round adds for prompts flagged for want of draws; flags are as 4_partition would raise them."""
+        config, beta = self.recipe.partition, self.recipe.training.inverse_temperature
+        # The gate learns from all prompts together, so that none may be missing.
+        prompts = self._prompts("train", "validation", "heldout")
+        rows = self._rows(earlier, prompts)
+        if config.method != "pass_rate":
+            budget.require_weights(rows, "proposals.resample")
+        known = partition.estimate_drawn(config, beta, self.task.reward_range, prompts, rows)
+        return budget.resample_flagged(rows, {row.prompt_id: row.flags for row in known if row.split == "train"})
 
     @staticmethod
     def _rows(folders: dict[str, StageFolder], prompts: list[Prompt]) -> list[ScoredTrajectory]:

@@ -12,7 +12,7 @@ from disa.partition import estimate_log_partition_batch
 from disa.partition.allocation import allocate, least_variance_share, next_round, relative_spread
 from disa.partition.budget import adaptive_budget
 from disa.partition.draws import collect_draws, trajectory_arrays
-from disa.partition.plan import plan_round, spent, stopped_at_cap
+from disa.partition.plan import plan_round, resample_flagged, resampled, spent, stopped_at_cap
 from disa.records import PartitionEstimate, ScoredTrajectory
 
 NO_CAP = 10**9
@@ -422,3 +422,39 @@ def test_what_a_budget_came_to_counts_prompts_that_reached_the_precision_and_the
         "reached": 1,
         "capped": 2,
     }
+
+
+def some_rows(counts):
+    """Rows without rewards by (prompt, source): plans look at how many there are."""
+    return [
+        ScoredTrajectory(p, draw, source, "", [1], False, -1.0, -1.0, -1.0, None)
+        for (p, source), n in counts.items()
+        for draw in range(n)
+    ]
+
+
+def test_resampling_doubles_what_each_source_drew_for_prompts_that_want_draws():
+    rows = some_rows({("a", "reference"): 2, ("a", "proposal"): 6, ("b", "reference"): 4, ("c", "proposal"): 5})
+    flags = {"a": ("gated", "few_hits"), "b": ("missing_mass",), "c": ("wide_interval", "no_reference")}
+    assert resample_flagged(rows, flags) == {
+        "a": {"reference": range(2, 4), "proposal": range(6, 12)},
+        "b": {"reference": range(4, 8), "proposal": range(0)},
+        "c": {"reference": range(0), "proposal": range(5, 10)},
+    }
+
+
+@pytest.mark.parametrize("flags", [(), ("gated",), ("heavy_tail", "no_reference"), ("text_level",), ("predicted",)])
+def test_resampling_leaves_alone_what_draws_of_the_same_models_do_not_mend(flags):
+    assert resample_flagged(some_rows({("a", "reference"): 2}), {"a": flags}) == {}
+
+
+def test_what_drawing_again_came_to_counts_draws_and_the_prompts_still_flagged():
+    flags = {"a": ["few_hits"], "b": ["gated"], "c": ["wide_interval", "text_level"]}
+    estimates = [
+        PartitionEstimate(p, "train", 0.0, 0.1, 0.0, 0.0, 1, 1, 0.0, 1.0, 1.0, 1.0, None, "mixture", flags[p])
+        for p in flags
+    ]
+    made = {("a", "reference"): 8, ("a", "proposal"): 24, ("b", "proposal"): 8, ("c", "reference"): 16}
+    found = resampled(estimates, made)
+    assert (found["trajectories"], found["from_reference"], found["still_flagged"]) == (56, 24, 2)
+    assert (found["fewest"], found["median"], found["most"]) == (8, 16.0, 32)

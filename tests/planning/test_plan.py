@@ -14,7 +14,7 @@ from disa.errors import DisaError
 from disa.planning import work
 from disa.planning.cluster import GPUS, Cluster
 from disa.planning.model_shape import ModelShape
-from disa.planning.plan import _measured, make_plan
+from disa.planning.plan import StagePlan, _measured, make_plan
 from disa.planning.rehearsal import Rehearsal, _of_parts, _of_steps, rehearse
 from disa.planning.work import Lengths, StageWork, _activation_bytes, _cache_bytes, _training_bytes, count_work
 from disa.recipe import load_recipe
@@ -137,6 +137,15 @@ def test_an_adaptive_budget_costs_what_a_uniform_one_does(tiny_recipe, write_rec
     assert adaptive == uniform
 
 
+def test_drawing_again_costs_at_most_a_doubling_of_the_training_prompts_a_round(tiny_recipe, write_recipe):
+    shape = ModelShape(parameters=1000, embedding=0, layers=1, hidden=8, kv_width=8, vocabulary=10)
+    prompts = {"train": 6, "validation": 0, "heldout": 3}
+    work = count_work(
+        load_recipe(write_recipe(tiny_recipe), ["proposals.resample={rounds: 3}"]), shape, LENGTHS, prompts
+    )
+    assert work["2_proposals"].sequences == work["3_scoring"].sequences == 6 * 16 * 8 + 3 * 8
+
+
 def test_a_scored_batch_holds_one_block_of_logits_however_large_the_vocabulary():
     shape = ModelShape(parameters=1000, embedding=0, layers=1, hidden=8, kv_width=8, vocabulary=10**5)
     other = dataclasses.replace(shape, vocabulary=10**6)
@@ -218,7 +227,7 @@ def test_a_training_is_as_large_as_its_steps_whether_it_drew_or_read_or_both(tmp
     (tmp_path / stage).mkdir(parents=True)
     facts = dict(zip(("completions", "stored"), counts, strict=True))
     write_json(tmp_path / stage / "manifest.json", {"seconds": 3.0} | facts)
-    assert _measured(tmp_path, stage, StageWork(8, 0.0, 0.0, 0.0, 0.0)) == 3.0
+    assert _measured(tmp_path, stage, StageWork(8, 0.0, 0.0, 0.0, 0.0)) == (3.0, 1.0)
     with pytest.raises(DisaError, match="the run has 8 completions in 6_training/disa_both, the recipe asks for 16"):
         _measured(tmp_path, stage, StageWork(16, 0.0, 0.0, 0.0, 0.0))
 
@@ -235,14 +244,22 @@ def test_a_run_of_another_size_is_not_compared(rehearsed, finished_run):
             make_plan(recipe, rehearsed, against=finished_run)
 
 
-def test_the_rounds_of_an_adaptive_budget_belong_to_their_stage_and_may_leave_some_of_it(tmp_path):
-    for folder, trajectories, seconds in (("2_proposals", 60, 2.0), ("2_proposals/round-1", 30, 1.0)):
-        (tmp_path / folder).mkdir()
-        write_json(tmp_path / folder / "manifest.json", {"trajectories": trajectories, "seconds": seconds})
-    for asked in (90, 100):
-        assert _measured(tmp_path, "2_proposals", StageWork(asked, 0.0, 0.0, 0.0, 0.0)) == 3.0
-    with pytest.raises(DisaError, match="the run has 90 completions in 2_proposals, the recipe asks for 80"):
-        _measured(tmp_path, "2_proposals", StageWork(80, 0.0, 0.0, 0.0, 0.0))
+def test_rounds_belong_to_their_stage_and_may_draw_less_than_was_planned(tmp_path):
+    # The second round is of another recipe, which asked for more of them.
+    for folder, trajectories, seconds in (("", 60, 2.0), ("round-1", 30, 1.0), ("round-2", 30, 1.0)):
+        (tmp_path / "2_proposals" / folder).mkdir(exist_ok=True, parents=True)
+        facts = {"trajectories": trajectories, "seconds": seconds}
+        write_json(tmp_path / "2_proposals" / folder / "manifest.json", facts)
+
+    def measured(asked, rounds, first):
+        return _measured(tmp_path, "2_proposals", StageWork(asked, 0.0, 0.0, 0.0, 0.0), rounds, first)
+
+    assert measured(90, 1, 60) == (3.0, 1.0)
+    assert measured(120, 1, 60) == (3.0, 0.75)
+    assert measured(60, 0, 0) == (2.0, 1.0)
+    with pytest.raises(DisaError, match="the run has 60 completions in 2_proposals, the recipe asks for 50"):
+        measured(100, 1, 50)
+    assert StagePlan("2_proposals", seconds=8.0, measured=3.0, made=0.75).ratio == 2.0
 
 
 def test_the_command_prints_table_and_json(rehearsed, finished_run, monkeypatch, capsys):

@@ -352,6 +352,7 @@ def test_unlike_blocks_regressors_and_missing_sections_are_refused(study_recipe,
     assert "6 trajectories of which a share of 0.25" in refused(study_recipe(tmp_path, trajectories=[4, 6]))
     assert "partition.regressor is true" in refused(study_recipe(tmp_path, ["partition.regressor=true"]))
     assert "proposals.adaptive is set" in refused(study_recipe(tmp_path, ["proposals.adaptive={pilot: 4}"]))
+    assert "proposals.resample is set" in refused(study_recipe(tmp_path, ["proposals.resample={}"]))
     elsewhere = ["proposals.engine=import", "proposals.files=[theirs.jsonl]"]
     assert "proposals.engine import brings a proposal of its own" in refused(study_recipe(tmp_path, elsewhere))
     assert "no study section" in refused(load_recipe(write_recipe(tiny_recipe)))

@@ -18,6 +18,7 @@ from disa.partition.sweep import sweep_log_partition
 from disa.partition.verdict import verdict
 from disa.partition.weighable import weighable
 from disa.records import ScoredTrajectory, read_rows
+from disa.rundir import read_json
 
 ALARMING_ERRORS = 4.0
 """Standard errors of the null test's log ratio: beyond them the two models' log-probabilities do not agree."""
@@ -85,8 +86,11 @@ def _log_z_at(anchor: Anchor) -> Any:
     if anchor.regressed or scoring is None or not scoring.is_dir():
         # A regressor's posterior is no estimate of the draws alone, and is refused there.
         return lambda betas: [anchor.at_inverse_temperature(beta).log_z(prompt_ids) for beta in betas]
-    # Rounds lie in folders of their own.
-    found, wanted = read_rows(sorted(scoring.rglob("*.parquet")), ScoredTrajectory), set(prompt_ids)
+    # Rounds lie in folders of their own; those of another recipe may still be there.
+    inputs = read_json(scoring.parent / "4_partition" / "manifest.json")["inputs"]
+    folders = [scoring, *(scoring / name for name in inputs if name != "scoring")]
+    files = [file for folder in folders for file in sorted(folder.glob("*.parquet"))]
+    found, wanted = read_rows(files, ScoredTrajectory), set(prompt_ids)
     judged = [row for row in found if row.prompt_id in wanted and row.reward is not None]
     # Where the proposal is unknown, there are pass rates only.
     arrays = trajectory_columns(prompt_ids, weighable(judged, "pass_rate"))

@@ -57,13 +57,7 @@ def plan_round(
     DisaError
         Where a draw has no log-probability under the proposal.
     """
-    if unknown := sum(row.log_proposal is None for row in rows):
-        raise DisaError(
-            f"{unknown} of {len(rows)} trajectories have no log-probability under the proposal, and a budget is "
-            "allocated by importance weights",
-            where="recipe, field proposals.adaptive",
-            fix="give models.proposal, or set proposals.adaptive: null",
-        )
+    require_weights(rows, "proposals.adaptive")
     made = count_draws(rows)
     in_order = sorted(rows, key=lambda row: (row.prompt_id, row.source, row.draw))
     decided = [row for row in in_order if row.reward is not None]
@@ -94,7 +88,9 @@ def resample_flagged(rows: Sequence[ScoredTrajectory], flags: Mapping[str, Seque
     """Double the draws of every prompt with a flag that draws may remove, of either source.
 
     The share of reference draws, and with it the mixture that weights are taken against, stays. As flags look at
-    rewards, the number of draws depends on them; every draw that was made takes part in the estimate.
+    rewards, the number of draws depends on them; every draw that was made takes part in the estimate. Undecided rows
+    (reward None) were drawn: they are doubled with the others, and a prompt without any decided row, which has no
+    estimate and no flags, gets no more.
 
     Parameters
     ----------
@@ -106,6 +102,23 @@ def resample_flagged(rows: Sequence[ScoredTrajectory], flags: Mapping[str, Seque
     made = count_draws(rows)
     wanted = [prompt_id for prompt_id, names in flags.items() if MENDED_BY_DRAWS.intersection(names)]
     return {p: {s: range(made[p, s], 2 * made[p, s]) for s in SOURCES} for p in wanted}
+
+
+def require_weights(rows: Sequence[ScoredTrajectory], field: str) -> None:
+    """Refuse rows without importance weights, naming the recipe's field that asks for them.
+
+    Raises
+    ------
+    DisaError
+        Where a draw has no log-probability under the proposal.
+    """
+    if unknown := sum(row.log_proposal is None for row in rows):
+        raise DisaError(
+            f"{unknown} of {len(rows)} trajectories have no log-probability under the proposal, and what a round draws "
+            "is decided by importance weights",
+            where=f"recipe, field {field}",
+            fix=f"give models.proposal, or set {field}: null",
+        )
 
 
 def count_draws(rows: Sequence[ScoredTrajectory]) -> Counter[tuple[str, str]]:
@@ -150,7 +163,10 @@ def spent(
 
 
 def resampled(estimates: Sequence[PartitionEstimate], made: Mapping[tuple[str, str], int]) -> dict[str, Any]:
-    """What drawing again came to, as plain JSON values: counts a prompt, and how many still want draws."""
+    """What drawing again came to, as plain JSON values: counts a prompt, and how many are still flagged for want of it.
+
+    The arguments are those of :func:`stopped_at_cap`.
+    """
     left = sum(bool(MENDED_BY_DRAWS.intersection(row.flags)) for row in estimates)
     return _counted(estimates, made) | {"still_flagged": left}
 

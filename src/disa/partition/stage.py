@@ -48,7 +48,7 @@ def run_partition(
     same at any beta), the verdict, Bennett's null test of the two models' log-probabilities (its log ratio
     should be 0 within a few standard errors), how much of the reference's successes the proposal covers, and how well
     the regressor predicts prompts outside its fit. With an adaptive budget it also says how that was spent, and
-    training prompts that stopped at its cap are flagged; with ``resample``, how many draws flagged prompts came to.
+    training prompts that stopped at its cap are flagged; with ``resample``, what drawing again came to.
 
     Undecided rows (reward None) take no part in an estimate; they count towards the cap.
 
@@ -78,7 +78,9 @@ def run_partition(
     ]
     stage.write_part("estimates", estimates, PartitionEstimate)
 
-    budget = spent(drawn, made, **limits) if limits else resampled(drawn, made) if resample else None
+    budget = spent(drawn, made, **limits) if limits else None
+    if resample:
+        budget = resampled([row for row in estimates if row.split == "train"], made)
     draws = collect_draws(**arrays, beta=beta, reward_range=reward_range)
     profile = coverage_profile(draws, COVERAGE_THRESHOLDS)
     stage.finish(
@@ -103,7 +105,7 @@ def estimate_drawn(
     prompts: Sequence[Prompt],
     rows: Sequence[ScoredTrajectory],
 ) -> list[PartitionEstimate]:
-    """Estimates of those prompts that have decided rows, from their own draws alone: what is known between rounds."""
+    """Estimates of those prompts that have decided rows, without a regressor: what is known between rounds."""
     rows = weighable([row for row in rows if row.reward is not None], config.method)
     drawn = {row.prompt_id for row in rows}
     prompts = [prompt for prompt in prompts if prompt.prompt_id in drawn]

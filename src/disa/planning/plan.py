@@ -23,11 +23,13 @@ class StagePlan:
     work: StageWork | None = None
     cluster_seconds: float | None = None
     measured: float | None = None
+    made: float = 1.0
+    """Share of the planned completions that the measured run made: rounds of drawing may end early."""
 
     @property
     def ratio(self) -> float | None:
-        """Planned over measured time."""
-        return None if not self.measured else self.seconds / self.measured
+        """Planned over measured time, for what the run made."""
+        return None if not self.measured else self.made * self.seconds / self.measured
 
     def as_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -52,20 +54,24 @@ def make_plan(
     Raises
     ------
     DisaError
-        Where ``against`` has no finished stage of the plan, or one that drew or saw another number of completions.
+        Where ``against`` has no finished stage of the plan, or one that drew or saw another number of completions
+        (before any rounds, which may draw less than planned).
     """
     work = count_work(recipe, rehearsal.shape, rehearsal.lengths, rehearsal.prompts)
+    counts = {split: sum(recipe.proposals.counts(split).values()) for split in rehearsal.prompts}
+    first = sum(number * counts[split] for split, number in rehearsal.prompts.items())
     plans = []
     for stage in _stages(recipe):
         pace = rehearsal.paces["7_evaluation/reference" if stage.startswith("7_evaluation") else stage]
         own = work.get(stage)
+        rounds = recipe.proposals.rounds if stage in ("2_proposals", "3_scoring") else 0
         plans.append(
             StagePlan(
                 stage,
                 pace.seconds(_units(stage, recipe, rehearsal, own)),
                 own,
                 cluster.seconds(own) if cluster and own else None,
-                _measured(against, stage, own) if against else None,
+                *(_measured(against, stage, own, rounds, first) if against else ()),
             )
         )
     if against and all(plan.measured is None for plan in plans):
@@ -99,22 +105,29 @@ def _units(stage: str, recipe: Recipe, rehearsal: Rehearsal, work: StageWork | N
     return work.sequences if work else 0.0
 
 
-def _measured(run_dir: Path, stage: str, work: StageWork | None) -> float | None:
-    """Seconds of a finished stage and its rounds, which must have done the same amount of work."""
+def _measured(
+    run_dir: Path, stage: str, work: StageWork | None, rounds: int = 0, first: int = 0
+) -> tuple[float | None, float]:
+    """Seconds of a finished stage and its rounds, and the share of the planned completions that they made.
+
+    A stage without rounds must have made all of them, one with rounds the ``first`` ones that come before.
+    """
     path = run_dir / stage / "manifest.json"
     if not path.is_file():
-        return None
-    rounds = sorted((run_dir / stage).glob("round-*/manifest.json"))
-    manifests = [read_json(found) for found in (path, *rounds)]
+        return None, 1.0
+    folders = [path.parent, *(path.parent / f"round-{number}" for number in range(1, rounds + 1))]
+    manifests = [read_json(folder / "manifest.json") for folder in folders]
+    seconds = sum(manifest["seconds"] for manifest in manifests)
     # Training counts what it drew and what it learnt from the stored trajectories; methods that draw nothing drew 0.
     kinds = ("sequences", "trajectories", "completions", "stored", "samples")
     keys = [key for key in kinds if manifests[0].get(key)]
-    found = sum(manifest[keys[0]] for manifest in manifests) if keys else None
-    # An adaptive budget may end before it is spent, and not every prompt is drawn for again.
-    if work is not None and found is not None and (found > work.sequences or (found < work.sequences and not rounds)):
+    if work is None or not keys:
+        return seconds, 1.0
+    found, asked = manifests[0][keys[0]], first if rounds else work.sequences
+    if found != asked:
         raise DisaError(
-            f"the run has {found} completions in {stage}, the recipe asks for {work.sequences}",
+            f"the run has {found} completions in {stage}, the recipe asks for {asked}",
             where=str(path),
             fix="plan the recipe that the run was made with, or --set what has changed since",
         )
-    return sum(manifest["seconds"] for manifest in manifests)
+    return seconds, sum(manifest[keys[0]] for manifest in manifests) / work.sequences

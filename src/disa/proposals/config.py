@@ -25,10 +25,10 @@ class AdaptiveConfig(StageConfig):
 
 
 class ResampleConfig(StageConfig):
-    """More trajectories for those training prompts whose log Z is flagged."""
+    """More trajectories for those training prompts whose log Z is flagged for want of draws."""
 
     rounds: int = Field(2, ge=1)
-    """Rounds of drawing; in each, a flagged prompt gets as many trajectories as it has already."""
+    """Rounds of drawing; in each, such a prompt gets as many trajectories as it has already."""
 
 
 class OpenAIConfig(StageConfig):
@@ -68,7 +68,8 @@ class ProposalsConfig(StageConfig):
     adaptive: AdaptiveConfig | None = None
     """Spend per_prompt trajectories a training prompt on average, unevenly; null gives every prompt the same."""
     resample: ResampleConfig | None = None
-    """Draw again for training prompts whose log Z is flagged for want of draws; null leaves them as they are."""
+    """Draw again for training prompts whose log Z is flagged for want of draws (``few_hits``, ``wide_interval``,
+    ``missing_mass``); null leaves them as they are."""
     engine: Literal["transformers", "vllm", "openai", "import"] = "transformers"
     """What draws: the models on this machine, by transformers or by vLLM; servers of the OpenAI protocol; or nothing
     at all, where the proposal's trajectories are in files already."""
@@ -129,10 +130,12 @@ class ProposalsConfig(StageConfig):
         return self.engine == "import" or bool(self.openai and self.openai.proposal)
 
     def identity(self) -> dict[str, Any]:
-        """Without what is not in use: plain budgets and engines keep the identity they had before there were others."""
+        """Without what is not in use: plain budgets and engines keep the identity they had before there were others.
+
+        Nor with ``resample``, which leaves the first draws as they are: its rounds have an identity of their own.
+        """
         unused = {"vllm": self.engine != "vllm", "openai": not self.openai, "files": not self.files}
-        unused |= {"adaptive": not self.adaptive, "resample": not self.resample}
-        unused |= {"engine": self.engine == "transformers"}
+        unused |= {"adaptive": not self.adaptive, "engine": self.engine == "transformers", "resample": True}
         values = super().identity() | {"openai": self.openai and self.openai.identity()}
         return {name: value for name, value in values.items() if not unused.get(name)}
 

@@ -8,7 +8,7 @@ A flag says that the frozen estimate of a prompt cannot be relied on (:mod:`disa
     refuse   do not start, and name the prompts
 
 A fifth one comes before the anchor is frozen, as nothing here may change it: ``proposals.resample`` draws again for
-flagged prompts, and these policies act on what is flagged then.
+prompts flagged for want of draws, and these policies act on what is flagged then.
 
 With ``group`` and ``skip`` the forward projection, which weights trajectories by the frozen log Z, leaves such prompts
 out as well.
