@@ -288,6 +288,7 @@ OTHER = {
     "sampling.top_p": None,
     "sampling.top_k": None,
     "proposals.adaptive": "{pilot: 4}",
+    "proposals.resample": "{rounds: 1}",
     # Engines that are not at hand; tests/proposals and tests/pipeline/test_imported_run.py cover them.
     "proposals.engine": None,
     "proposals.vllm": None,
