@@ -9,7 +9,6 @@ it where that is already done, and otherwise does the work.
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +20,7 @@ from disa.anchor.anchor import freeze
 from disa.engine import load_model, load_tokenizer
 from disa.errors import DisaError
 from disa.evaluation import run as evaluation
-from disa.locks import WAIT, shared
+from disa.locks import shared
 from disa.partition import plan as budget
 from disa.partition import stage as partition
 from disa.partition.features import features_fingerprint, prompt_features
@@ -37,6 +36,7 @@ from disa.report import stage as report
 from disa.rundir import StageFolder, read_json, write_json
 from disa.sampling import encode_prompt, stop_token_ids
 from disa.scoring import run as scoring
+from disa.stage_sharing import SHARING, Work
 from disa.stages import STAGES
 from disa.tasks import SPLITS, make_task
 from disa.training import run as training
@@ -47,8 +47,6 @@ from disa.warmup import run as warmup
 EVALUATED_SPLITS = ("heldout", "train")
 """What a run evaluates on."""
 TASKS_VERSION = 1
-
-Work = Callable[[StageFolder], None]
 
 
 class NotFinished(DisaError):
@@ -389,7 +387,7 @@ class Pipeline:
                 fix=f"run 'disa {name} RECIPE' first, or 'disa run RECIPE' for all stages",
             )
         else:
-            _SHARING[by](stage, work, lambda: self._say(f"{folder}: another process works here, waiting for it"))
+            SHARING[by](stage, work, lambda: self._say(f"{folder}: another process works here, waiting for it"))
             self._say(f"{folder}: done in {stage.manifest['seconds']:.1f} s")
         self._done[folder] = stage
         return stage
@@ -461,43 +459,6 @@ class Pipeline:
             inverse_temperature=self.recipe.training.inverse_temperature,
             task=self.task.fingerprint,
         )
-
-
-def _by_one(stage: StageFolder, work: Work, waiting: Callable[[], None]) -> None:
-    with stage.alone(waiting):
-        if not stage.finished:
-            stage.begin()
-            work(stage)
-
-
-def _by_parts(stage: StageFolder, work: Work, waiting: Callable[[], None]) -> None:
-    with stage.alone(waiting):
-        if stage.finished:
-            return
-        stage.begin()
-    work(stage)
-
-
-def _by_launch(stage: StageFolder, work: Work, waiting: Callable[[], None]) -> None:
-    first = processes.rank() == 0
-    with stage.offered() as take:
-        said = False
-        # A worker outside the launch may hold the stage for hours, longer than any meeting may take.
-        while not processes.first_says(first and take()):
-            if not said:
-                waiting()
-            said = True
-            time.sleep(WAIT)
-        # From here on nobody outside this launch changes whether the stage is finished.
-        if not stage.finished:
-            if first:
-                stage.begin()
-            processes.meet()
-            work(stage)
-            processes.meet()
-
-
-_SHARING = {"one": _by_one, "parts": _by_parts, "launch": _by_launch}
 
 
 def _parity(folders: dict[str, StageFolder]) -> dict[str, Any]:

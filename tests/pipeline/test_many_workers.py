@@ -20,10 +20,11 @@ from disa.anchor import Anchor
 from disa.engine import read_step_log
 from disa.errors import DisaError
 from disa.locks import shared
-from disa.pipeline import Pipeline, _by_launch
+from disa.pipeline import Pipeline
 from disa.recipe import load_recipe
 from disa.records import Prompt, ScoredTrajectory, Trajectory, read_rows
 from disa.rundir import StageFolder
+from disa.stage_sharing import by_launch
 from launched import launch
 
 CALIBRATION = ("2_proposals", "3_scoring", "4_partition", "5_anchor")
@@ -200,7 +201,7 @@ def train_after_a_worker(run_dir):
         if processes.rank() == 0:
             stage.finish()
 
-    _by_launch(stage, work, lambda: (run_dir / f"waits.{processes.rank()}").open("x").close())
+    by_launch(stage, work, lambda: (run_dir / f"waits.{processes.rank()}").open("x").close())
 
 
 @pytest.mark.parametrize("finishes", [False, True], ids=["a worker that leaves", "a worker that finishes the stage"])
