@@ -108,7 +108,11 @@ ROWS = {
         ],
         ["warmup", *NUMBERED],
     ),
-    "`models.proposal`, `proposals.*`": (
+    "`proposals.resample`": (
+        ["proposals.resample={rounds: 1}"],
+        ["2_proposals/round-1", "3_scoring/round-1", *FROM_PARTITION],
+    ),
+    "`models.proposal`, other `proposals.*`": (
         ["proposals.seed=1", "proposals.per_prompt=17", "proposals.reference_share=0.5"],
         FROM_PROPOSALS,
     ),
