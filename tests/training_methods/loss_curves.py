@@ -11,23 +11,26 @@ import sys
 import tempfile
 from pathlib import Path
 
+from disa.training.methods import METHODS
+
 RECORDED = Path(__file__).with_suffix(".json")
 VARIANTS = {
-    "full": {},
-    "adapters": {"lora": {"rank": 4, "alpha": 8}},
-    "micro_batches": {"micro_batch": 4},
-    "both_projections": {"offline_share": 0.5},
+    "full": ({}, tuple(METHODS)),
+    "adapters": ({"lora": {"rank": 4, "alpha": 8}}, ("disa", "grpo", "lora_sft")),
+    "micro_batches": ({"micro_batch": 4}, ("disa", "flowrl", "vargrad", "grpo")),
+    "both_projections": ({"offline_share": 0.5}, ("disa",)),
 }
+"""By name: settings of ``training``, and the methods that are trained with them."""
 SHOWN = ("loss", "grad_norm", "reward", "kl_to_target", "eps_audit", "forward_projection")
 
 
-def curves(folder, recipe, methods):
+def curves(folder, recipe):
     """Loss, gradient norm and what else a step's line says of the training, by variant and method."""
     from disa.pipeline import Pipeline
     from disa.recipe import Recipe
 
     found = {}
-    for variant, settings in VARIANTS.items():
+    for variant, (settings, methods) in VARIANTS.items():
         training = recipe["training"] | {"methods": list(methods), "value_samples": 4} | settings
         pipeline = Pipeline(
             Recipe.model_validate(recipe | {"run_dir": str(folder), "training": training}), say=lambda line: None
@@ -47,8 +50,6 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
     from conftest import TINY_RECIPE
 
-    from disa.training.methods import METHODS
-
     with tempfile.TemporaryDirectory() as folder:
-        found = curves(Path(folder) / "run", copy.deepcopy(TINY_RECIPE), sorted(METHODS))
+        found = curves(Path(folder) / "run", copy.deepcopy(TINY_RECIPE))
     RECORDED.write_text(json.dumps(found, indent=1) + "\n")

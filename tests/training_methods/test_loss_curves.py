@@ -4,7 +4,6 @@ import json
 
 import pytest
 
-from disa.training.methods import METHODS
 from training_methods.loss_curves import RECORDED, VARIANTS, curves
 
 # Four steps of a float32 model of 16 units: its rounding on other processors stays below this, and the smallest
@@ -16,10 +15,11 @@ RELATIVE, ABSOLUTE = 2e-3, 2e-4
 def found(tmp_path_factory):
     from conftest import TINY_RECIPE
 
-    return curves(tmp_path_factory.mktemp("curves") / "run", TINY_RECIPE, sorted(METHODS))
+    with pytest.warns(UserWarning, match="probability leaks there"):  # the squared residual offline says so
+        return curves(tmp_path_factory.mktemp("curves") / "run", TINY_RECIPE)
 
 
-@pytest.mark.parametrize("name", [f"{variant}/{method}" for variant in VARIANTS for method in sorted(METHODS)])
+@pytest.mark.parametrize("name", [f"{v}/{m}" for v, (_, methods) in VARIANTS.items() for m in methods])
 def test_the_curve_is_the_recorded_one(found, name):
     recorded = json.loads(RECORDED.read_text())[name]
     assert len(found[name]) == len(recorded) == 4
