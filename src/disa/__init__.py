@@ -17,6 +17,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from disa.anchor import Anchor
     from disa.errors import DisaError
+    from disa.objectives.advantages import advantages
     from disa.partition import (
         LogPartition,
         LogPartitionBatch,
@@ -34,6 +35,7 @@ _HOMES = {
     "DisaError": "disa.errors",
     "LogPartition": "disa.partition",
     "LogPartitionBatch": "disa.partition",
+    "advantages": "disa.objectives.advantages",
     "estimate_log_partition": "disa.partition",
     "estimate_log_partition_batch": "disa.partition",
     "sweep_log_partition": "disa.partition",
@@ -47,6 +49,7 @@ __all__ = [
     "LogPartition",
     "LogPartitionBatch",
     "__version__",
+    "advantages",
     "estimate_log_partition",
     "estimate_log_partition_batch",
     "sweep_log_partition",
