@@ -22,7 +22,7 @@ from disa.partition.budget import adaptive_budget
 from disa.partition.draws import trajectory_arrays
 from disa.partition.log_weights import log_z_from_q
 from disa.partition.plan import resample_flagged
-from disa.records import ScoredTrajectory
+from disa.runs.records import ScoredTrajectory
 from page import fill, spread, table
 
 Array = NDArray[np.float64]

@@ -17,7 +17,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from disa.oracle import (
+from disa.partition import estimate_log_partition_batch
+from disa.partition.estimate import Interval
+from disa.partition.log_weights import log_z_from_q
+from disa.testing import (
     PROPOSALS,
     EnumerableModel,
     Space,
@@ -27,10 +30,7 @@ from disa.oracle import (
     make_proposal,
     random_model,
 )
-from disa.oracle.proposals import Strength
-from disa.partition import estimate_log_partition_batch
-from disa.partition.estimate import Interval
-from disa.partition.log_weights import log_z_from_q
+from disa.testing.proposals import Strength
 from page import FIGURES, PAGE, fill
 
 Array = NDArray[np.float64]

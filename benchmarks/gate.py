@@ -22,7 +22,7 @@ from disa.partition.draws import collect_draws, trajectory_arrays
 from disa.partition.estimators import mixture
 from disa.partition.gate import divergence
 from disa.partition.log_weights import log_z_from_q
-from disa.records import ScoredTrajectory
+from disa.runs.records import ScoredTrajectory
 from page import fill, spread, table
 
 Array = NDArray[np.float64]

@@ -35,11 +35,14 @@ from trl import GRPOConfig, GRPOTrainer
 
 from disa import DISAConfig, DISATrainer, estimate_log_partition_batch
 from disa.anchor import Anchor
-from disa.engine import trainer_arguments
+from disa.lm.hf_trainer import trainer_arguments
 from disa.objectives.log_z import group_log_z
 from disa.objectives.policy_gradient import group_advantage
 from disa.objectives.trajectory_balance import trajectory_balance_residual
-from disa.oracle import (
+from disa.report.blocks import fill_block
+from disa.runs.provenance import Fingerprint, chat_template_digest, tokenizer_digest, weights_digest
+from disa.runs.records import PartitionEstimate, ScoredTrajectory
+from disa.testing import (
     PROPOSALS,
     Space,
     binary_reward,
@@ -52,10 +55,7 @@ from disa.oracle import (
     target,
     total_variation,
 )
-from disa.oracle.hf import PROMPTS, from_causal_lm, oracle_tokenizer, save_oracle
-from disa.provenance import Fingerprint, chat_template_digest, tokenizer_digest, weights_digest
-from disa.records import PartitionEstimate, ScoredTrajectory
-from disa.report.blocks import fill_block
+from disa.testing.hf import PROMPTS, from_causal_lm, oracle_tokenizer, save_oracle
 from disa.training.a_star_po_trainer import AStarPOConfig, AStarPOTrainer, reference_values
 from disa.training.flowrl_trainer import FlowRLConfig, FlowRLTrainer
 from disa.training.group_trainer import GFlowRLConfig, GFlowRLTrainer, VarGradConfig, VarGradTrainer

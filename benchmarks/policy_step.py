@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM
 from trl import GRPOConfig, GRPOTrainer
 from trl.experimental.a2po import A2POConfig, A2POTrainer
 
-from disa.engine import trainer_arguments
+from disa.lm.hf_trainer import trainer_arguments
 from disa.training.a_star_po_trainer import AStarPOConfig, AStarPOTrainer
 from page import fill, table
 from paired import Seconds, in_turns, ratio

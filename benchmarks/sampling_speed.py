@@ -12,7 +12,7 @@ import argparse
 import torch
 from transformers import GenerationConfig
 
-from disa.proposals.sampler import draw_tokens
+from disa.lm.sampler import draw_tokens
 from page import fill, table
 from paired import in_turns, ratio, timed
 from scoring_speed import PAGE, random_llama

@@ -14,7 +14,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from disa.scoring.log_probs import PaddedCompletions, sequence_log_probs, token_log_probs
+from disa.lm.log_probs import PaddedCompletions, sequence_log_probs, token_log_probs
 from page import fill, table
 from paired import in_turns, ratio, timed
 
@@ -64,7 +64,7 @@ class Largest(TorchDispatchMode):
 
 def largest_tensor(vocabulary: int, length: int) -> str:
     """MiB of the largest tensor that scoring and its backward pass make, and of the whole table of logits."""
-    from disa.scoring.log_probs import PackedCompletions
+    from disa.lm.log_probs import PackedCompletions
 
     model = random_llama(vocabulary)
     prompts, completions = rows(8, length, vocabulary)

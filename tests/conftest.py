@@ -103,7 +103,7 @@ def reference_folder(finished_run) -> Path:
 @pytest.fixture
 def model(reference_folder):
     """The tiny reference, frozen, freshly loaded."""
-    from disa.engine import load_model
+    from disa.lm.loading import load_model
 
     return load_model(reference_folder)
 
@@ -111,6 +111,6 @@ def model(reference_folder):
 @pytest.fixture
 def tokenizer(reference_folder):
     """The tiny reference's tokenizer, freshly loaded."""
-    from disa.engine import load_tokenizer
+    from disa.lm.loading import load_tokenizer
 
     return load_tokenizer(reference_folder)

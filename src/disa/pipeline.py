@@ -13,14 +13,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from disa import processes
 from disa.anchor import Anchor
 from disa.anchor.anchor import VERSION as ANCHOR_VERSION
 from disa.anchor.anchor import freeze
-from disa.engine import load_model, load_tokenizer
 from disa.errors import DisaError
 from disa.evaluation import run as evaluation
-from disa.locks import shared
+from disa.lm.loading import load_model, load_tokenizer
+from disa.lm.sampling import encode_prompt, stop_token_ids
 from disa.partition import plan as budget
 from disa.partition import stage as partition
 from disa.partition.features import features_fingerprint, prompt_features
@@ -29,14 +28,15 @@ from disa.proposals import imported as importer
 from disa.proposals import run as proposals
 from disa.proposals.engines import make_engines
 from disa.proposals.imported import files_digest
-from disa.provenance import Fingerprint, chat_template_digest, digest, tokenizer_digest, weights_digest
 from disa.recipe import Recipe
-from disa.records import EvaluationRecord, PartitionEstimate, Prompt, ScoredTrajectory, Trajectory
 from disa.report import stage as report
-from disa.rundir import StageFolder, read_json, write_json
-from disa.sampling import encode_prompt, stop_token_ids
+from disa.runs import processes
+from disa.runs.folders import StageFolder, read_json, write_json
+from disa.runs.locks import shared
+from disa.runs.provenance import Fingerprint, chat_template_digest, digest, tokenizer_digest, weights_digest
+from disa.runs.records import EvaluationRecord, PartitionEstimate, Prompt, ScoredTrajectory, Trajectory
+from disa.runs.sharing import SHARING, Work
 from disa.scoring import run as scoring
-from disa.stage_sharing import SHARING, Work
 from disa.stages import STAGES
 from disa.tasks import SPLITS, make_task
 from disa.training import run as training
@@ -114,10 +114,10 @@ class Pipeline:
         """Reference and proposal by supervised training."""
 
         def work(stage: StageFolder) -> None:
-            warmup.run_warmup(stage, config, self.task, self._prompts("warmup"), law)
+            warmup.run_warmup(stage, config, self.task, self._prompts("warmup"), sampling)
 
-        config, law = self.recipe.warmup, self.recipe.sampling
-        identity = {"warmup": config.identity(), "sampling": law.identity()}
+        config, sampling = self.recipe.warmup, self.recipe.sampling
+        identity = {"warmup": config.identity(), "sampling": sampling.identity()}
         return self._stage("warmup", "warmup", warmup.VERSION, identity, {"tasks": self.tasks()}, work, by="launch")
 
     def proposals(self) -> StageFolder:
@@ -127,8 +127,8 @@ class Pipeline:
             prompts = self._prompts("train", "validation", "heldout")
             self._draw(stage, prompts)
 
-        config, law = self.recipe.proposals, self.recipe.sampling
-        identity = {"proposals": config.identity(), "sampling": law.identity()} | self._model_identity("proposal")
+        config, sampling = self.recipe.proposals, self.recipe.sampling
+        identity = {"proposals": config.identity(), "sampling": sampling.identity()} | self._model_identity("proposal")
         identity |= {"files": files_digest(config.files), "importer": importer.VERSION} if config.files else {}
         inputs = self._model_inputs()
         return self._stage("proposals", "2_proposals", proposals.VERSION, identity, inputs, work, by="parts")
@@ -150,9 +150,9 @@ class Pipeline:
         def work(stage: StageFolder) -> None:
             prompts = self._prompts("train", "validation", "heldout")
             rows = self.proposals().rows(Trajectory)
-            scoring.run_scoring(stage, config, law, self.task, prompts, rows, self._models(), self._tokenizer())
+            scoring.run_scoring(stage, config, sampling, self.task, prompts, rows, self._models(), self._tokenizer())
 
-        config, law = self.recipe.scoring, self.recipe.sampling
+        config, sampling = self.recipe.scoring, self.recipe.sampling
         identity = {"scoring": config.identity(), "reward": self.task.reward_fingerprint}
         inputs = {"proposals": self.proposals()}
         return self._stage("scoring", "3_scoring", scoring.VERSION, identity, inputs, work, by="parts")
@@ -178,15 +178,15 @@ class Pipeline:
         def score(stage: StageFolder) -> None:
             prompts, rows = self._prompts("train"), drawn.rows(Trajectory)
             own, models, tokenizer = self.recipe.scoring, self._models() if rows else {}, self._tokenizer()
-            scoring.run_scoring(stage, own, law, self.task, prompts, rows, models, tokenizer, verdict_needed=False)
+            scoring.run_scoring(stage, own, sampling, self.task, prompts, rows, models, tokenizer, verdict_needed=False)
 
-        config, law, training = self.recipe.proposals, self.recipe.sampling, self.recipe.training
+        config, sampling, training = self.recipe.proposals, self.recipe.sampling, self.recipe.training
         target = {"inverse_temperature": training.inverse_temperature, "reward_range": list(self.task.reward_range)}
         if config.resample:
             # What raises the flags; a regressor has no say.
             estimator = {k: v for k, v in self.recipe.partition.identity().items() if k != "regressor"}
             target |= {"flags": estimator | {"version": partition.VERSION}}
-        identity = {"proposals": config.identity(), "sampling": law.identity(), "round": number} | target
+        identity = {"proposals": config.identity(), "sampling": sampling.identity(), "round": number} | target
         inputs = self._model_inputs() | earlier
         folder = f"2_proposals/round-{number}"
         drawn = self._stage("scoring", folder, proposals.VERSION, identity, inputs, draw, by="parts")
@@ -284,8 +284,8 @@ class Pipeline:
 
     def _features(self, prompts: list[Prompt]) -> PromptFeatures:
         """What the regressor knows of a prompt: the frozen reference's states."""
-        tokenizer, law = self._tokenizer(), self.recipe.sampling
-        ids = [encode_prompt(tokenizer, prompt.prompt, law) for prompt in prompts]
+        tokenizer, sampling = self._tokenizer(), self.recipe.sampling
+        ids = [encode_prompt(tokenizer, prompt.prompt, sampling) for prompt in prompts]
         features = prompt_features(load_model(self._path("reference")), ids)
         by_prompt = dict(zip((prompt.prompt_id for prompt in prompts), features, strict=True))
         return PromptFeatures(by_prompt, features_fingerprint(self._fingerprint()))
@@ -303,10 +303,10 @@ class Pipeline:
             prompts = self._prompts("train")
             offline = scoring.decided(self._rows(self.scores(), prompts)) if config.reads_trajectories(method) else []
             reference = self._path("reference")
-            training.run_training(stage, method, config, law, self.task, prompts, reference, anchor, offline)
+            training.run_training(stage, method, config, sampling, self.task, prompts, reference, anchor, offline)
 
-        law = self.recipe.sampling
-        identity = {"training": config.method_identity(method), "sampling": law.identity()}
+        sampling = self.recipe.sampling
+        identity = {"training": config.method_identity(method), "sampling": sampling.identity()}
         identity |= {"reward": self.task.reward_fingerprint} | self._model_identity("reference")
         inputs = self._model_inputs()
         inputs |= {"anchor": self.anchor()} if METHODS[method].anchor else {}
@@ -328,10 +328,12 @@ class Pipeline:
             reference = load_model(self._path("reference"))
             model = load_model(trained.path / "model") if trained else reference
             prompts = self._prompts(*splits)
-            evaluation.run_evaluation(stage, name, config, law, self.task, prompts, model, reference, self._tokenizer())
+            evaluation.run_evaluation(
+                stage, name, config, sampling, self.task, prompts, model, reference, self._tokenizer()
+            )
 
-        config, law = self.recipe.evaluation, self.recipe.sampling
-        identity = {"evaluation": config.identity(), "sampling": law.identity()}
+        config, sampling = self.recipe.evaluation, self.recipe.sampling
+        identity = {"evaluation": config.identity(), "sampling": sampling.identity()}
         identity |= {} if splits == EVALUATED_SPLITS else {"splits": list(splits)}
         identity |= {"reward": self.task.reward_fingerprint} | self._model_identity("reference")
         inputs = self._model_inputs() | ({"training": trained} if trained else {})
@@ -408,12 +410,12 @@ class Pipeline:
 
     def _draw(self, stage: StageFolder, prompts: list[Prompt], plan: proposals.Plan | None = None) -> None:
         """Draw trajectories by the recipe's engines; models that an engine runs elsewhere are not loaded here."""
-        config, law, tokenizer = self.recipe.proposals, self.recipe.sampling, self._tokenizer()
+        config, sampling, tokenizer = self.recipe.proposals, self.recipe.sampling, self._tokenizer()
         paths = {role: self._path(role) for role in ("reference", "proposal")}
-        engines = make_engines(config, law, prompts, paths, tokenizer)
+        engines = make_engines(config, sampling, prompts, paths, tokenizer)
         loaded = {path: load_model(path) for role, path in paths.items() if role not in engines}
         models = {role: loaded[path] for role, path in paths.items() if role not in engines}
-        proposals.run_proposals(stage, config, law, prompts, models, tokenizer, plan, engines)
+        proposals.run_proposals(stage, config, sampling, prompts, models, tokenizer, plan, engines)
 
     def _models(self) -> dict[str, Any]:
         """Models to score with: the proposal is missing where only a server or a file speaks for it."""
@@ -445,15 +447,15 @@ class Pipeline:
         return self._digests[folder]
 
     def _fingerprint(self) -> Fingerprint:
-        reference, tokenizer, law = load_model(self._path("reference")), self._tokenizer(), self.recipe.sampling
+        reference, tokenizer, sampling = load_model(self._path("reference")), self._tokenizer(), self.recipe.sampling
         return Fingerprint(
             reference=weights_digest(reference),
             tokenizer=tokenizer_digest(tokenizer),
             chat_template=chat_template_digest(
-                tokenizer, conversational=law.conversational, system_prompt=law.system_prompt
+                tokenizer, conversational=sampling.conversational, system_prompt=sampling.system_prompt
             ),
-            temperature=law.temperature,
-            max_completion_length=law.max_completion_length,
+            temperature=sampling.temperature,
+            max_completion_length=sampling.max_completion_length,
             stop_token_ids=stop_token_ids(reference, tokenizer),
             reward=self.task.reward_fingerprint,
             inverse_temperature=self.recipe.training.inverse_temperature,

@@ -12,9 +12,9 @@ from disa.comparison.config import ComparisonConfig, check_points
 from disa.config import StageConfig
 from disa.errors import DisaError
 from disa.evaluation.config import EvaluationConfig
+from disa.lm.sampling import SamplingConfig
 from disa.partition.config import PartitionConfig
 from disa.proposals.config import ProposalsConfig
-from disa.sampling import SamplingConfig
 from disa.scoring.config import ScoringConfig
 from disa.study.config import StudyConfig
 from disa.tasks import TASKS, TaskSection

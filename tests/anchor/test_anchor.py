@@ -14,8 +14,8 @@ from disa.anchor import Anchor
 from disa.anchor.anchor import freeze
 from disa.errors import DisaError
 from disa.partition import estimate_log_partition_batch
-from disa.provenance import Fingerprint
-from disa.records import PartitionEstimate
+from disa.runs.provenance import Fingerprint
+from disa.runs.records import PartitionEstimate
 
 BETA = 3.0
 FINGERPRINT = Fingerprint(

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from disa.cli.main import main
-from disa.locks import exclusive
+from disa.runs.locks import exclusive
 from disa.tasks.graph_coloring import GraphColoring
 
 

@@ -10,9 +10,9 @@ from disa.anchor.anchor import freeze
 from disa.cli.main import main
 from disa.partition.config import PartitionConfig
 from disa.partition.stage import run_partition
-from disa.provenance import Fingerprint
-from disa.records import PartitionEstimate, Prompt, ScoredTrajectory
-from disa.rundir import StageFolder
+from disa.runs.folders import StageFolder
+from disa.runs.provenance import Fingerprint
+from disa.runs.records import PartitionEstimate, Prompt, ScoredTrajectory
 
 BETA, RANGE = 5.0, (0.0, 1.0)
 FINGERPRINT = Fingerprint("ref", "tok", "none", 1.0, 8, (0,), "r:1[0.0, 1.0]", BETA, "t:1")

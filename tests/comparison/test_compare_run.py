@@ -16,10 +16,10 @@ from disa.cli.main import main
 from disa.comparison.grid import Cell, Grid
 from disa.errors import DisaError
 from disa.evaluation.metrics import kl_to_target, mean_at_k
-from disa.locks import RunDirectoryBusy, claim, exclusive
 from disa.pipeline import NotFinished, Pipeline
 from disa.recipe import load_recipe
-from disa.records import EvaluationRecord, PartitionEstimate, Prompt, ScoredTrajectory, read_rows
+from disa.runs.locks import RunDirectoryBusy, claim, exclusive
+from disa.runs.records import EvaluationRecord, PartitionEstimate, Prompt, ScoredTrajectory, read_rows
 
 METHODS, SEEDS = ("sft", "vargrad", "disa"), (0, 1)
 

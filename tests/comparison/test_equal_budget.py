@@ -4,7 +4,7 @@ import pytest
 
 from disa.comparison.budget import equal_budgets, trajectories_read
 from disa.comparison.config import point_training
-from disa.records import ScoredTrajectory
+from disa.runs.records import ScoredTrajectory
 from disa.training.config import TrainingConfig
 from disa.training.methods import METHODS
 

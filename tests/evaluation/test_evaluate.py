@@ -12,7 +12,6 @@ from openai_server import OpenAIServer
 from peft import LoraConfig, get_peft_model
 
 from disa.cli.main import main
-from disa.engine import load_model, load_tokenizer
 from disa.errors import DisaError
 from disa.evaluation import benchmark as module
 from disa.evaluation.benchmark import Benchmark, checked_rewards, chosen
@@ -21,7 +20,8 @@ from disa.evaluation.metrics import clustered_mean, pass_at_k
 from disa.evaluation.models import ModelSpec, adapter_base
 from disa.evaluation.nucleus import draw
 from disa.evaluation.samples import JudgedSample, ProblemScore
-from disa.records import Prompt, read_rows
+from disa.lm.loading import load_model, load_tokenizer
+from disa.runs.records import Prompt, read_rows
 from disa.tasks import make_task
 from disa.tasks.config import GraphColoringConfig
 from disa.tasks.graph_coloring import GraphColoring

@@ -11,9 +11,9 @@ from disa.evaluation.judge import ANSWER_TRIES, CHARACTERS_PER_TOKEN, Judge
 from disa.evaluation.judge_protocol import label_messages, pair_messages, read_labels, read_pair
 from disa.evaluation.samples import JudgedSample
 from disa.evaluation.strategies import PairVerdict
-from disa.openai_client import Endpoint, OpenAIClient
-from disa.records import Prompt, read_rows, write_rows
-from disa.rundir import write_json
+from disa.lm.openai_client import Endpoint, OpenAIClient
+from disa.runs.folders import write_json
+from disa.runs.records import Prompt, read_rows, write_rows
 
 PROBLEM = "Show that 1 + 2 + ... + n = n (n + 1) / 2."
 

@@ -12,7 +12,7 @@ import pytest
 
 from disa.errors import DisaError
 from disa.evaluation import metrics
-from disa.records import EvaluationRecord, Prompt
+from disa.runs.records import EvaluationRecord, Prompt
 
 EXACT = {"rel": 0, "abs": 1e-12}
 

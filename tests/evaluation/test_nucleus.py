@@ -10,8 +10,8 @@ import torch
 
 from disa.evaluation.generation import GenerationSettings
 from disa.evaluation.nucleus import draw, nucleus, pick_in_nucleus
-from disa.proposals.sampler import draw_rows, sample, uniforms
-from disa.sampling import SamplingConfig, stop_token_ids
+from disa.lm.sampler import draw_rows, sample, uniforms
+from disa.lm.sampling import SamplingConfig, stop_token_ids
 from disa.warmup.small_model import character_tokenizer
 from small_architectures import NAMES, VOCABULARY, small_architecture
 
@@ -27,9 +27,9 @@ def numbers(n):
 
 
 def test_without_a_nucleus_draws_are_the_offline_samplers(model, tokenizer):
-    law = SamplingConfig(temperature=0.7, max_completion_length=LENGTH)
+    sampling = SamplingConfig(temperature=0.7, max_completion_length=LENGTH)
     settings = GenerationSettings(temperature=0.7, max_tokens=LENGTH)
-    theirs = sample(model, tokenizer, prompts(tokenizer, 64), numbers(64), law)
+    theirs = sample(model, tokenizer, prompts(tokenizer, 64), numbers(64), sampling)
     ours = draw(model, tokenizer, prompts(tokenizer, 64), numbers(64), settings)
     assert ours == [(d.completion_ids, d.truncated) for d in theirs]
     assert len({tuple(ids) for ids, _ in ours}) > 10
@@ -99,7 +99,7 @@ def test_tokens_outside_the_nucleus_are_never_drawn_and_those_inside_in_proporti
 
 def exact_law(model, prompt, stops, settings):
     """Probability of every completion under the cut law, by the definition: one plain forward a prefix."""
-    law, open_ = {}, {(): 1.0}
+    sampling, open_ = {}, {(): 1.0}
     for step in range(settings.max_tokens):
         longer = {}
         for prefix, before in open_.items():
@@ -108,9 +108,9 @@ def exact_law(model, prompt, stops, settings):
             p = whole_sort(torch.softmax(scores / settings.temperature, dim=-1), settings.top_p)[0]
             for token in p.nonzero().flatten().tolist():
                 ended = token in stops or step + 1 == settings.max_tokens
-                (law if ended else longer)[(*prefix, token)] = before * float(p[token] / p.sum())
+                (sampling if ended else longer)[(*prefix, token)] = before * float(p[token] / p.sum())
         open_ = longer
-    return law
+    return sampling
 
 
 def test_completions_of_shared_prompts_follow_the_exact_law_cut_to_the_nucleus_at_every_step(model, tokenizer):
@@ -121,15 +121,15 @@ def test_completions_of_shared_prompts_follow_the_exact_law_cut_to_the_nucleus_a
     rows = draw_rows(model, tokenizer, [short, long] * n, u, temperature=settings.temperature, pick=pick)
     assert draw(model, tokenizer, [short, long] * n, u, settings) == [(d.completion_ids, d.truncated) for d in rows]
     for prompt, own in ((short, rows[::2]), (long, rows[1::2])):
-        law = exact_law(model, prompt, stop_token_ids(model, tokenizer), settings)
-        assert sum(law.values()) == pytest.approx(1.0, abs=1e-12) and len(law) > 5
+        sampling = exact_law(model, prompt, stop_token_ids(model, tokenizer), settings)
+        assert sum(sampling.values()) == pytest.approx(1.0, abs=1e-12) and len(sampling) > 5
         found = collections.Counter(tuple(d.completion_ids) for d in own)
-        assert found.keys() <= law.keys()
+        assert found.keys() <= sampling.keys()
         # 24 bits of float32 in the logits, below 30, of each of three tokens.
-        expected = [np.log(law[tuple(d.completion_ids)]) for d in own]
+        expected = [np.log(sampling[tuple(d.completion_ids)]) for d in own]
         np.testing.assert_allclose([d.log_prob for d in own], expected, rtol=0, atol=3 * 30 * 2.0**-24)
         # Each count is binomial: five of its own standard errors.
-        for completion, p in law.items():
+        for completion, p in sampling.items():
             assert abs(found[completion] - n * p) <= 5 * np.sqrt(n * p * (1 - p))
 
 
@@ -145,7 +145,7 @@ def test_with_shared_prompts_draws_are_those_of_generate_from_the_same_numbers(n
     settings = GenerationSettings(temperature=temperature, top_p=top_p, max_tokens=15, samples=1)
     u = np.stack([uniforms(0, f"p{i}", "evaluation", 0, 15) for i in range(24)])
     shared = draw(model, tokenizer, rows, u, settings)
-    monkeypatch.setattr("disa.proposals.sampler.unsupported", lambda model: "for this test")
+    monkeypatch.setattr("disa.lm.sampler.unsupported", lambda model: "for this test")
     assert draw(model, tokenizer, rows, u, settings) == shared
     assert temperature == 0 or len({len(ids) for ids, _ in shared}) > 5
 

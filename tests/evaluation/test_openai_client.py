@@ -7,7 +7,7 @@ import pytest
 from openai_server import OpenAIServer
 
 from disa.errors import DisaError
-from disa.openai_client import Endpoint, OpenAIClient, check_request
+from disa.lm.openai_client import Endpoint, OpenAIClient, check_request
 
 # Long enough for a local answer on a busy machine, short enough to be waited for.
 TIMEOUT = 2.0

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from disa.errors import DisaError
-from disa.locks import RunDirectoryBusy, claim, exclusive, shared
+from disa.runs.locks import RunDirectoryBusy, claim, exclusive, shared
 
 # Locks belong to open files and not to processes: two in this process conflict like those of two processes.
 
@@ -28,7 +28,7 @@ def test_processes_that_do_the_same_hold_a_run_together_and_keep_others_out(tmp_
 
 
 def test_who_would_share_is_refused_where_one_works_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr("disa.locks.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("disa.runs.locks.time.sleep", lambda seconds: None)
     with exclusive(tmp_path), pytest.raises(RunDirectoryBusy), shared(tmp_path, "this"):
         pass
 
@@ -50,7 +50,7 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
 _HOLDER = """
 import sys, time
 from pathlib import Path
-from disa.locks import exclusive
+from disa.runs.locks import exclusive
 with exclusive(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)

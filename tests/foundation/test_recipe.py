@@ -11,11 +11,11 @@ from disa.errors import DisaError
 from disa.evaluation.benchmark import ServerSettings
 from disa.evaluation.config import EvaluationConfig
 from disa.evaluation.generation import GenerationSettings
+from disa.lm.sampling import SamplingConfig
 from disa.partition.config import PartitionConfig
 from disa.proposals.config import ProposalsConfig
 from disa.recipe import ModelsConfig, Recipe, load_recipe
 from disa.rewards.code import Limits
-from disa.sampling import SamplingConfig
 from disa.scoring.config import ScoringConfig
 from disa.study.config import PolicyCells, StrengthConfig, StudyConfig
 from disa.tasks.config import (

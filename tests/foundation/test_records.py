@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from disa.errors import DisaError
-from disa.records import (
+from disa.runs.records import (
     EvaluationRecord,
     PartitionEstimate,
     Prompt,

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from disa.errors import DisaError
-from disa.records import Prompt
-from disa.rundir import StageFolder, read_json, replace_folder, write_json
+from disa.runs.folders import StageFolder, read_json, replace_folder, write_json
+from disa.runs.records import Prompt
 
 ROW = Prompt("p0", "countdown", "train", "1 2 3=6:", "{}", 1)
 

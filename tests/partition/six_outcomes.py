@@ -45,9 +45,9 @@ def every_sample(n_reference, n_proposal, rewards=PASSES):
 def population(draws_per_source, rewards=PASSES):
     """One prompt whose draws have exactly the expected counts, half from each model."""
     outcomes, sources = [], []
-    for law, is_reference in ((REFERENCE, True), (PROPOSAL, False)):
-        counts = np.rint(law * draws_per_source).astype(int)
-        assert np.allclose(counts, law * draws_per_source)
+    for sampling, is_reference in ((REFERENCE, True), (PROPOSAL, False)):
+        counts = np.rint(sampling * draws_per_source).astype(int)
+        assert np.allclose(counts, sampling * draws_per_source)
         outcomes += list(np.repeat(np.arange(6), counts))
         sources += [is_reference] * draws_per_source
     return arrays(np.array([outcomes]), np.array([sources]), rewards)

@@ -13,7 +13,7 @@ from disa.partition.allocation import allocate, least_variance_share, next_round
 from disa.partition.budget import adaptive_budget
 from disa.partition.draws import collect_draws, trajectory_arrays
 from disa.partition.plan import plan_round, resample_flagged, resampled, spent, stopped_at_cap
-from disa.records import PartitionEstimate, ScoredTrajectory
+from disa.runs.records import PartitionEstimate, ScoredTrajectory
 
 NO_CAP = 10**9
 
@@ -355,15 +355,15 @@ def test_a_planned_round_is_the_budgets_round_and_numbers_its_draws_onwards():
         for i in range(6)
     ]
     flat = [row for rows in pilot for row in rows]
-    law = {"beta": 15.0, "reward_range": (0.0, 1.0)}
+    sampling = {"beta": 15.0, "reward_range": (0.0, 1.0)}
     limits = {"cap": 200, "reference_share": 0.25, "precision": 0.01}
-    plan = plan_round(flat, budget=300, outlook=36.0, **limits, **law)
-    sizes = next_round(collect_draws(**trajectory_arrays(pilot), **law), 300, b=15.0, outlook=36.0, **limits)
+    plan = plan_round(flat, budget=300, outlook=36.0, **limits, **sampling)
+    sizes = next_round(collect_draws(**trajectory_arrays(pilot), **sampling), 300, b=15.0, outlook=36.0, **limits)
     for source, first, wanted in zip(("reference", "proposal"), (4, 12), sizes, strict=True):
         assert [plan[f"p{i}"][source] for i in range(6)] == [range(first, first + n) for n in wanted]
     assert sum(len(draws) for of in plan.values() for draws in of.values()) == 300
     # The order in which trajectories are listed is nobody's business.
-    assert plan_round(flat[::-1], budget=300, outlook=36.0, **limits, **law) == plan
+    assert plan_round(flat[::-1], budget=300, outlook=36.0, **limits, **sampling) == plan
 
 
 def test_undecided_draws_are_counted_numbered_and_otherwise_left_alone():

@@ -11,8 +11,8 @@ from disa.partition.config import PartitionConfig
 from disa.partition.stage import run_partition
 from disa.partition.verdict import FLAGS, WORST, verdict
 from disa.proposals.config import AdaptiveConfig
-from disa.records import PartitionEstimate, Prompt, ScoredTrajectory
-from disa.rundir import StageFolder
+from disa.runs.folders import StageFolder
+from disa.runs.records import PartitionEstimate, Prompt, ScoredTrajectory
 
 BETA = 15.0
 

@@ -18,9 +18,9 @@ from disa.partition.config import PartitionConfig
 from disa.partition.features import features_fingerprint
 from disa.partition.regression import PromptFeatures
 from disa.partition.stage import run_partition
-from disa.provenance import Fingerprint
-from disa.records import PartitionEstimate, Prompt, ScoredTrajectory
-from disa.rundir import StageFolder
+from disa.runs.folders import StageFolder
+from disa.runs.provenance import Fingerprint
+from disa.runs.records import PartitionEstimate, Prompt, ScoredTrajectory
 
 BETA, RANGE, DRAWS = 5.0, (0.0, 1.0), 8
 FINGERPRINT = Fingerprint("ref", "tok", "none", 1.0, 8, (0,), "r:1[0.0, 1.0]", BETA, "t:1")

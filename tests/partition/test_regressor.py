@@ -16,7 +16,7 @@ from disa.partition.logit_normal import log_marginal
 from disa.partition.regressor import Regressor, log_z_posterior
 from disa.partition.regressor_fit import fit_regressor, pseudo_counts
 from disa.partition.regressor_report import report_regressor
-from disa.provenance import Fingerprint
+from disa.runs.provenance import Fingerprint
 
 PROMPTS, FEATURES = 500, 16
 RANGE = (0.0, 1.0)

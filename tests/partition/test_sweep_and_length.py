@@ -14,7 +14,9 @@ LENGTHS = np.array([1, 2, 3, 5, 8, 13])
 
 
 def with_lengths(draws_per_source, rewards=GRADES):
-    outcomes = [np.repeat(np.arange(6), np.rint(law * draws_per_source).astype(int)) for law in (REFERENCE, PROPOSAL)]
+    outcomes = [
+        np.repeat(np.arange(6), np.rint(sampling * draws_per_source).astype(int)) for sampling in (REFERENCE, PROPOSAL)
+    ]
     return population(draws_per_source, rewards) | {"lengths": LENGTHS[np.concatenate(outcomes)].astype(float)}
 
 

@@ -63,7 +63,7 @@ def _kill_at_rename(moment, name):
 
 def _kill_after_logging_step(name):
     """Die in the middle of training, with ``name`` = FILE:STEP just written to the step log."""
-    from disa.engine import StepLog
+    from disa.runs.step_log import StepLog
 
     file, step = name.split(":")
     original = StepLog.on_log

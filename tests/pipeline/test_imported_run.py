@@ -9,7 +9,7 @@ import pytest
 from disa.errors import DisaError
 from disa.pipeline import Pipeline
 from disa.recipe import load_recipe
-from disa.records import PartitionEstimate, Prompt, ScoredTrajectory, Trajectory, read_rows
+from disa.runs.records import PartitionEstimate, Prompt, ScoredTrajectory, Trajectory, read_rows
 
 
 def export(run, path, *fields):

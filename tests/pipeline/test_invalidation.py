@@ -10,7 +10,7 @@ from disa.config import StageConfig
 from disa.partition.config import PartitionConfig
 from disa.pipeline import Pipeline
 from disa.recipe import Recipe, load_recipe
-from disa.rundir import StageFolder
+from disa.runs.folders import StageFolder
 from disa.tasks.graph_coloring import GraphColoring
 
 DISA = ["6_training/disa", "7_evaluation/disa", "8_report"]

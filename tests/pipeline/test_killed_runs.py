@@ -12,7 +12,7 @@ import pytest
 from killed_run import run_to_its_end, start
 
 from disa.anchor import Anchor
-from disa.engine import read_step_log
+from disa.runs.step_log import read_step_log
 
 # Each run dies at its point, and the next one goes on from there: before a file appears, after it, and between steps.
 POINTS = [

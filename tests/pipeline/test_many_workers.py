@@ -15,16 +15,16 @@ import yaml
 from killed_run import start
 from test_killed_runs import contents, tables
 
-from disa import processes
 from disa.anchor import Anchor
-from disa.engine import read_step_log
 from disa.errors import DisaError
-from disa.locks import shared
 from disa.pipeline import Pipeline
 from disa.recipe import load_recipe
-from disa.records import Prompt, ScoredTrajectory, Trajectory, read_rows
-from disa.rundir import StageFolder
-from disa.stage_sharing import by_launch
+from disa.runs import processes
+from disa.runs.folders import StageFolder
+from disa.runs.locks import shared
+from disa.runs.records import Prompt, ScoredTrajectory, Trajectory, read_rows
+from disa.runs.sharing import by_launch
+from disa.runs.step_log import read_step_log
 from launched import launch
 
 CALIBRATION = ("2_proposals", "3_scoring", "4_partition", "5_anchor")

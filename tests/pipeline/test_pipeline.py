@@ -7,11 +7,11 @@ import pytest
 from datasets import load_dataset
 
 from disa.anchor import Anchor
-from disa.engine import load_model, load_tokenizer
 from disa.errors import DisaError
+from disa.lm.loading import load_model, load_tokenizer
 from disa.pipeline import Pipeline
 from disa.recipe import load_recipe
-from disa.records import EvaluationRecord, PartitionEstimate, Prompt, ScoredTrajectory, Trajectory, read_rows
+from disa.runs.records import EvaluationRecord, PartitionEstimate, Prompt, ScoredTrajectory, Trajectory, read_rows
 
 FOLDERS = [
     "1_tasks",

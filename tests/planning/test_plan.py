@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from disa.cli.main import main
 from disa.errors import DisaError
+from disa.lm import head
 from disa.planning import work
 from disa.planning.cluster import GPUS, Cluster
 from disa.planning.model_shape import ModelShape
@@ -18,9 +19,8 @@ from disa.planning.plan import StagePlan, _measured, make_plan
 from disa.planning.rehearsal import Rehearsal, _of_parts, _of_steps, rehearse
 from disa.planning.work import Lengths, StageWork, _activation_bytes, _cache_bytes, _training_bytes, count_work
 from disa.recipe import load_recipe
-from disa.records import EvaluationRecord, Trajectory, read_rows, write_rows
-from disa.rundir import read_json, write_json
-from disa.scoring import head
+from disa.runs.folders import read_json, write_json
+from disa.runs.records import EvaluationRecord, Trajectory, read_rows, write_rows
 from disa.warmup.config import SmallModelConfig
 from disa.warmup.small_model import character_tokenizer, small_model
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from disa.proposals import sampler
-from disa.proposals.sampler import _generate, draw_tokens, sample, uniforms
-from disa.sampling import SamplingConfig
-from disa.scoring.log_probs import sequence_log_probs
+from disa.lm import sampler
+from disa.lm.log_probs import sequence_log_probs
+from disa.lm.sampler import _generate, draw_tokens, sample, uniforms
+from disa.lm.sampling import SamplingConfig
 from disa.warmup.small_model import character_tokenizer
 from small_architectures import NAMES, VOCABULARY, small_architecture
 
@@ -55,7 +55,7 @@ def test_dropping_ended_rows_early_late_or_never_changes_no_draw(kept, monkeypat
 def test_room_for_own_keys_grows_without_changing_a_draw(monkeypatch):
     model, (prompts, numbers) = small_architecture("llama"), prompts_and_numbers()
     expected = draw_tokens(model, prompts, numbers, STOPS)
-    monkeypatch.setattr("disa.proposals.decoding._ROOM", 1)
+    monkeypatch.setattr("disa.lm.decoding._ROOM", 1)
     assert draw_tokens(model, prompts, numbers, STOPS) == expected
 
 
@@ -83,8 +83,8 @@ def test_sampling_in_a_model_in_training_mode_and_with_checkpointed_layers_is_th
 
 def test_bfloat16_draws_come_with_log_probs_within_its_rounding():
     model, (prompts, numbers) = small_architecture("qwen3", torch.float32), prompts_and_numbers()
-    law = SamplingConfig(max_completion_length=LENGTH)
-    draws = sample(model, TOKENIZER, prompts, numbers.numpy(), law, "bfloat16")
+    sampling = SamplingConfig(max_completion_length=LENGTH)
+    draws = sample(model, TOKENIZER, prompts, numbers.numpy(), sampling, "bfloat16")
     ids = [d.completion_ids for d in draws]
     found = np.array([d.log_prob for d in draws])
     same = sequence_log_probs(model, prompts, ids, compute="bfloat16")
@@ -99,10 +99,10 @@ def test_a_model_that_cannot_share_prompts_says_why_once(monkeypatch, caplog):
     reason = "for this test of the log"
     monkeypatch.setattr(sampler, "unsupported", lambda model: reason)
     model, (prompts, numbers) = small_architecture("llama"), prompts_and_numbers()
-    law = SamplingConfig(max_completion_length=2)
+    sampling = SamplingConfig(max_completion_length=2)
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
-            sample(model, TOKENIZER, prompts[:2], numbers.numpy()[:2], law)
+            sample(model, TOKENIZER, prompts[:2], numbers.numpy()[:2], sampling)
     assert [r.getMessage() for r in caplog.records if reason in r.getMessage()] == [
         f"sampling: prompts are computed once a completion, not once a prompt: {reason}"
     ]

@@ -9,15 +9,15 @@ from scipy.stats import chisquare
 from served_oracle import OracleServer, install_vllm
 
 from disa.errors import DisaError
-from disa.oracle import Space, random_model
-from disa.oracle.hf import PROMPTS, oracle_tokenizer, save_oracle
+from disa.lm.sampling import SamplingConfig
 from disa.proposals.config import ProposalsConfig
 from disa.proposals.engines import make_engines
 from disa.proposals.protocol import finished_draw, job_seed
 from disa.proposals.run import run_proposals
-from disa.records import Prompt, Trajectory
-from disa.rundir import StageFolder
-from disa.sampling import SamplingConfig
+from disa.runs.folders import StageFolder
+from disa.runs.records import Prompt, Trajectory
+from disa.testing import Space, random_model
+from disa.testing.hf import PROMPTS, oracle_tokenizer, save_oracle
 
 SPACE = Space(vocabulary=4, length_limit=4)
 TABLE = random_model(SPACE, len(PROMPTS), np.random.default_rng(0))
@@ -36,12 +36,12 @@ def folder(tmp_path_factory):
     return path
 
 
-def draw(run_dir, folder, config, law=LAW, rows=ROWS):
+def draw(run_dir, folder, config, sampling=LAW, rows=ROWS):
     """Trajectories of a stage whose two models are the oracle's folder."""
     stage = StageFolder(run_dir, "2_proposals", version=1, identity={}, inputs={})
     stage.begin()
-    engines = make_engines(config, law, rows, {"reference": folder, "proposal": folder}, TOKENIZER)
-    run_proposals(stage, config, law, rows, {}, TOKENIZER, engines=engines)
+    engines = make_engines(config, sampling, rows, {"reference": folder, "proposal": folder}, TOKENIZER)
+    run_proposals(stage, config, sampling, rows, {}, TOKENIZER, engines=engines)
     return stage.rows(Trajectory), stage.manifest
 
 
@@ -65,9 +65,9 @@ def check_rows(rows, temperature=1.0):
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("dialect", EXACT_DIALECTS)
 def test_servers_that_report_token_ids_give_exact_trajectories(tmp_path, folder, dialect, temperature):
-    law = SamplingConfig(max_completion_length=SPACE.length_limit, temperature=temperature)
+    sampling = SamplingConfig(max_completion_length=SPACE.length_limit, temperature=temperature)
     with OracleServer(TABLE, dialect) as server:
-        rows, manifest = draw(tmp_path, folder, from_server(server), law)
+        rows, manifest = draw(tmp_path, folder, from_server(server), sampling)
     check_rows(rows, temperature)
     assert len(rows) == 3 * 16
     assert {row.truncated for row in rows} == {True, False}
@@ -78,9 +78,9 @@ def test_servers_that_report_token_ids_give_exact_trajectories(tmp_path, folder,
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_vllm_gives_exact_trajectories_after_the_temperature(tmp_path, folder, monkeypatch, temperature):
     made = install_vllm(monkeypatch, TABLE)
-    law = SamplingConfig(max_completion_length=SPACE.length_limit, temperature=temperature)
+    sampling = SamplingConfig(max_completion_length=SPACE.length_limit, temperature=temperature)
     config = ProposalsConfig(engine="vllm", per_prompt=16, compute="bfloat16", vllm={"tensor_parallel_size": 2})
-    rows, manifest = draw(tmp_path, folder, config, law)
+    rows, manifest = draw(tmp_path, folder, config, sampling)
     check_rows(rows, temperature)
     assert manifest["engine"] == "vllm"
     # One model for both sources, and with nobody to share the device with.
@@ -170,10 +170,10 @@ def test_a_server_that_says_it_used_other_settings_is_refused(tmp_path, folder, 
 
 
 def test_float32_roundings_of_the_settings_are_not_refused(tmp_path, folder):
-    law = SamplingConfig(max_completion_length=SPACE.length_limit, temperature=0.7)
+    sampling = SamplingConfig(max_completion_length=SPACE.length_limit, temperature=0.7)
     change = changed_setting("temperature", float(np.float32(0.7)))
     with OracleServer(TABLE, "llama.cpp", change) as server:
-        draw(tmp_path, folder, from_server(server), law)
+        draw(tmp_path, folder, from_server(server), sampling)
 
 
 @pytest.mark.parametrize("dialect", ["pieces", "text"])

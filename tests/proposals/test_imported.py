@@ -9,13 +9,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from disa.errors import DisaError
-from disa.oracle import Space
-from disa.oracle.hf import oracle_tokenizer
+from disa.lm.sampler import Draw
+from disa.lm.sampling import SamplingConfig
 from disa.proposals.imported import ImportedTrajectories, files_digest
 from disa.proposals.protocol import Job
-from disa.proposals.sampler import Draw
-from disa.records import Prompt, Trajectory, write_rows
-from disa.sampling import SamplingConfig
+from disa.runs.records import Prompt, Trajectory, write_rows
+from disa.testing import Space
+from disa.testing.hf import oracle_tokenizer
 
 SPACE = Space(vocabulary=4, length_limit=4)
 TOKENIZER = oracle_tokenizer(SPACE)
@@ -33,8 +33,8 @@ def write(path, rows):
     return str(path)
 
 
-def load(files, law=LAW):
-    return ImportedTrajectories(files, PROMPTS, TOKENIZER, law, (0,))
+def load(files, sampling=LAW):
+    return ImportedTrajectories(files, PROMPTS, TOKENIZER, sampling, (0,))
 
 
 def draws(held, prompt_id):

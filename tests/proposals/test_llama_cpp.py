@@ -20,12 +20,12 @@ import pytest
 import torch
 from scipy.stats import binomtest
 
-from disa.engine import load_model, load_tokenizer
+from disa.lm.loading import load_model, load_tokenizer
+from disa.lm.log_probs import sequence_log_probs
+from disa.lm.sampling import SamplingConfig, encode_prompt, stop_token_ids
 from disa.proposals.config import OpenAIConfig
 from disa.proposals.openai_engine import OpenAIEngine
 from disa.proposals.protocol import Job, job_seed
-from disa.sampling import SamplingConfig, encode_prompt, stop_token_ids
-from disa.scoring.log_probs import sequence_log_probs
 from disa.warmup.embedded_models import EMBEDDED_MODELS, embedded_model_folder
 
 SERVER = os.environ.get("DISA_LLAMA_SERVER") or shutil.which("llama-server")
@@ -93,10 +93,10 @@ def _wait(url, server, log):
 def draw(served, prompt, n, limit):
     """Jobs and their draws."""
     model, tokenizer, config = served
-    law = SamplingConfig(max_completion_length=limit)
-    ids = encode_prompt(tokenizer, prompt, law)
+    sampling = SamplingConfig(max_completion_length=limit)
+    ids = encode_prompt(tokenizer, prompt, sampling)
     jobs = [Job(prompt, ids, i, job_seed(0, prompt, "proposal", i)) for i in range(n)]
-    return jobs, OpenAIEngine(config.proposal, law, stop_token_ids(model, tokenizer), tokenizer, config).draw(jobs)
+    return jobs, OpenAIEngine(config.proposal, sampling, stop_token_ids(model, tokenizer), tokenizer, config).draw(jobs)
 
 
 @pytest.mark.timeout(1200)

@@ -8,15 +8,15 @@ import pytest
 from scipy.stats import chisquare
 
 from disa.errors import DisaError
-from disa.oracle import Space, random_model
-from disa.oracle.hf import PROMPTS, oracle_tokenizer, to_causal_lm
+from disa.lm.sampler import uniforms
+from disa.lm.sampling import SamplingConfig
 from disa.proposals import run as proposals
 from disa.proposals.config import ProposalsConfig
 from disa.proposals.run import run_proposals
-from disa.proposals.sampler import uniforms
-from disa.records import Prompt, Trajectory
-from disa.rundir import StageFolder
-from disa.sampling import SamplingConfig
+from disa.runs.folders import StageFolder
+from disa.runs.records import Prompt, Trajectory
+from disa.testing import Space, random_model
+from disa.testing.hf import PROMPTS, oracle_tokenizer, to_causal_lm
 
 SPACE = Space(vocabulary=4, length_limit=4)
 TABLES = {
@@ -39,9 +39,9 @@ def open_stage(folder):
     return stage
 
 
-def draw(folder, rows=ROWS, law=LAW, models=MODELS, **changes):
+def draw(folder, rows=ROWS, sampling=LAW, models=MODELS, **changes):
     stage = open_stage(folder)
-    run_proposals(stage, ProposalsConfig(**DEFAULT | changes), law, rows, models, TOKENIZER)
+    run_proposals(stage, ProposalsConfig(**DEFAULT | changes), sampling, rows, models, TOKENIZER)
     return stage.rows(Trajectory)
 
 
@@ -168,8 +168,8 @@ def test_a_kill_and_another_part_size_lose_and_double_no_row(tmp_path, drawn, mo
 def test_draws_of_each_source_have_the_exact_frequencies_of_its_table(tmp_path, source, temperature):
     n, prompt = 4000, ROWS[2]
     share = 1.0 if source == "reference" else 0.0
-    law = SamplingConfig(max_completion_length=SPACE.length_limit, temperature=temperature)
-    rows = draw(tmp_path, rows=[prompt], law=law, per_prompt=n, reference_share=share, batch_size=n)
+    sampling = SamplingConfig(max_completion_length=SPACE.length_limit, temperature=temperature)
+    rows = draw(tmp_path, rows=[prompt], sampling=sampling, per_prompt=n, reference_share=share, batch_size=n)
     table = dataclasses.replace(TABLES[source], logits=TABLES[source].logits / temperature)
     numbers = [SPACE.number(r.completion_ids) for r in rows]
     expected = n * np.exp(table.log_probs[int(prompt.prompt_id)])

@@ -5,11 +5,11 @@ import pytest
 from pydantic import ValidationError
 
 from disa.errors import DisaError
-from disa.oracle import Space, random_model
-from disa.oracle.hf import oracle_tokenizer, to_causal_lm
-from disa.proposals.sampler import sample, uniforms
+from disa.lm.sampler import sample, uniforms
+from disa.lm.sampling import SamplingConfig, encode_prompt, stop_token_ids
 from disa.recipe import load_recipe
-from disa.sampling import SamplingConfig, encode_prompt, stop_token_ids
+from disa.testing import Space, random_model
+from disa.testing.hf import oracle_tokenizer, to_causal_lm
 
 SPACE = Space(vocabulary=4, length_limit=4)
 TABLE = random_model(SPACE, 1, np.random.default_rng(0))

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from disa.evaluation.metrics import Measured, paired_difference, per_prompt, summarise
-from disa.records import EvaluationRecord, PartitionEstimate, Prompt
 from disa.report import ReportContent, metrics_table_text, write_report
 from disa.report.blocks import markdown_table
 from disa.report.escape import shown
+from disa.runs.records import EvaluationRecord, PartitionEstimate, Prompt
 from disa.text_table import aligned
 
 BETA = 3.0

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from disa.scoring import head
-from disa.scoring.head import head_log_probs
+from disa.lm import head
+from disa.lm.head import head_log_probs
 
 TOKENS, WIDTH, VOCABULARY = 37, 8, 101
 

@@ -8,18 +8,19 @@ import numpy as np
 import pytest
 
 from disa.errors import DisaError
-from disa.oracle import Space, random_model
-from disa.oracle.hf import PROMPTS, oracle_tokenizer, to_causal_lm
+from disa.lm.sampling import SamplingConfig
 from disa.proposals.config import ProposalsConfig
 from disa.proposals.run import run_proposals
-from disa.records import Prompt, ScoredTrajectory, Trajectory
-from disa.rundir import StageFolder
-from disa.sampling import SamplingConfig
+from disa.runs.folders import StageFolder
+from disa.runs.records import Prompt, ScoredTrajectory, Trajectory
 from disa.scoring import run as scoring
 from disa.scoring.config import ScoringConfig
 from disa.scoring.parity import check_parity, parity_report
-from disa.scoring.run import decided, run_scoring, task_rewards
+from disa.scoring.run import decided, run_scoring
 from disa.tasks import Task
+from disa.tasks.checked_rewards import checked_rewards
+from disa.testing import Space, random_model
+from disa.testing.hf import PROMPTS, oracle_tokenizer, to_causal_lm
 
 SPACE = Space(vocabulary=4, length_limit=4)
 TABLES = {
@@ -77,9 +78,9 @@ def open_stage(folder):
     return stage
 
 
-def score(folder, rows, task=None, law=LAW, models=MODELS, **settings):
+def score(folder, rows, task=None, sampling=LAW, models=MODELS, **settings):
     stage = open_stage(folder)
-    run_scoring(stage, ScoringConfig(**settings), law, task or LetterTask(), ROWS, rows, models, TOKENIZER)
+    run_scoring(stage, ScoringConfig(**settings), sampling, task or LetterTask(), ROWS, rows, models, TOKENIZER)
     return stage.rows(ScoredTrajectory)
 
 
@@ -241,18 +242,18 @@ def test_an_unusable_reward_is_refused_naming_task_prompt_range_and_completion(t
 
 @pytest.mark.parametrize("value", [0, 1, True, -1.0, 0.25, np.float64(1.0), np.int64(-1)])
 def test_rewards_at_the_ends_and_inside_of_the_declared_range_are_plain_floats(value):
-    (found,) = task_rewards(AnyReward(value, (-1.0, 1.0)), ROWS[:1], ["a"])
+    (found,) = checked_rewards(AnyReward(value, (-1.0, 1.0)), ROWS[:1], ["a"])
     assert found == value and type(found) is float
 
 
 def test_a_tasks_own_disa_error_is_passed_on_as_it_is():
     with pytest.raises(DisaError, match="^prompt 0: damaged. Fix: repair$"):
-        task_rewards(AnyReward(DisaError("damaged", where="prompt 0", fix="repair")), ROWS[:1], ["a"])
+        checked_rewards(AnyReward(DisaError("damaged", where="prompt 0", fix="repair")), ROWS[:1], ["a"])
 
 
 def test_a_reward_that_raises_is_refused_naming_task_and_error():
     with pytest.raises(DisaError, match="^task letters, prompt 0, field reward: the reward raised ZeroDivisionError"):
-        task_rewards(AnyReward(ZeroDivisionError("no")), ROWS[:1], ["a"])
+        checked_rewards(AnyReward(ZeroDivisionError("no")), ROWS[:1], ["a"])
 
 
 def test_undecided_completions_are_kept_as_null_and_counted(tmp_path, trajectories):
@@ -275,7 +276,7 @@ def test_a_task_that_forgets_a_completion_is_refused():
             return [1.0]
 
     with pytest.raises(DisaError, match="1 rewards for 2 completions"):
-        task_rewards(Forgetful(), ROWS[:2], ["a", "b"])
+        checked_rewards(Forgetful(), ROWS[:2], ["a", "b"])
 
 
 def test_a_model_that_cannot_share_prompts_is_named_in_the_log_and_in_the_manifest(tmp_path, trajectories, caplog):

@@ -6,10 +6,10 @@ import torch
 from scipy.special import logsumexp
 
 from disa.errors import DisaError
-from disa.oracle import EnumerableModel, Space, random_model
-from disa.oracle.hf import from_causal_lm, oracle_tokenizer, to_causal_lm
-from disa.scoring import head, log_probs
-from disa.scoring.log_probs import sequence_log_probs
+from disa.lm import head, log_probs
+from disa.lm.log_probs import sequence_log_probs
+from disa.testing import EnumerableModel, Space, random_model
+from disa.testing.hf import from_causal_lm, oracle_tokenizer, to_causal_lm
 from disa.warmup.config import SmallModelConfig
 from disa.warmup.small_model import character_tokenizer, small_model
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from disa.oracle import Space, random_model
-from disa.oracle.hf import to_causal_lm
-from disa.scoring.log_probs import PackedCompletions, PaddedCompletions, sequence_log_probs, token_log_probs
-from disa.shared_prefix import ARCHITECTURES, shared_attention, unsupported
+from disa.lm.log_probs import PackedCompletions, PaddedCompletions, sequence_log_probs, token_log_probs
+from disa.lm.shared_prefix import ARCHITECTURES, shared_attention, unsupported
+from disa.testing import Space, random_model
+from disa.testing.hf import to_causal_lm
 from small_architectures import NAMES, VOCABULARY, ragged_rows, small_architecture
 
 CPU = torch.device("cpu")

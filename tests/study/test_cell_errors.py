@@ -9,7 +9,9 @@ from scipy.stats import binom
 
 from disa.errors import DisaError
 from disa.evaluation.metrics import Measured
-from disa.oracle import (
+from disa.partition.config import PartitionConfig
+from disa.study.errors import Pool, Truth, cell_error, decompose, in_block, root, truth_from_reference, whole_blocks
+from disa.testing import (
     PROPOSALS,
     Space,
     binary_reward,
@@ -19,8 +21,6 @@ from disa.oracle import (
     make_proposal,
     random_model,
 )
-from disa.partition.config import PartitionConfig
-from disa.study.errors import Pool, Truth, cell_error, decompose, in_block, root, truth_from_reference, whole_blocks
 
 
 def pool_of(rewards, log_ref=None, log_proposal=None, reference_draws=None):

@@ -14,10 +14,10 @@ from disa.anchor import Anchor
 from disa.cli.study import fill_page
 from disa.cli.study import study as study_command
 from disa.errors import DisaError
-from disa.locks import RunDirectoryBusy, exclusive
 from disa.partition.draws import trajectory_columns
 from disa.recipe import load_recipe
-from disa.records import EvaluationRecord, Prompt, ScoredTrajectory, read_rows
+from disa.runs.locks import RunDirectoryBusy, exclusive
+from disa.runs.records import EvaluationRecord, Prompt, ScoredTrajectory, read_rows
 from disa.study import run as study_run
 from disa.study import share as sharing
 from disa.study.report import write_report

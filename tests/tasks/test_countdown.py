@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from disa.records import Prompt
 from disa.rewards.expression import canonical_form, leaves, parse_expression, value
+from disa.runs.records import Prompt
 from disa.tasks import make_task
 from disa.tasks.config import CountdownConfig
 from disa.tasks.countdown import expressions

@@ -12,8 +12,8 @@ import pytest
 from pydantic import ValidationError
 
 from disa.errors import DisaError
+from disa.lm.sampling import SamplingConfig
 from disa.recipe import load_recipe
-from disa.sampling import SamplingConfig
 from disa.tasks import SPLITS, judges, make_task
 from disa.tasks.benchmarks import BOXED
 from disa.tasks.dataset_config import DatasetConfig, SourceConfig
@@ -199,9 +199,9 @@ def test_maths_rows_ask_for_the_box_that_is_looked_for(jsonl):
 
 
 def test_a_system_prompt_joins_a_row_as_it_joins_any_prompt(jsonl):
-    law = SamplingConfig(conversational=True, system_prompt="Be brief.")
+    sampling = SamplingConfig(conversational=True, system_prompt="Be brief.")
     (row,) = task_of(exact(jsonl(CAPITALS[:1]))).prompts("train")
-    assert law.trainer_prompt(row.prompt) == [
+    assert sampling.trainer_prompt(row.prompt) == [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "Capital of France?"},
     ]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from disa.records import Prompt
+from disa.runs.records import Prompt
 from disa.tasks import make_task
 from disa.tasks.config import GraphColoringConfig
 

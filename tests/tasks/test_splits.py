@@ -7,7 +7,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from disa.errors import DisaError
-from disa.records import Prompt
+from disa.runs.records import Prompt
 from disa.tasks import SPLITS, TaskSection, make_task
 from disa.tasks import task as task_module
 from disa.tasks.config import CountdownConfig, GraphColoringConfig

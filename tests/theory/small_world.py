@@ -3,8 +3,8 @@
 import numpy as np
 import torch
 
-from disa.oracle import Space, graded_reward, log_partition, random_model, target
-from disa.oracle.enumerable import from_completion_log_probs
+from disa.testing import Space, graded_reward, log_partition, random_model, target
+from disa.testing.enumerable import from_completion_log_probs
 
 SPACE = Space(vocabulary=3, length_limit=3)
 BETA = 3.0

@@ -22,8 +22,8 @@ from small_world import (
     tensor,
 )
 
-from disa.oracle import kl as exact_kl
-from disa.oracle import total_variation
+from disa.testing import kl as exact_kl
+from disa.testing import total_variation
 
 EPS = [-1.0, -0.3, 0.3, 1.0]
 TARGET, RHO = tensor(LOG_TARGET), tensor(LOG_PROPOSAL)

@@ -3,9 +3,10 @@
 import dataclasses
 
 from disa import Anchor, DISAConfig, DISATrainer
-from disa.engine import load_tokenizer, trainable_model, trainer_arguments
+from disa.lm.hf_trainer import trainer_arguments
+from disa.lm.loading import load_tokenizer, trainable_model
 from disa.recipe import load_recipe
-from disa.records import Prompt, ScoredTrajectory, read_rows
+from disa.runs.records import Prompt, ScoredTrajectory, read_rows
 from disa.tasks import make_task
 from disa.training.run import TaskReward, dataset
 from disa.training.stored import StoredTrajectories

@@ -7,7 +7,8 @@ from small_trainer import GENERATIONS, PROMPTS
 from trl import GRPOConfig
 
 from disa import DISATrainer
-from disa.engine import load_tokenizer, trainable_model, trainer_arguments
+from disa.lm.hf_trainer import trainer_arguments
+from disa.lm.loading import load_tokenizer, trainable_model
 from disa.training.build import SamplingTrainer
 from disa.training.run import TaskReward
 

@@ -7,7 +7,7 @@ import torch
 from small_trainer import GENERATIONS, PROMPTS, RecordingTrainer
 from transformers import TrainerCallback
 
-from disa.engine import load_model, load_tokenizer, trainable_model
+from disa.lm.loading import load_model, load_tokenizer, trainable_model
 from disa.training.run import TaskReward
 
 # float32 forward passes: summed log-probabilities of some 7 tokens agree to about 1e-6 nats, and a residual of

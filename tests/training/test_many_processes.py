@@ -13,10 +13,11 @@ import torch
 from accelerate.commands.config.config_args import ClusterConfig
 from small_trainer import SmallRun
 
-from disa import processes
-from disa.engine import load_model, load_tokenizer, read_step_log
 from disa.errors import DisaError
-from disa.rundir import StageFolder
+from disa.lm.loading import load_model, load_tokenizer
+from disa.runs import processes
+from disa.runs.folders import StageFolder
+from disa.runs.step_log import read_step_log
 from disa.training.config import TrainingConfig
 from disa.training.methods import METHODS
 from disa.training.run import _arguments, run_training

@@ -8,8 +8,8 @@ import torch
 from small_trainer import GENERATIONS, PROMPTS
 
 from disa import DISATrainer
-from disa.engine import load_tokenizer
 from disa.errors import DisaError
+from disa.lm.loading import load_tokenizer
 from disa.training.stored import StoredTrajectories
 from disa.training.trajectory_weights import target_weights
 

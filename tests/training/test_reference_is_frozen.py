@@ -7,11 +7,11 @@ from small_trainer import RecordingTrainer
 from test_loss_of_a_step import log_probs
 
 from disa import DISATrainer
-from disa.engine import load_model, load_tokenizer, trainable_model
 from disa.errors import DisaError
+from disa.lm.loading import load_model, load_tokenizer, trainable_model
 from disa.objectives.forward_projection import target_weight
 from disa.objectives.trajectory_balance import trajectory_balance_residual
-from disa.provenance import weights_digest
+from disa.runs.provenance import weights_digest
 
 LORA = LoraConfig(r=2, lora_alpha=4, target_modules="all-linear", task_type="CAUSAL_LM")
 

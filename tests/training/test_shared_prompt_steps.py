@@ -9,11 +9,11 @@ from peft import LoraConfig, get_peft_model
 from small_trainer import GENERATIONS, PROMPTS, RecordingTrainer
 from torch.nn.utils.rnn import pad_sequence
 
-from disa.engine import trainable_model
-from disa.oracle import Space
-from disa.oracle.hf import OracleConfig, OracleForCausalLM
-from disa.proposals.sampler import draw_tokens
-from disa.training.merged_adapters import merged_adapters
+from disa.lm.loading import trainable_model
+from disa.lm.merged_adapters import merged_adapters
+from disa.lm.sampler import draw_tokens
+from disa.testing import Space
+from disa.testing.hf import OracleConfig, OracleForCausalLM
 from disa.training.offline_trainer import OfflineConfig, OfflineTrainer, forward_loss
 from disa.training.policy_log_probs import answer_log_probs, completion_log_probs
 from small_architectures import ragged_rows, small_architecture
@@ -213,7 +213,7 @@ def test_an_architecture_that_cannot_share_says_so(caplog, tmp_path):
     space = Space(vocabulary=4, length_limit=4)
     model = OracleForCausalLM(OracleConfig(vocab_size=space.vocabulary, length_limit=space.length_limit))
     args = OfflineConfig(output_dir=str(tmp_path), max_steps=1, use_cpu=True, bf16=False, report_to="none")
-    from disa.oracle.hf import oracle_tokenizer
+    from disa.testing.hf import oracle_tokenizer
 
     trainer = OfflineTrainer(model, args, None, forward_loss, processing_class=oracle_tokenizer(space))
     assert trainer.prompts_not_shared.startswith("architecture disa_oracle is not one of")

@@ -8,10 +8,10 @@ import pytest
 import torch
 from small_trainer import GENERATIONS, PROMPTS, RecordingTrainer
 
-from disa.engine import StepLog, read_step_log
 from disa.errors import DisaError
 from disa.objectives.trajectory_balance import audit_log_z_error
-from disa.rundir import StageFolder
+from disa.runs.folders import StageFolder
+from disa.runs.step_log import StepLog, read_step_log
 from disa.training.audit import ResidualRecord, audit
 from disa.training.run import run_training
 
@@ -131,7 +131,7 @@ def test_the_bar_is_closed_where_training_raises(small_run, tmp_path, monkeypatc
     def broken(task, prompts, completions):
         raise DisaError("no reward today")
 
-    monkeypatch.setattr("disa.training.run.task_rewards", broken)
+    monkeypatch.setattr("disa.training.run.checked_rewards", broken)
     stage = StageFolder(tmp_path, "6_training/disa", version=1, identity={}, inputs={})
     stage.begin()
     recipe = small_run.recipe

@@ -8,11 +8,12 @@ from transformers import PreTrainedTokenizerFast
 from trl import GRPOConfig
 
 from disa import DISAConfig
-from disa.engine import load_tokenizer, trainable_model, trainer_arguments
 from disa.errors import DisaError
+from disa.lm.hf_trainer import trainer_arguments
+from disa.lm.loading import load_tokenizer, trainable_model
 from disa.training.a_star_po_trainer import AStarPOConfig
 from disa.training.balance_config import _REFUSED, _UNREAD
-from disa.training.build import Ingredients, build_trainer
+from disa.training.build import TrainerInputs, build_trainer
 from disa.training.flowrl_trainer import FlowRLConfig
 from disa.training.group_trainer import VarGradConfig
 from disa.training.trainer import check_prompts, reward_fingerprint
@@ -157,16 +158,16 @@ def test_an_anchor_estimated_under_another_condition_is_refused_by_name(field, s
 @pytest.mark.parametrize("field", OTHER_CONDITION)
 def test_offline_training_refuses_an_anchor_of_another_condition_as_well(field, small_run):
     tokenizer = load_tokenizer(small_run.reference)
-    parts = Ingredients(
+    parts = TrainerInputs(
         config=small_run.recipe.training,
-        law=small_run.recipe.sampling,
+        sampling=small_run.recipe.sampling,
         task=small_run.task,
         prompt_ids={},
         reference=small_run.reference,
         anchor=small_run.anchor_for(**{field: OTHER_CONDITION[field]}),
         trajectories=[],
         arguments={},
-        sampling={},
+        generation={},
         shared={"model": trainable_model(small_run.reference), "processing_class": tokenizer},
         dataset=small_run.rows,
         reward=None,

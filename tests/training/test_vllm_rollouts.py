@@ -7,8 +7,8 @@ import types
 import pytest
 from trl import GRPOConfig
 
-from disa.engine import trainer_arguments
 from disa.errors import DisaError
+from disa.lm.hf_trainer import trainer_arguments
 from disa.training.config import TrainingConfig
 from disa.training.disa_config import DISAConfig
 from disa.training.methods import METHODS

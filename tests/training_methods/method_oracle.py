@@ -7,14 +7,14 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM
 
 from disa.anchor import Anchor
-from disa.engine import trainer_arguments
-from disa.oracle import Space, binary_reward, kl, log_partition, make_proposal, random_model, target
-from disa.oracle.hf import PROMPTS, from_causal_lm, oracle_tokenizer, save_oracle
-from disa.oracle.proposals import Strength
-from disa.provenance import Fingerprint, chat_template_digest, tokenizer_digest, weights_digest
-from disa.records import PartitionEstimate, ScoredTrajectory
-from disa.sampling import SamplingConfig
-from disa.training.build import Ingredients
+from disa.lm.hf_trainer import trainer_arguments
+from disa.lm.sampling import SamplingConfig
+from disa.runs.provenance import Fingerprint, chat_template_digest, tokenizer_digest, weights_digest
+from disa.runs.records import PartitionEstimate, ScoredTrajectory
+from disa.testing import Space, binary_reward, kl, log_partition, make_proposal, random_model, target
+from disa.testing.hf import PROMPTS, from_causal_lm, oracle_tokenizer, save_oracle
+from disa.testing.proposals import Strength
+from disa.training.build import TrainerInputs
 from disa.training.config import TrainingConfig
 
 BETA = 2.0
@@ -142,16 +142,16 @@ class World:
         config = TrainingConfig(**section | changes)
         online, sampling = self.online(), ("num_generations", "max_completion_length")
         generating = settings(output_dir, group=config.completions_per_prompt)
-        return Ingredients(
+        return TrainerInputs(
             config=config,
-            law=SamplingConfig(max_completion_length=self.space.length_limit),
+            sampling=SamplingConfig(max_completion_length=self.space.length_limit),
             task=None,  # only its fingerprint is asked for, where nothing is drawn
             prompt_ids=self.prompt_ids(),
             reference=self.folder,
             anchor=anchor,
             trajectories=trajectories,
             arguments=training(output_dir, steps=steps, batch=config.completions_per_step, logging_steps=1),
-            sampling={name: generating[name] for name in sampling},
+            generation={name: generating[name] for name in sampling},
             shared=self.shared(),
             dataset=online["train_dataset"],
             reward=online["reward_funcs"][0],

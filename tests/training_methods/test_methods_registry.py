@@ -8,14 +8,14 @@ import pytest
 import torch
 from method_oracle import IDS, SIZE, World, settings
 
-from disa.engine import load_model
 from disa.errors import DisaError
+from disa.lm.loading import load_model
 from disa.pipeline import Pipeline
 from disa.recipe import load_recipe
-from disa.rundir import read_json
+from disa.runs.folders import read_json
 from disa.training.config import TrainingConfig
 from disa.training.disa_config import DISAConfig
-from disa.training.methods import FOREIGN, METHODS, MethodName
+from disa.training.methods import METHOD_SPECIFIC_FIELDS, METHODS, MethodName
 from disa.training.trainer import DISATrainer
 
 
@@ -31,7 +31,7 @@ def disa(world, tmp_path, anchor, group=8, steps=2, **changes):
 
 def test_names_settings_and_configuration_agree_and_need_no_torch():
     assert typing.get_args(MethodName) == tuple(METHODS)
-    assert set(TrainingConfig.model_fields) >= FOREIGN
+    assert set(TrainingConfig.model_fields) >= METHOD_SPECIFIC_FIELDS
     code = "import sys, disa.training.methods, disa.training.config; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
@@ -49,7 +49,7 @@ def test_a_method_depends_on_its_own_settings_and_on_no_other_methods(method):
         "log_z_learning_rate": 0.5,
         "value_samples": 4,
     }
-    assert changed.keys() == FOREIGN
+    assert changed.keys() == METHOD_SPECIFIC_FIELDS
     plain = TrainingConfig().method_identity(method)
     for name, value in changed.items():
         differs = TrainingConfig(**{name: value}).method_identity(method) != plain

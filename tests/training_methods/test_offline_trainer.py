@@ -11,9 +11,9 @@ from peft import LoraConfig
 from transformers import Trainer
 
 from disa.errors import DisaError
-from disa.oracle import kl, total_variation
-from disa.provenance import weights_digest
-from disa.records import ScoredTrajectory
+from disa.runs.provenance import weights_digest
+from disa.runs.records import ScoredTrajectory
+from disa.testing import kl, total_variation
 from disa.training.offline_trainer import (
     OfflineConfig,
     OfflineTrainer,

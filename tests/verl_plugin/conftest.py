@@ -75,7 +75,7 @@ sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder,
 @pytest.fixture(scope="session")
 def conversational_run(tmp_path_factory) -> Path:
     """Recipe file of a run with a chat template, finished up to its anchor."""
-    from disa.engine import load_tokenizer
+    from disa.lm.loading import load_tokenizer
     from disa.pipeline import Pipeline
     from disa.recipe import load_recipe
 
@@ -87,8 +87,8 @@ def conversational_run(tmp_path_factory) -> Path:
         "batch_size": 32,
         "learning_rate": 0.02,
     }
-    law = {"max_completion_length": 7}
-    values = RECIPE | {"run_dir": str(folder / "models"), "warmup": warmup, "sampling": law}
+    sampling = {"max_completion_length": 7}
+    values = RECIPE | {"run_dir": str(folder / "models"), "warmup": warmup, "sampling": sampling}
     (folder / "models.yaml").write_text(yaml.safe_dump(values))
     Pipeline(load_recipe(folder / "models.yaml"), say=lambda line: None).run("warmup")
     reference = folder / "models" / "warmup" / "reference"
@@ -98,7 +98,7 @@ def conversational_run(tmp_path_factory) -> Path:
     values = RECIPE | {
         "run_dir": str(folder / "run"),
         "models": {"reference": str(reference)},
-        "sampling": law | {"conversational": True},
+        "sampling": sampling | {"conversational": True},
     }
     (folder / "recipe.yaml").write_text(yaml.safe_dump(values))
     Pipeline(load_recipe(folder / "recipe.yaml"), say=lambda line: None).run("anchor")

@@ -26,11 +26,11 @@ from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token
 
 from disa.anchor import Anchor
 from disa.cli.main import main
-from disa.engine import load_tokenizer
 from disa.errors import DisaError
+from disa.lm.loading import load_tokenizer
+from disa.lm.sampling import encode_prompt
 from disa.recipe import load_recipe
-from disa.records import Prompt, read_rows
-from disa.sampling import encode_prompt
+from disa.runs.records import Prompt, read_rows
 from disa.tasks import make_task
 from disa.verl.launch import check_registry, launch
 from disa.verl.settings import REQUIRED, check_config, compose_config
@@ -126,7 +126,7 @@ def test_an_anchor_of_another_inverse_temperature_is_refused(conversational_run)
 
 
 def test_another_references_weights_are_refused(conversational_run, tmp_path):
-    from disa.engine import load_model
+    from disa.lm.loading import load_model
 
     values = yaml.safe_load(conversational_run.read_text())
     model = load_model(values["models"]["reference"])

@@ -6,8 +6,8 @@ import pytest
 from scipy.stats import binomtest
 
 from disa.errors import DisaError
-from disa.records import Prompt
-from disa.sampling import SamplingConfig
+from disa.lm.sampling import SamplingConfig
+from disa.runs.records import Prompt
 from disa.tasks import make_task
 from disa.tasks.config import CountdownConfig, GraphColoringConfig
 from disa.warmup.config import WarmupConfig
@@ -23,9 +23,9 @@ TOKENIZER = character_tokenizer(COUNTDOWN.alphabet + COLORING.alphabet)
 
 def dataset(task=COUNTDOWN, limit=24, noise=0.0, prompts=None, **settings):
     config = WarmupConfig(**{"demonstrations_per_prompt": 20, **settings})
-    law = SamplingConfig(max_completion_length=limit)
+    sampling = SamplingConfig(max_completion_length=limit)
     prompts = task.prompts("warmup") if prompts is None else prompts
-    return demonstrations(task, prompts, TOKENIZER, law, config, noise)
+    return demonstrations(task, prompts, TOKENIZER, sampling, config, noise)
 
 
 def texts(data):

@@ -5,9 +5,9 @@ import pytest
 import torch
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
-from disa.engine import load_model, load_tokenizer
 from disa.errors import DisaError
-from disa.scoring.log_probs import sequence_log_probs
+from disa.lm.loading import load_model, load_tokenizer
+from disa.lm.log_probs import sequence_log_probs
 from disa.warmup import embedded_models
 from disa.warmup.base_model import base_model
 from disa.warmup.config import WarmupConfig

@@ -9,13 +9,14 @@ import torch
 from pydantic import ValidationError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from disa.engine import StepLog, load_model, load_tokenizer
 from disa.errors import DisaError
-from disa.proposals.sampler import sample, uniforms
-from disa.provenance import weights_digest
-from disa.records import Prompt
-from disa.rundir import StageFolder
-from disa.sampling import SamplingConfig, decode_completion, encode_prompt
+from disa.lm.loading import load_model, load_tokenizer
+from disa.lm.sampler import sample, uniforms
+from disa.lm.sampling import SamplingConfig, decode_completion, encode_prompt
+from disa.runs.folders import StageFolder
+from disa.runs.provenance import weights_digest
+from disa.runs.records import Prompt
+from disa.runs.step_log import StepLog
 from disa.tasks import make_task
 from disa.tasks.config import GraphColoringConfig
 from disa.warmup.base_model import base_model
@@ -38,11 +39,11 @@ TINY = {
 }
 
 
-def warm_up(folder, prompts=None, law=LAW, **changes):
+def warm_up(folder, prompts=None, sampling=LAW, **changes):
     stage = StageFolder(folder, "warmup", version=1, identity={}, inputs={})
     stage.begin()
     prompts = TASK.prompts("warmup") if prompts is None else prompts
-    run_warmup(stage, WarmupConfig(**TINY | changes), TASK, prompts, law)
+    run_warmup(stage, WarmupConfig(**TINY | changes), TASK, prompts, sampling)
     return stage
 
 
@@ -147,7 +148,7 @@ def test_a_kill_while_the_model_is_saved_leaves_no_half_written_folder_behind(tm
         raise Kill
 
     with monkeypatch.context() as patch:
-        patch.setattr("disa.engine.replace_folder", cut)
+        patch.setattr("disa.lm.loading.replace_folder", cut)
         with pytest.raises(Kill):
             warm_up(tmp_path, proposal=None)
     assert not (tmp_path / "warmup" / "reference").exists()
@@ -207,7 +208,7 @@ def test_more_noise_makes_a_weaker_model(tmp_path):
 
 def test_a_prompt_that_does_not_fit_the_small_models_context_is_refused(tmp_path):
     with pytest.raises(DisaError, match="exceeds the model's context of 16.*Fix: "):
-        warm_up(tmp_path, small_model=TINY["small_model"] | {"context_length": 16}, law=LAW)
+        warm_up(tmp_path, small_model=TINY["small_model"] | {"context_length": 16}, sampling=LAW)
 
 
 def test_no_warm_up_prompts_is_the_users_error(tmp_path):

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from disa.errors import DisaError
-from disa.provenance import Fingerprint
-from disa.records import PartitionEstimate, Prompt, aside, read_rows, write_rows
-from disa.rundir import read_json, write_json
+from disa.runs.folders import read_json, write_json
+from disa.runs.provenance import Fingerprint
+from disa.runs.records import PartitionEstimate, Prompt, aside, read_rows, write_rows
 
 VERSION = 2
 """Raised whenever a frozen anchor would say something else; 2: the fingerprint covers the reference's config.json."""

@@ -8,8 +8,8 @@ import warnings
 from rich.console import Console
 
 from disa.errors import DisaError
-from disa.processes import refuse_launch
 from disa.recipe import load_recipe
+from disa.runs.processes import refuse_launch
 
 
 def compare(options: argparse.Namespace) -> int:

@@ -20,10 +20,10 @@ from disa.evaluation.generation import GenerationSettings
 from disa.evaluation.leaderboard import Results, summary_table
 from disa.evaluation.models import ModelSpec
 from disa.evaluation.samples import JudgedSample, ProblemScore, problem_scores
-from disa.locks import exclusive
-from disa.openai_client import check_request
+from disa.lm.openai_client import check_request
 from disa.recipe import load_recipe
-from disa.records import write_rows
+from disa.runs.locks import exclusive
+from disa.runs.records import write_rows
 from disa.tasks import TASKS, TaskSection, make_task
 from disa.tasks.benchmarks import BENCHMARKS
 from disa.tasks.dataset_config import DatasetConfig, SourceConfig
@@ -85,15 +85,15 @@ def _settings(options: argparse.Namespace) -> tuple[GenerationSettings, tuple[in
     ks = None
     if options.recipe is not None:
         recipe = load_recipe(options.recipe, options.overrides)
-        law, evaluation = recipe.sampling, recipe.evaluation
+        sampling, evaluation = recipe.sampling, recipe.evaluation
         values = {
             "samples": evaluation.samples_per_prompt,
             "seed": evaluation.seed,
             "compute": evaluation.compute,
-            "temperature": law.temperature,
-            "max_tokens": law.max_completion_length,
-            "prompt_format": "chat" if law.conversational else "text",
-            "system_prompt": law.system_prompt,
+            "temperature": sampling.temperature,
+            "max_tokens": sampling.max_completion_length,
+            "prompt_format": "chat" if sampling.conversational else "text",
+            "system_prompt": sampling.system_prompt,
         }
         ks = evaluation.ks
     if options.request is not None:

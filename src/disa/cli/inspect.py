@@ -17,8 +17,8 @@ from disa.partition.draws import trajectory_columns
 from disa.partition.sweep import sweep_log_partition
 from disa.partition.verdict import verdict
 from disa.partition.weighable import weighable
-from disa.records import ScoredTrajectory, read_rows
-from disa.rundir import read_json
+from disa.runs.folders import read_json
+from disa.runs.records import ScoredTrajectory, read_rows
 
 ALARMING_ERRORS = 4.0
 """Standard errors of the null test's log ratio: beyond them the two models' log-probabilities do not agree."""
@@ -94,8 +94,8 @@ def _log_z_at(anchor: Anchor) -> Any:
     judged = [row for row in found if row.prompt_id in wanted and row.reward is not None]
     # Where the proposal is unknown, there are pass rates only.
     arrays = trajectory_columns(prompt_ids, weighable(judged, "pass_rate"))
-    law = {"methods": methods, "reward_range": anchor.reward_range}
-    return lambda betas: sweep_log_partition(**arrays, betas=betas, **law).T
+    sampling = {"methods": methods, "reward_range": anchor.reward_range}
+    return lambda betas: sweep_log_partition(**arrays, betas=betas, **sampling).T
 
 
 def _print(result: dict[str, Any]) -> None:

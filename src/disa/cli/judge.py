@@ -18,10 +18,10 @@ from disa.evaluation.leaderboard import comparison_json, summary_table
 from disa.evaluation.metrics import summary_to_json
 from disa.evaluation.solutions import Group, correct_solutions, diversity_values, labelled_pairs, verdict_rows
 from disa.evaluation.strategies import PairVerdict, agreement
-from disa.locks import exclusive
-from disa.openai_client import Endpoint, OpenAIClient, check_request
-from disa.records import write_rows
-from disa.rundir import write_json
+from disa.lm.openai_client import Endpoint, OpenAIClient, check_request
+from disa.runs.folders import write_json
+from disa.runs.locks import exclusive
+from disa.runs.records import write_rows
 
 _METRICS = ("simpson", "effective_strategies", "self_bleu", "vendi")
 
@@ -113,7 +113,7 @@ def _price(text: str, cost: Cost) -> float:
 
 
 def _ask(judge: Judge, questions: list[Any], mode: str, title: str) -> list[dict[tuple[int, int], Verdict]]:
-    from disa.engine import progress_bar
+    from disa.runs.progress import progress_bar
 
     cost = judge.cost(questions, mode)
     with progress_bar() as bar:

@@ -13,8 +13,8 @@ from rich.console import Console
 
 from disa.errors import DisaError
 from disa.planning.cluster import GPUS, Cluster
-from disa.processes import refuse_launch
 from disa.recipe import load_recipe
+from disa.runs.processes import refuse_launch
 from disa.text_table import aligned
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from pathlib import Path
 from rich.console import Console
 
 from disa.errors import DisaError
-from disa.processes import rank
 from disa.recipe import load_recipe
+from disa.runs.processes import rank
 from disa.stages import STAGES
 
 

@@ -10,12 +10,12 @@ from pathlib import Path
 from rich.console import Console
 
 from disa.errors import DisaError
-from disa.locks import shared
-from disa.processes import refuse_launch
-from disa.provenance import digest
 from disa.recipe import load_recipe
 from disa.report.blocks import fill_block, markdown_table
-from disa.rundir import read_json
+from disa.runs.folders import read_json
+from disa.runs.locks import shared
+from disa.runs.processes import refuse_launch
+from disa.runs.provenance import digest
 
 
 def study(recipe_path: str, overrides: list[str], *, page: str | None) -> int:

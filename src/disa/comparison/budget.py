@@ -14,7 +14,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 
-from disa.records import ScoredTrajectory
+from disa.runs.records import ScoredTrajectory
 from disa.training.config import TrainingConfig
 from disa.training.methods import METHODS
 

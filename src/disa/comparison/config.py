@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from disa.config import StageConfig
 from disa.training.config import TrainingConfig
-from disa.training.methods import FOREIGN, METHODS, MethodName
+from disa.training.methods import METHOD_SPECIFIC_FIELDS, METHODS, MethodName
 
 Point = dict[str, Any]
 """Settings of training that one candidate of the search differs by."""
@@ -109,7 +109,7 @@ def point_training(training: TrainingConfig, method: str, point: Point) -> Train
     """
     if unknown := set(point) - SEARCHED:
         raise ValueError(f"a search point of {method} sets {sorted(unknown)}; it may set {sorted(SEARCHED)}")
-    if idle := set(point) & FOREIGN - set(METHODS[method].settings):
+    if idle := set(point) & METHOD_SPECIFIC_FIELDS - set(METHODS[method].settings):
         raise ValueError(f"a search point of {method} sets {sorted(idle)}, which the method does not read")
     values = training.model_dump() | {"methods": (method,), "steps_of": {}, "learning_rates": {}}
     values["learning_rate"] = training.method_learning_rate(method)

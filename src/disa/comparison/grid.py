@@ -18,8 +18,8 @@ from disa.errors import DisaError
 from disa.evaluation.metrics import clustered_mean, per_prompt
 from disa.pipeline import NotFinished, Pipeline
 from disa.recipe import Recipe
-from disa.records import EvaluationRecord, Prompt, ScoredTrajectory
-from disa.rundir import StageFolder
+from disa.runs.folders import StageFolder
+from disa.runs.records import EvaluationRecord, Prompt, ScoredTrajectory
 from disa.scoring.run import decided
 from disa.training.config import TrainingConfig
 

@@ -19,9 +19,9 @@ from disa.comparison.budget import Budget
 from disa.comparison.choice import best_of
 from disa.comparison.config import Point
 from disa.comparison.grid import REFERENCE, Grid
-from disa.engine import read_step_log
 from disa.evaluation.metrics import PromptValues, clustered_mean, paired_difference
-from disa.records import EvaluationRecord
+from disa.runs.records import EvaluationRecord
+from disa.runs.step_log import read_step_log
 
 OWN = ("disa", "disa_forward", "disa_both")
 """Modes of DISA, of which the best on validation prompts stands for it."""

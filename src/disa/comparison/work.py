@@ -14,11 +14,11 @@ from pathlib import Path
 
 from disa.comparison.grid import FOLDER, REFERENCE, Cell, Grid
 from disa.errors import DisaError
-from disa.locks import claim, shared
 from disa.pipeline import NotFinished, Pipeline
-from disa.provenance import digest
 from disa.recipe import Recipe
-from disa.rundir import StageFolder
+from disa.runs.folders import StageFolder
+from disa.runs.locks import claim, shared
+from disa.runs.provenance import digest
 
 _POLL_SECONDS = 2.0
 """Between looks at what other processes hold: most cells take tens of seconds."""

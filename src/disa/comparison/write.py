@@ -14,7 +14,7 @@ from disa.comparison.results import ComparisonResults, OverSeeds
 from disa.recipe import Recipe
 from disa.report.blocks import markdown_table
 from disa.report.write import write_figures
-from disa.rundir import write_json
+from disa.runs.folders import write_json
 from disa.text_table import aligned
 
 VERSION = 2

@@ -20,9 +20,9 @@ from disa.errors import DisaError
 from disa.evaluation.generation import GenerationSettings
 from disa.evaluation.models import Completion, ModelSpec, Source
 from disa.evaluation.samples import JudgedSample
-from disa.provenance import digest
-from disa.records import Prompt, write_rows
-from disa.rundir import StageFolder
+from disa.runs.folders import StageFolder
+from disa.runs.provenance import digest
+from disa.runs.records import Prompt, write_rows
 from disa.tasks import Task
 
 VERSION = 1
@@ -118,7 +118,7 @@ def evaluate_model(
 
 
 def _sample(stage: StageFolder, model: str, benchmark: Benchmark, settings: GenerationSettings, source: Source) -> None:
-    from disa.engine import progress_bar
+    from disa.runs.progress import progress_bar
 
     prompts, samples, size = benchmark.prompts, settings.samples, settings.problems_per_part
     blocks = {f"part-{start:06d}": prompts[start : start + size] for start in range(0, len(prompts), size)}

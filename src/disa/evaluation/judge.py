@@ -20,8 +20,8 @@ from disa.evaluation.judge_protocol import (
     read_pair,
     reminded,
 )
-from disa.openai_client import OpenAIClient
-from disa.rundir import read_json, write_json
+from disa.lm.openai_client import OpenAIClient
+from disa.runs.folders import read_json, write_json
 
 ANSWER_TRIES = 3
 """Answers asked for until one can be read: a judge that fails three times on one question is not going to succeed."""

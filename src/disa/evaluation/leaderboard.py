@@ -15,7 +15,7 @@ from disa.evaluation.generation import GenerationSettings
 from disa.evaluation.metrics import Measured, Summary, summary_to_json
 from disa.evaluation.models import ModelSpec
 from disa.evaluation.samples import ProblemScore
-from disa.rundir import StageFolder, write_json
+from disa.runs.folders import StageFolder, write_json
 from disa.text_table import aligned
 
 TEST = "two-sided sign-flip permutation test on differences paired by problem, Holm-adjusted over models"
@@ -203,9 +203,9 @@ def _task_facts(benchmark: Benchmark) -> dict[str, Any]:
 def _dtype(spec: ModelSpec, settings: GenerationSettings) -> str:
     if spec.kind == "endpoint":
         return ""
-    from disa.engine import affordable  # torch, which the models that were just drawn from have loaded
+    from disa.lm.loading import effective_dtype  # torch, which the models that were just drawn from have loaded
 
-    return affordable(settings.compute)
+    return effective_dtype(settings.compute)
 
 
 def _parts(metric: str) -> tuple[str, str, str]:

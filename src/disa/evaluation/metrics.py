@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from disa.errors import DisaError
-from disa.records import EvaluationRecord, Prompt
+from disa.runs.records import EvaluationRecord, Prompt
 
 CORRECT_REWARD = 1.0
 """A completion is correct when it earns the full reward; partial credit is not a solution."""

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from disa.errors import DisaError
 from disa.evaluation.generation import GenerationSettings
-from disa.openai_client import PREFIX, Endpoint, OpenAIClient
-from disa.records import Prompt
+from disa.lm.openai_client import PREFIX, Endpoint, OpenAIClient
+from disa.runs.records import Prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -96,7 +96,7 @@ class ModelSpec:
 
 class _Local:
     def __init__(self, spec: ModelSpec, settings: GenerationSettings) -> None:
-        from disa.sampling import SamplingConfig
+        from disa.lm.sampling import SamplingConfig
 
         if settings.request:
             problem = "further request fields are for endpoints, this model is local"
@@ -118,8 +118,8 @@ class _Local:
         import numpy as np
 
         from disa.evaluation.nucleus import draw
-        from disa.proposals.sampler import uniforms
-        from disa.sampling import check_context, decode_completion, encode_prompt
+        from disa.lm.sampler import uniforms
+        from disa.lm.sampling import check_context, decode_completion, encode_prompt
 
         settings, encoded = self._settings, {}
         for prompt in {p.prompt_id: p for p, _ in jobs}.values():
@@ -138,7 +138,7 @@ class _Local:
         return result
 
     def facts(self) -> dict[str, Any]:
-        from disa.provenance import chat_template_digest, tokenizer_digest, weights_digest
+        from disa.runs.provenance import chat_template_digest, tokenizer_digest, weights_digest
 
         return {
             "weights": weights_digest(self._model),
@@ -209,7 +209,7 @@ def adapter_base(folder: Path) -> ModelSpec:
 
 
 def _load(spec: ModelSpec) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    from disa.engine import load_model, load_tokenizer
+    from disa.lm.loading import load_model, load_tokenizer
 
     if spec.kind != "adapter":
         return load_model(spec.where), load_tokenizer(spec.where)

@@ -1,6 +1,6 @@
 """Seeded sampling with top-p and greedy decoding, for evaluation only.
 
-Draws are those of ``disa.proposals.sampler`` (inversion at the trajectory's own uniform numbers, every distinct prompt
+Draws are those of ``disa.lm.sampler`` (inversion at the trajectory's own uniform numbers, every distinct prompt
 computed once where the architecture allows it), from the distribution cut to its nucleus: the smallest set of most
 likely tokens with probability at least ``top_p`` (Holtzman et al., arXiv 1904.09751). At ``top_p`` 1 both draw the same
 completions.
@@ -16,9 +16,9 @@ import torch
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from disa.engine import affordable
 from disa.evaluation.generation import GenerationSettings
-from disa.proposals.sampler import draw_rows
+from disa.lm.loading import effective_dtype
+from disa.lm.sampler import draw_rows
 
 # Holds the nucleus of a confident model at every step; more are sorted where it does not.
 _FIRST_SORTED = 256
@@ -99,7 +99,7 @@ def draw(
         prompt_ids,
         numbers,
         temperature=settings.temperature,
-        compute=affordable(settings.compute),
+        compute=effective_dtype(settings.compute),
         pick=functools.partial(pick_in_nucleus, top_p=settings.top_p),
     )
     return [(d.completion_ids, d.truncated) for d in draws]

@@ -6,15 +6,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from disa.engine import affordable, progress_bar
 from disa.evaluation.config import EvaluationConfig
-from disa.proposals.sampler import sample, uniforms
-from disa.records import EvaluationRecord, Prompt
-from disa.rundir import StageFolder
-from disa.sampling import SamplingConfig, check_context, decode_completion, encode_prompt
-from disa.scoring.log_probs import sequence_log_probs
-from disa.scoring.run import task_rewards
+from disa.lm.loading import effective_dtype
+from disa.lm.log_probs import sequence_log_probs
+from disa.lm.sampler import sample, uniforms
+from disa.lm.sampling import SamplingConfig, check_context, decode_completion, encode_prompt
+from disa.runs.folders import StageFolder
+from disa.runs.progress import progress_bar
+from disa.runs.records import EvaluationRecord, Prompt
 from disa.tasks import Task
+from disa.tasks.checked_rewards import checked_rewards
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -33,7 +34,7 @@ def run_evaluation(
     stage: StageFolder,
     name: str,
     config: EvaluationConfig,
-    law: SamplingConfig,
+    sampling: SamplingConfig,
     task: Task,
     prompts: list[Prompt],
     model: PreTrainedModel,
@@ -60,7 +61,7 @@ def run_evaluation(
         bar_task = bar.add_task(f"evaluation: {name}", total=total)
         for key in stage.parts_to_make(sizes):
             bar.update(bar_task, completed=stage.made(sizes))
-            rows = _evaluate_block(name, blocks[key], config, law, task, model, reference, tokenizer)
+            rows = _evaluate_block(name, blocks[key], config, sampling, task, model, reference, tokenizer)
             stage.write_part(key, rows, EvaluationRecord)
         bar.update(bar_task, completed=total)
     stage.finish(model=name, prompts=len(prompts), samples=total)
@@ -70,31 +71,34 @@ def _evaluate_block(
     name: str,
     block: list[Prompt],
     config: EvaluationConfig,
-    law: SamplingConfig,
+    sampling: SamplingConfig,
     task: Task,
     model: PreTrainedModel,
     reference: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
 ) -> list[EvaluationRecord]:
-    encoded = {p.prompt_id: encode_prompt(tokenizer, p.prompt, law) for p in block}
+    encoded = {p.prompt_id: encode_prompt(tokenizer, p.prompt, sampling) for p in block}
     for prompt in block:
-        check_context(model, encoded[prompt.prompt_id], law, where=f"prompt {prompt.prompt_id}")
+        check_context(model, encoded[prompt.prompt_id], sampling, where=f"prompt {prompt.prompt_id}")
     jobs = [(p, draw) for p in block for draw in range(config.samples_per_prompt)]
-    draws, compute = [], affordable(config.compute)
+    draws, compute = [], effective_dtype(config.compute)
     for start in range(0, len(jobs), config.batch_size):
         batch = jobs[start : start + config.batch_size]
         numbers = np.stack(
-            [uniforms(config.seed, p.prompt_id, "evaluation", draw, law.max_completion_length) for p, draw in batch]
+            [
+                uniforms(config.seed, p.prompt_id, "evaluation", draw, sampling.max_completion_length)
+                for p, draw in batch
+            ]
         )
-        draws += sample(model, tokenizer, [encoded[p.prompt_id] for p, _ in batch], numbers, law, compute)
+        draws += sample(model, tokenizer, [encoded[p.prompt_id] for p, _ in batch], numbers, sampling, compute)
     prompt_ids, completion_ids = [encoded[p.prompt_id] for p, _ in jobs], [d.completion_ids for d in draws]
     # Both sides of a log ratio come from the scorer: the sampler's rounding would not cancel.
     log_pi, log_ref = (
-        sequence_log_probs(m, prompt_ids, completion_ids, temperature=law.temperature, compute=compute)
+        sequence_log_probs(m, prompt_ids, completion_ids, temperature=sampling.temperature, compute=compute)
         for m in (model, reference)
     )
     completions = [decode_completion(tokenizer, d.completion_ids) for d in draws]
-    rewards = task_rewards(task, [p for p, _ in jobs], completions)
+    rewards = checked_rewards(task, [p for p, _ in jobs], completions)
     rows = []
     for i, ((prompt, draw), d, completion) in enumerate(zip(jobs, draws, completions, strict=True)):
         rows.append(

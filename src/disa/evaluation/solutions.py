@@ -15,8 +15,8 @@ from disa.evaluation.judge_protocol import DIFFERENT, SAME
 from disa.evaluation.lexical import self_bleu, vendi_score
 from disa.evaluation.samples import JudgedSample
 from disa.evaluation.strategies import PairVerdict, strategy_metrics
-from disa.records import Prompt, read_rows
-from disa.rundir import read_json
+from disa.runs.folders import read_json
+from disa.runs.records import Prompt, read_rows
 
 
 @dataclasses.dataclass(frozen=True)

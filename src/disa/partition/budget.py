@@ -17,7 +17,7 @@ from disa.errors import DisaError
 from disa.partition.allocation import Counts, capped, next_round
 from disa.partition.draws import collect_draws, trajectory_arrays
 from disa.partition.estimate import LogPartitionBatch, estimate_log_partition_batch
-from disa.records import ScoredTrajectory
+from disa.runs.records import ScoredTrajectory
 
 Draw = Callable[[int, int, str], Sequence[ScoredTrajectory]]
 """``draw(prompt_index, n, source)``: n new scored trajectories from ``reference`` or ``proposal``."""

@@ -13,7 +13,7 @@ from disa.errors import DisaError
 from disa.partition.log_weights import Array, balance_log_weights, log_ratio_to_proposals, soft_success
 
 if TYPE_CHECKING:
-    from disa.records import ScoredTrajectory
+    from disa.runs.records import ScoredTrajectory
 
 
 @dataclasses.dataclass(frozen=True)

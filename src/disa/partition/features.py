@@ -12,7 +12,7 @@ import numpy as np
 
 from disa.errors import DisaError
 from disa.partition.log_weights import Array
-from disa.provenance import Fingerprint, digest
+from disa.runs.provenance import Fingerprint, digest
 
 if TYPE_CHECKING:
     from torch import nn
@@ -42,7 +42,7 @@ def prompt_features(
     reference : torch.nn.Module
         Hugging Face causal language model, frozen, in evaluation mode.
     prompt_ids : sequence of token id sequences
-        One per prompt, as the reference reads it when it draws (:func:`disa.sampling.encode_prompt`).
+        One per prompt, as the reference reads it when it draws (:func:`disa.lm.sampling.encode_prompt`).
     tokens_per_batch : int
         Tokens at once, padding included.
 
@@ -62,7 +62,7 @@ def prompt_features(
     trainable = [name for name, parameter in reference.named_parameters() if parameter.requires_grad]
     if reference.training or trainable:
         found = f"parameter {trainable[0]} is trainable" if trainable else "the model is in training mode"
-        raise DisaError(found, where="prompt_features", fix="load the reference with disa.engine.load_model")
+        raise DisaError(found, where="prompt_features", fix="load the reference with disa.lm.loading.load_model")
     lengths = [len(ids) for ids in prompt_ids]
     if 0 in lengths:
         raise DisaError("has no token", where=f"prompt {lengths.index(0)}", fix="give every prompt some text")

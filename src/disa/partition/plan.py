@@ -17,7 +17,7 @@ from disa.partition.allocation import Counts, capped, next_round, reached
 from disa.partition.draws import collect_draws, trajectory_columns
 from disa.partition.log_weights import Array
 from disa.partition.verdict import MENDED_BY_DRAWS
-from disa.records import PartitionEstimate, ScoredTrajectory
+from disa.runs.records import PartitionEstimate, ScoredTrajectory
 
 SOURCES = ("reference", "proposal")
 

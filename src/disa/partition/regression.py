@@ -15,7 +15,7 @@ from disa.partition.regressor import LogZPosterior, Regressor
 from disa.partition.regressor_fit import MIN_PROMPTS, fit_regressor, pseudo_counts
 from disa.partition.regressor_report import report_regressor
 from disa.partition.verdict import MAX_INTERVAL_WIDTH
-from disa.records import PartitionEstimate, Prompt
+from disa.runs.records import PartitionEstimate, Prompt
 
 POSTERIOR, PREDICTED = "posterior", "predicted"
 """Methods of rows that the regressor has touched: with trajectories of their own, and without."""
@@ -87,10 +87,10 @@ def regress(
         )
     regressor = fit_regressor(k[train], n[train], at[train], features_fingerprint=features.fingerprint)
     report = _report(regressor, k, n, at, train, beta=beta, reward_range=reward_range, level=level)
-    law = {"beta": beta, "reward_range": reward_range, "level": level}
-    rows = _posterior_rows(estimates, regressor.posterior(k, n, at, **law))
+    sampling = {"beta": beta, "reward_range": reward_range, "level": level}
+    rows = _posterior_rows(estimates, regressor.posterior(k, n, at, **sampling))
     if undrawn:
-        rows += predicted_rows(undrawn, regressor.predict(features.of(undrawn), **law), reward_range)
+        rows += predicted_rows(undrawn, regressor.predict(features.of(undrawn), **sampling), reward_range)
     return regressor, rows, report
 
 
@@ -135,7 +135,7 @@ def _wide(posterior: LogZPosterior, i: int) -> list[str]:
     return ["wide_interval"] if width > MAX_INTERVAL_WIDTH else []
 
 
-def _report(regressor: Regressor, k: Array, n: Array, features: Array, train: Array, **law: Any) -> dict[str, Any]:
+def _report(regressor: Regressor, k: Array, n: Array, features: Array, train: Array, **sampling: Any) -> dict[str, Any]:
     """Judge the regressor on the other splits' prompts, or one fitted without every fifth training prompt on these."""
     judged = ~train
     if judged.sum() < MIN_PROMPTS:
@@ -147,4 +147,4 @@ def _report(regressor: Regressor, k: Array, n: Array, features: Array, train: Ar
             return {"prompts": 0, "reason": f"fewer than {MIN_PROMPTS} prompts beside those of the fit"}
         regressor = fit_regressor(k[rest], n[rest], features[rest], features_fingerprint="report")
     judged &= n > 0
-    return dataclasses.asdict(report_regressor(regressor, k[judged], n[judged], features[judged], **law))
+    return dataclasses.asdict(report_regressor(regressor, k[judged], n[judged], features[judged], **sampling))

@@ -28,7 +28,7 @@ from scipy.special import log_expit
 from disa.errors import DisaError
 from disa.partition.log_weights import Array, soft_success
 from disa.partition.logit_normal import posterior_nodes, quantiles
-from disa.records import aside
+from disa.runs.records import aside
 
 FORMAT = 1
 

@@ -18,8 +18,8 @@ from disa.partition.regression import PromptFeatures, regress
 from disa.partition.verdict import verdict
 from disa.partition.weighable import weighable
 from disa.proposals.config import AdaptiveConfig
-from disa.records import PartitionEstimate, Prompt, ScoredTrajectory
-from disa.rundir import StageFolder
+from disa.runs.folders import StageFolder
+from disa.runs.records import PartitionEstimate, Prompt, ScoredTrajectory
 
 VERSION = 3
 
@@ -64,8 +64,8 @@ def run_partition(
     estimates = [_record(prompt, batch.row(i), reward_range) for i, prompt in enumerate(prompts)]
     drawn, report = [row for row in estimates if row.split == "train"], None
     if features is not None:
-        law = {"beta": beta, "reward_range": reward_range, "level": config.level}
-        regressor, estimates, report = regress(estimates, batch, prompts, undrawn, features, **law)
+        sampling = {"beta": beta, "reward_range": reward_range, "level": config.level}
+        regressor, estimates, report = regress(estimates, batch, prompts, undrawn, features, **sampling)
         regressor.save(stage.path / "regressor.npz")
     limits = {"cap": adaptive.cap, "precision": adaptive.precision} if adaptive else None
     known = {

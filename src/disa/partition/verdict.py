@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from disa.partition.log_weights import Array
-from disa.records import PartitionEstimate
+from disa.runs.records import PartitionEstimate
 
 MIN_HITS_ESS = 5.0
 """Fewer effective hits than this leave a relative error of q near 1/sqrt(5) = 45% or more."""

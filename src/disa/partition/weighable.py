@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from disa.errors import DisaError
-from disa.records import ScoredTrajectory
+from disa.runs.records import ScoredTrajectory
 
 
 def weighable(rows: list[ScoredTrajectory], method: str) -> list[ScoredTrajectory]:

@@ -11,7 +11,7 @@ from disa.planning.cluster import Cluster
 from disa.planning.rehearsal import Rehearsal
 from disa.planning.work import StageWork, count_work
 from disa.recipe import Recipe
-from disa.rundir import read_json
+from disa.runs.folders import read_json
 
 
 @dataclasses.dataclass(frozen=True)

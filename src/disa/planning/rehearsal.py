@@ -18,15 +18,16 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from disa.engine import load_model, read_step_log
-from disa.locks import exclusive
+from disa.lm.loading import load_model
+from disa.lm.sampling import encode_prompt
 from disa.pipeline import Pipeline
 from disa.planning.model_shape import ModelShape
 from disa.planning.work import Lengths
 from disa.recipe import Recipe
-from disa.records import Prompt, Trajectory, read_rows
-from disa.rundir import read_json
-from disa.sampling import encode_prompt
+from disa.runs.folders import read_json
+from disa.runs.locks import exclusive
+from disa.runs.records import Prompt, Trajectory, read_rows
+from disa.runs.step_log import read_step_log
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,9 +145,9 @@ def _small(recipe: Recipe, folder: str) -> Recipe:
 
 
 def _read(recipe: Recipe, small: Recipe, pipeline: _FewPrompts, shape: ModelShape, tokenizer: Any) -> Rehearsal:
-    folder, law = Path(small.run_dir), recipe.sampling
+    folder, sampling = Path(small.run_dir), recipe.sampling
     prompts, drawn = read_rows(folder / "1_tasks", Prompt), read_rows(folder / "2_proposals", Trajectory)
-    tokens = {p.prompt_id: len(encode_prompt(tokenizer, p.prompt, law)) for p in prompts if p.split != "warmup"}
+    tokens = {p.prompt_id: len(encode_prompt(tokenizer, p.prompt, sampling)) for p in prompts if p.split != "warmup"}
     scored = sum(tokens[row.prompt_id] + len(row.completion_ids) for row in drawn)
     completion = statistics.fmean(len(row.completion_ids) for row in drawn)
     demonstration = 0.0
@@ -155,7 +156,7 @@ def _read(recipe: Recipe, small: Recipe, pipeline: _FewPrompts, shape: ModelShap
         rng = random.Random(0)
         texts = [pipeline.task.demonstration(p, rng, noisy=False) for p in prompts if p.split == "warmup"]
         ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
-        completion = demonstration = min(1 + statistics.fmean(map(len, ids)), law.max_completion_length)
+        completion = demonstration = min(1 + statistics.fmean(map(len, ids)), sampling.max_completion_length)
 
     paces = {name: Pace(_seconds(folder / name)) for name in ("1_tasks", "5_anchor")}
     partition = _seconds(folder / "4_partition") / len({row.prompt_id for row in drawn})

@@ -11,7 +11,7 @@ from disa.training.methods import METHODS
 _FLOAT32 = 4
 
 _BLOCK_LOGITS = 2**24
-"""Logits of one block of :mod:`disa.scoring.head`."""
+"""Logits of one block of :mod:`disa.lm.head`."""
 
 _ENGINES_OWN = ("grpo", "gspo")
 """Methods whose loss is the engine's own: no reference is loaded, and the logits of a batch are whole."""

@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from disa.config import StageConfig, speed_only
 from disa.errors import DisaError
-from disa.openai_client import Endpoint
+from disa.lm.openai_client import Endpoint
 
 
 class AdaptiveConfig(StageConfig):

@@ -8,18 +8,18 @@ from pathlib import Path
 from transformers import AutoConfig, GenerationConfig
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from disa.lm.sampling import SamplingConfig, declared_stop_token_ids
 from disa.proposals.config import ProposalsConfig
 from disa.proposals.imported import ImportedTrajectories
 from disa.proposals.openai_engine import OpenAIEngine
 from disa.proposals.protocol import Engine
 from disa.proposals.vllm_engine import VLLMEngine
-from disa.records import Prompt
-from disa.sampling import SamplingConfig, declared_stop_token_ids
+from disa.runs.records import Prompt
 
 
 def make_engines(
     config: ProposalsConfig,
-    law: SamplingConfig,
+    sampling: SamplingConfig,
     prompts: list[Prompt],
     paths: Mapping[str, Path | str],
     tokenizer: Tokenizer,
@@ -40,18 +40,18 @@ def make_engines(
         return {}
     stops = declared_stop_token_ids(_generation_config(str(paths["reference"])), tokenizer)
     if config.engine == "import":
-        return {"proposal": ImportedTrajectories(config.files, prompts, tokenizer, law, stops)}
+        return {"proposal": ImportedTrajectories(config.files, prompts, tokenizer, sampling, stops)}
     if config.engine == "openai":
         servers = {"reference": config.openai.reference, "proposal": config.openai.proposal}
         return {
-            source: OpenAIEngine(endpoint, law, stops, tokenizer, config.openai)
+            source: OpenAIEngine(endpoint, sampling, stops, tokenizer, config.openai)
             for source, endpoint in servers.items()
             if endpoint
         }
     models = {path: None for path in map(str, paths.values())}
     # Of the device's memory vLLM takes 0.9 by default, and two models may have to share it.
     options = {"gpu_memory_utilization": 0.9 / len(models)} | config.vllm
-    models = {path: VLLMEngine(path, law, stops, config.compute, options) for path in models}
+    models = {path: VLLMEngine(path, sampling, stops, config.compute, options) for path in models}
     return {source: models[str(path)] for source, path in paths.items()}
 
 

@@ -24,10 +24,10 @@ import pyarrow.parquet as pq
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from disa.errors import DisaError
+from disa.lm.sampler import Draw
+from disa.lm.sampling import SamplingConfig, decode_completion
 from disa.proposals.protocol import Job
-from disa.proposals.sampler import Draw
-from disa.records import Prompt
-from disa.sampling import SamplingConfig, decode_completion
+from disa.runs.records import Prompt
 
 VERSION = 2
 """Raised whenever the same files give other trajectories; 2: rows of this package's own folders."""
@@ -70,7 +70,7 @@ class ImportedTrajectories:
         files: Sequence[str],
         prompts: list[Prompt],
         tokenizer: Tokenizer,
-        law: SamplingConfig,
+        sampling: SamplingConfig,
         stops: Sequence[int],
     ) -> None:
         known = {p.prompt_id: p.prompt_id for p in prompts} | {p.prompt: p.prompt_id for p in prompts}
@@ -82,7 +82,7 @@ class ImportedTrajectories:
             if prompt_id is None or row["of_the_reference"]:
                 self.left_out += 1
             else:
-                self._draws[prompt_id].append(_draw(row, tokenizer, law, stops, where))
+                self._draws[prompt_id].append(_draw(row, tokenizer, sampling, stops, where))
         if not any(self._draws.values()):
             raise DisaError(
                 f"none of {self.left_out} rows is the proposal's and belongs to a prompt of this run",
@@ -112,7 +112,7 @@ def files_digest(files: Sequence[str]) -> list[str]:
 
 
 def text_draw(
-    tokenizer: Tokenizer, text: str, law: SamplingConfig, *, truncated: bool, log_prob: float | None, where: str
+    tokenizer: Tokenizer, text: str, sampling: SamplingConfig, *, truncated: bool, log_prob: float | None, where: str
 ) -> Draw:
     """A completion of which only the text is known, in the reference's tokens.
 
@@ -121,12 +121,12 @@ def text_draw(
     DisaError
         Where the law could not have written it: longer than the limit, or cut and in these tokens not at the limit.
     """
-    ids = text_ids(tokenizer, text, law, truncated=truncated, where=where)
-    _check_length(ids, law, where)
+    ids = text_ids(tokenizer, text, sampling, truncated=truncated, where=where)
+    _check_length(ids, sampling, where)
     return Draw(ids, truncated, log_prob, retokenised=True)
 
 
-def text_ids(tokenizer: Tokenizer, text: str, law: SamplingConfig, *, truncated: bool, where: str) -> list[int]:
+def text_ids(tokenizer: Tokenizer, text: str, sampling: SamplingConfig, *, truncated: bool, where: str) -> list[int]:
     """Tokens of a text, the end of text behind them unless it was cut.
 
     Raises
@@ -135,29 +135,31 @@ def text_ids(tokenizer: Tokenizer, text: str, law: SamplingConfig, *, truncated:
         Where it was cut and in these tokens does not reach the limit.
     """
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    if truncated and len(ids) < law.max_completion_length:
+    if truncated and len(ids) < sampling.max_completion_length:
         raise DisaError(
-            f"the text was cut, and it has {len(ids)} tokens where the limit is {law.max_completion_length}",
+            f"the text was cut, and it has {len(ids)} tokens where the limit is {sampling.max_completion_length}",
             where=where,
             fix="draw with a limit that no text reaches; leaving cut ones out would bias what is estimated",
         )
     return ids if truncated else [*ids, tokenizer.eos_token_id]
 
 
-def _draw(row: dict[str, Any], tokenizer: Tokenizer, law: SamplingConfig, stops: Sequence[int], where: str) -> Draw:
+def _draw(
+    row: dict[str, Any], tokenizer: Tokenizer, sampling: SamplingConfig, stops: Sequence[int], where: str
+) -> Draw:
     text, ids, truncated = row["completion"], row["completion_ids"], bool(row["truncated"])
     log_prob = _log_prob(row, where)
     if ids is None or row["retokenised"] or not _writes(tokenizer, ids, text):
-        return text_draw(tokenizer, text, law, truncated=truncated, log_prob=log_prob, where=where)
-    _check_length(ids, law, where)
+        return text_draw(tokenizer, text, sampling, truncated=truncated, log_prob=log_prob, where=where)
+    _check_length(ids, sampling, where)
     ends = [i for i, token in enumerate(ids) if token in stops]
     expected = [] if truncated else [len(ids) - 1]
-    if ends != expected or (truncated and len(ids) != law.max_completion_length):
+    if ends != expected or (truncated and len(ids) != sampling.max_completion_length):
         raise DisaError(
             f"truncated is {str(truncated).lower()}, and of {len(ids)} completion_ids those at {ends} are stop tokens",
             where=where,
             fix="end completion_ids with their only stop token, or, where truncated, at "
-            f"sampling.max_completion_length {law.max_completion_length} without one",
+            f"sampling.max_completion_length {sampling.max_completion_length} without one",
         )
     return Draw(list(ids), truncated, log_prob)
 
@@ -178,10 +180,10 @@ def _writes(tokenizer: Tokenizer, ids: Sequence[int], text: str) -> bool:
     return all(0 <= token < len(tokenizer) for token in ids) and decode_completion(tokenizer, list(ids)) == text
 
 
-def _check_length(ids: Sequence[int], law: SamplingConfig, where: str) -> None:
-    if len(ids) > law.max_completion_length:
+def _check_length(ids: Sequence[int], sampling: SamplingConfig, where: str) -> None:
+    if len(ids) > sampling.max_completion_length:
         raise DisaError(
-            f"{len(ids)} tokens, the stop token included, and the limit is {law.max_completion_length}",
+            f"{len(ids)} tokens, the stop token included, and the limit is {sampling.max_completion_length}",
             where=where,
             fix="raise sampling.max_completion_length to what the trajectories were drawn with",
         )

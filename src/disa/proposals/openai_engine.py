@@ -16,13 +16,13 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from disa.errors import DisaError
-from disa.openai_client import Endpoint, OpenAIClient
-from disa.openai_replies import Reply
+from disa.lm.openai_client import Endpoint, OpenAIClient
+from disa.lm.openai_replies import Reply
+from disa.lm.sampler import Draw
+from disa.lm.sampling import SamplingConfig
 from disa.proposals.config import OpenAIConfig
 from disa.proposals.imported import text_ids
 from disa.proposals.protocol import NEUTRAL, Job, finished_draw
-from disa.proposals.sampler import Draw
-from disa.sampling import SamplingConfig
 
 _LLAMA_CPP = {
     "repeat_penalty": 1.0,
@@ -57,10 +57,10 @@ class OpenAIEngine:
     """
 
     def __init__(
-        self, endpoint: str, law: SamplingConfig, stops: Sequence[int], tokenizer: Tokenizer, config: OpenAIConfig
+        self, endpoint: str, sampling: SamplingConfig, stops: Sequence[int], tokenizer: Tokenizer, config: OpenAIConfig
     ) -> None:
         self._client = OpenAIClient(Endpoint.parse(endpoint), timeout=config.timeout, concurrency=config.concurrency)
-        self._law, self._stops, self._tokenizer, self._config = law, tuple(stops), tokenizer, config
+        self._law, self._stops, self._tokenizer, self._config = sampling, tuple(stops), tokenizer, config
 
     def draw(self, jobs: Sequence[Job]) -> list[Draw]:
         """One request a job, several at once.
@@ -118,21 +118,21 @@ class OpenAIEngine:
         return self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
     def _request(self, seed: int) -> dict[str, Any]:
-        law = self._law
+        sampling = self._law
         return {
             **NEUTRAL,
             **_LLAMA_CPP,
-            "temperature": law.temperature,
+            "temperature": sampling.temperature,
             "top_k": _EVERY_TOKEN,
             "samplers": ["temperature"],
-            "max_tokens": law.max_completion_length,
+            "max_tokens": sampling.max_completion_length,
             "seed": seed,
             "stop_token_ids": list(self._stops),
             "logprobs": 1,
             "return_token_ids": True,  # vLLM and SGLang
             "no_stop_trim": True,  # SGLang then keeps the stop token
             "return_tokens_as_token_ids": True,  # older vLLM
-            "post_sampling_probs": law.temperature != 1.0,  # llama.cpp: probabilities after the temperature
+            "post_sampling_probs": sampling.temperature != 1.0,  # llama.cpp: probabilities after the temperature
             "verbose": True,  # llama.cpp then says which settings it used
         }
 
@@ -159,7 +159,7 @@ def reported_tokens(reply: Reply) -> tuple[list[int], list[float]] | None:
     return None if ids is None else (ids, found["token_logprobs"])
 
 
-def check_settings(reply: Reply, law: SamplingConfig, *, where: str) -> None:
+def check_settings(reply: Reply, sampling: SamplingConfig, *, where: str) -> None:
     """Refuse a completion whose server says that it used other settings than it was sent.
 
     Raises
@@ -168,7 +168,7 @@ def check_settings(reply: Reply, law: SamplingConfig, *, where: str) -> None:
         Naming the setting.
     """
     used = ((reply.whole or {}).get("__verbose") or {}).get("generation_settings") or {}
-    for name, sent in ({"temperature": law.temperature} | NEUTRAL | _LLAMA_CPP).items():
+    for name, sent in ({"temperature": sampling.temperature} | NEUTRAL | _LLAMA_CPP).items():
         # The server keeps them in float32.
         if name in used and not math.isclose(used[name], sent, rel_tol=1e-6):
             raise DisaError(

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from disa.errors import DisaError
-from disa.proposals.sampler import Draw
+from disa.lm.sampler import Draw
 
 NEUTRAL = {
     "top_p": 1.0,

@@ -9,14 +9,15 @@ import numpy as np
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from disa.engine import affordable, progress_bar
+from disa.lm.loading import effective_dtype
+from disa.lm.sampler import Draw, sample, uniforms
+from disa.lm.sampling import SamplingConfig, check_context, decode_completion, encode_prompt
 from disa.proposals.config import ProposalsConfig
 from disa.proposals.imported import ImportedTrajectories
 from disa.proposals.protocol import Engine, Job, job_seed
-from disa.proposals.sampler import Draw, sample, uniforms
-from disa.records import Prompt, Trajectory
-from disa.rundir import StageFolder
-from disa.sampling import SamplingConfig, check_context, decode_completion, encode_prompt
+from disa.runs.folders import StageFolder
+from disa.runs.progress import progress_bar
+from disa.runs.records import Prompt, Trajectory
 
 VERSION = 1
 
@@ -27,7 +28,7 @@ Plan = Mapping[str, Mapping[str, range]]
 def run_proposals(
     stage: StageFolder,
     config: ProposalsConfig,
-    law: SamplingConfig,
+    sampling: SamplingConfig,
     prompts: list[Prompt],
     models: dict[str, PreTrainedModel],
     tokenizer: Tokenizer,
@@ -60,7 +61,7 @@ def run_proposals(
         for key in stage.parts_to_make(sizes):
             bar.update(task, completed=stage.made(sizes))
             rows = []
-            for batch in draw_block(blocks[key], plan, config, law, models, tokenizer, engines):
+            for batch in draw_block(blocks[key], plan, config, sampling, models, tokenizer, engines):
                 rows += batch
                 bar.advance(task, len(batch))
             stage.write_part(key, rows, Trajectory)
@@ -91,16 +92,16 @@ def draw_block(
     prompts: list[Prompt],
     plan: Plan,
     config: ProposalsConfig,
-    law: SamplingConfig,
+    sampling: SamplingConfig,
     models: dict[str, PreTrainedModel],
     tokenizer: Tokenizer,
     engines: Mapping[str, Engine],
 ) -> Iterator[list[Trajectory]]:
     """Trajectories of some prompts, in batches; each is determined by its own seed alone."""
-    encoded = {p.prompt_id: encode_prompt(tokenizer, p.prompt, law) for p in prompts}
+    encoded = {p.prompt_id: encode_prompt(tokenizer, p.prompt, sampling) for p in prompts}
     for prompt in prompts:
         for model in models.values():
-            check_context(model, encoded[prompt.prompt_id], law, where=f"prompt {prompt.prompt_id}")
+            check_context(model, encoded[prompt.prompt_id], sampling, where=f"prompt {prompt.prompt_id}")
     for source in ("reference", "proposal"):
         jobs = [(p.prompt_id, draw) for p in prompts for draw in plan[p.prompt_id][source]]
         for start in range(0, len(jobs), config.batch_size):
@@ -108,7 +109,7 @@ def draw_block(
             draws = (
                 engines[source].draw([Job(i, encoded[i], n, job_seed(config.seed, i, source, n)) for i, n in batch])
                 if source in engines
-                else _sampled(batch, source, encoded, config, law, models[source], tokenizer)
+                else _sampled(batch, source, encoded, config, sampling, models[source], tokenizer)
             )
             yield [
                 Trajectory(
@@ -130,13 +131,18 @@ def _sampled(
     source: str,
     encoded: dict[str, list[int]],
     config: ProposalsConfig,
-    law: SamplingConfig,
+    sampling: SamplingConfig,
     model: PreTrainedModel,
     tokenizer: Tokenizer,
 ) -> list[Draw]:
     numbers = np.stack(
-        [uniforms(config.seed, prompt_id, source, draw, law.max_completion_length) for prompt_id, draw in batch]
+        [uniforms(config.seed, prompt_id, source, draw, sampling.max_completion_length) for prompt_id, draw in batch]
     )
     return sample(
-        model, tokenizer, [encoded[prompt_id] for prompt_id, _ in batch], numbers, law, affordable(config.compute)
+        model,
+        tokenizer,
+        [encoded[prompt_id] for prompt_id, _ in batch],
+        numbers,
+        sampling,
+        effective_dtype(config.compute),
     )

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from disa.engine import require_vllm
 from disa.errors import DisaError
+from disa.lm.loading import require_vllm
+from disa.lm.sampler import Draw
+from disa.lm.sampling import SamplingConfig
 from disa.proposals.protocol import NEUTRAL, Job, finished_draw
-from disa.proposals.sampler import Draw
-from disa.sampling import SamplingConfig
 
 
 class VLLMEngine:
@@ -34,7 +34,7 @@ class VLLMEngine:
     """
 
     def __init__(
-        self, model: str, law: SamplingConfig, stops: Sequence[int], compute: str, options: dict[str, Any]
+        self, model: str, sampling: SamplingConfig, stops: Sequence[int], compute: str, options: dict[str, Any]
     ) -> None:
         require_vllm("proposals.engine")
         import vllm
@@ -50,19 +50,19 @@ class VLLMEngine:
         if taken := sorted(fixed.keys() & options.keys()):
             problem = f"{', '.join(taken)} cannot be set, disa sets it"
             raise DisaError(problem, where="recipe, field proposals.vllm", fix="remove it")
-        self._law, self._stops, self._vllm = law, tuple(stops), vllm
+        self._law, self._stops, self._vllm = sampling, tuple(stops), vllm
         self._llm = vllm.LLM(**fixed, **options)
 
     def draw(self, jobs: Sequence[Job]) -> list[Draw]:
         """One trajectory a job, each with a seed of its own."""
-        law = self._law
+        sampling = self._law
         settings = [
             self._vllm.SamplingParams(
                 n=1,
-                temperature=law.temperature,
+                temperature=sampling.temperature,
                 top_k=0,
                 seed=job.seed,
-                max_tokens=law.max_completion_length,
+                max_tokens=sampling.max_completion_length,
                 stop_token_ids=list(self._stops),
                 logprobs=0,  # of the token drawn, and no others
                 **NEUTRAL,

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from disa.evaluation.metrics import Summary
-from disa.records import EvaluationRecord, PartitionEstimate, Prompt
+from disa.runs.records import EvaluationRecord, PartitionEstimate, Prompt
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from disa.evaluation.metrics import CORRECT_REWARD, Summary, clustered_mean
-from disa.records import EvaluationRecord, Prompt
 from disa.report.canvas import GUIDE, Plate, name_curves, new_axes
 from disa.report.tables import largest_k
+from disa.runs.records import EvaluationRecord, Prompt
 
 
 def quality_against_diversity(summary: Summary, styles: Mapping[str, Mapping[str, Any]]) -> list[Plate]:

@@ -6,10 +6,10 @@ import base64
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
-from disa.records import EvaluationRecord
 from disa.report.content import ReportContent, models_in_order
 from disa.report.escape import shown
 from disa.report.tables import metrics_table_html, pairs_html
+from disa.runs.records import EvaluationRecord
 
 # Even if something hostile got through the escaping, the browser would load and run nothing.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"

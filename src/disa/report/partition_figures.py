@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from disa.records import PartitionEstimate
 from disa.report.canvas import FLAGGED, GUIDE, UNFLAGGED, Plate, new_axes
+from disa.runs.records import PartitionEstimate
 
 FEW_HITS = 5.0
 """Below this many effective correct draws an estimate is flagged (``hits_ess < 5``)."""

@@ -7,14 +7,14 @@ from typing import Any
 import yaml
 
 from disa.anchor import Anchor
-from disa.engine import read_step_log
 from disa.evaluation.metrics import summarise, summary_to_json
 from disa.recipe import Recipe
-from disa.records import EvaluationRecord, Prompt
 from disa.report.content import ReportContent
 from disa.report.tables import metrics_table_text
 from disa.report.write import write_report
-from disa.rundir import StageFolder, write_json
+from disa.runs.folders import StageFolder, write_json
+from disa.runs.records import EvaluationRecord, Prompt
+from disa.runs.step_log import read_step_log
 
 VERSION = 1
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from disa.errors import DisaError
-from disa.records import ScoredTrajectory
+from disa.runs.records import ScoredTrajectory
 
 
 def parity_report(

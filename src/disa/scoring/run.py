@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import logging
-import numbers
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from disa.engine import affordable, progress_bar
 from disa.errors import DisaError
-from disa.records import Prompt, ScoredTrajectory, Trajectory
-from disa.rundir import StageFolder, write_json
-from disa.sampling import SamplingConfig, encode_prompt
+from disa.lm.loading import effective_dtype
+from disa.lm.log_probs import sequence_log_probs
+from disa.lm.sampling import SamplingConfig, encode_prompt
+from disa.lm.shared_prefix import unsupported
+from disa.runs.folders import StageFolder, write_json
+from disa.runs.progress import progress_bar
+from disa.runs.records import Prompt, ScoredTrajectory, Trajectory
 from disa.scoring.config import ScoringConfig
-from disa.scoring.log_probs import sequence_log_probs
 from disa.scoring.parity import check_parity, parity_report
-from disa.shared_prefix import unsupported
 from disa.tasks import Task
+from disa.tasks.checked_rewards import checked_rewards
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -29,7 +30,7 @@ _log = logging.getLogger(__name__)
 def run_scoring(
     stage: StageFolder,
     config: ScoringConfig,
-    law: SamplingConfig,
+    sampling: SamplingConfig,
     task: Task,
     prompts: list[Prompt],
     trajectories: list[Trajectory],
@@ -57,7 +58,7 @@ def run_scoring(
             where="scoring, rows of 2_proposals",
             fix="rerun the proposals stage for these tasks",
         )
-    encoded = {p.prompt_id: encode_prompt(tokenizer, p.prompt, law) for p in prompts}
+    encoded = {p.prompt_id: encode_prompt(tokenizer, p.prompt, sampling) for p in prompts}
     starts = range(0, len(trajectories), config.trajectories_per_part)
     blocks = {f"part-{start:08d}": trajectories[start : start + config.trajectories_per_part] for start in starts}
     sizes = {key: len(block) for key, block in blocks.items()}
@@ -69,8 +70,8 @@ def run_scoring(
         for key in stage.parts_to_make(sizes):
             bar.update(bar_task, completed=stage.made(sizes))
             block = blocks[key]
-            rewards = task_rewards(task, [by_id[t.prompt_id] for t in block], [t.completion for t in block])
-            rows = _score_block(block, rewards, encoded, models, config, law)
+            rewards = checked_rewards(task, [by_id[t.prompt_id] for t in block], [t.completion for t in block])
+            rows = _score_block(block, rewards, encoded, models, config, sampling)
             stage.write_part(key, rows, ScoredTrajectory)
         bar.update(bar_task, completed=len(trajectories))
     rows = stage.rows(ScoredTrajectory)
@@ -98,7 +99,7 @@ def _score_block(
     encoded: dict[str, list[int]],
     models: dict[str, PreTrainedModel],
     config: ScoringConfig,
-    law: SamplingConfig,
+    sampling: SamplingConfig,
 ) -> list[ScoredTrajectory]:
     prompt_ids = [encoded[t.prompt_id] for t in block]
     completion_ids = [t.completion_ids for t in block]
@@ -108,8 +109,8 @@ def _score_block(
             model,
             prompt_ids,
             completion_ids,
-            temperature=law.temperature,
-            compute=affordable(config.compute),
+            temperature=sampling.temperature,
+            compute=effective_dtype(config.compute),
             tokens_per_batch=config.tokens_per_batch,
         )
         for key, model in distinct.items()
@@ -134,45 +135,3 @@ def _score_block(
         )
         for i, t in enumerate(block)
     ]
-
-
-def task_rewards(task: Task, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float | None]:
-    """The task's rewards, checked: bounded numbers, None where a completion stays undecided.
-
-    Raises
-    ------
-    DisaError
-        Where the task raises, returns another number of rewards, NaN, or a number outside its declared range.
-    """
-    low, high = task.reward_range
-    fix = f"return a number in {list(task.reward_range)} for every completion"
-    try:
-        rewards = task.rewards(prompts, completions)
-    except DisaError:
-        raise
-    except Exception as error:
-        culprit = _first_that_raises(task, prompts, completions)
-        where = f"task {task.name}, {culprit}field reward"
-        raise DisaError(f"the reward raised {type(error).__name__}: {error}", where=where, fix=fix) from error
-    if len(rewards) != len(completions):
-        problem = f"{len(rewards)} rewards for {len(completions)} completions"
-        raise DisaError(problem, where=f"task {task.name}, field reward", fix=fix)
-    for prompt, completion, reward in zip(prompts, completions, rewards, strict=True):
-        # A NaN compares false, so it is refused as well.
-        if reward is not None and not (isinstance(reward, numbers.Real) and low <= reward <= high):
-            raise DisaError(
-                f"the reward is {reward}, expected a number in [{low}, {high}], or None where it stays undecided",
-                where=f"task {task.name}, prompt {prompt.prompt_id}, field reward",
-                fix=f"{fix} (here {completion[:60]!r})",
-            )
-    return [None if reward is None else float(reward) for reward in rewards]
-
-
-def _first_that_raises(task: Task, prompts: Sequence[Prompt], completions: Sequence[str]) -> str:
-    """Find, for the message, the prompt whose completion alone makes the rewards raise; empty where none does."""
-    for prompt, completion in zip(prompts, completions, strict=True):
-        try:
-            task.rewards([prompt], [completion])
-        except Exception:
-            return f"prompt {prompt.prompt_id}, "
-    return ""

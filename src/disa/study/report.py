@@ -8,13 +8,13 @@ from typing import Any
 
 import yaml
 
-from disa.locks import exclusive
 from disa.report.canvas import illustrations, style
 from disa.report.escape import shown
 from disa.report.html import document, plates, section
 from disa.report.tables import rows_html
 from disa.report.write import write_figures
-from disa.rundir import StageFolder, write_json
+from disa.runs.folders import StageFolder, write_json
+from disa.runs.locks import exclusive
 from disa.study.figures import study_plates
 from disa.study.results import cell_row, error_table, policy_rows, policy_table, reference_row, strength_table
 from disa.study.run import Study

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from disa.evaluation.metrics import PromptValues, clustered_mean, paired_difference, per_prompt
-from disa.records import EvaluationRecord, Prompt
 from disa.report.tables import largest_k
-from disa.rundir import StageFolder, read_json
+from disa.runs.folders import StageFolder, read_json
+from disa.runs.records import EvaluationRecord, Prompt
 from disa.study.errors import measured_json
 from disa.study.run import Cell
 

@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 
 from disa.errors import DisaError
-from disa.locks import exclusive
 from disa.partition.draws import trajectory_columns
 from disa.pipeline import Pipeline
 from disa.proposals.config import ProposalsConfig
 from disa.recipe import ModelsConfig, Recipe
-from disa.records import Prompt, ScoredTrajectory
-from disa.rundir import StageFolder, write_json
+from disa.runs.folders import StageFolder, write_json
+from disa.runs.locks import exclusive
+from disa.runs.records import Prompt, ScoredTrajectory
 from disa.scoring.run import decided
 from disa.study.errors import Pool, cell_error, in_block, truth_from_reference, whole_blocks
 from disa.study.share import share
@@ -233,10 +233,10 @@ class Study:
 
     def _proposal(self, strength: str) -> StageFolder | None:
         """The model of a strength, None where it is the reference."""
-        config, run, law = self.recipe.warmup, self.config.strengths[strength], self.recipe.sampling
+        config, run, sampling = self.recipe.warmup, self.config.strengths[strength], self.recipe.sampling
         if run.steps == 0:
             return None
-        identity = {"strength": run.identity(), "warmup": config.identity(), "sampling": law.identity()}
+        identity = {"strength": run.identity(), "warmup": config.identity(), "sampling": sampling.identity()}
         inputs = {"tasks": self.base.tasks(), "warmup": self.base.warmup()}
         name = f"strengths/{strength}/proposal"
         stage = StageFolder(self.folder, name, version=PROPOSAL_VERSION, identity=identity, inputs=inputs)
@@ -244,7 +244,7 @@ class Study:
             stage.begin()
             prompts = [row for row in self.base.tasks().rows(Prompt) if row.split == "warmup"][: run.prompts]
             start = self.base.warmup().path / "reference"
-            supervise(stage.path, "model", run.steps, run.noise, config, self.base.task, prompts, law, start=start)
+            supervise(stage.path, "model", run.steps, run.noise, config, self.base.task, prompts, sampling, start=start)
             stage.finish()
             self.say(f"{name}: done in {stage.manifest['seconds']:.1f} s")
         return stage

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from disa.locks import RunDirectoryBusy
+from disa.runs.locks import RunDirectoryBusy
 
 PATIENCE_SECONDS = 2.0
 """Between looks at units that another process works on; each takes from a second to minutes."""

@@ -8,8 +8,8 @@ import random
 from fractions import Fraction
 from typing import Any
 
-from disa.records import Prompt
 from disa.rewards.expression import Expression, apply, canonical_form, flatten, leaves, parse_expression, value
+from disa.runs.records import Prompt
 from disa.tasks.config import CountdownConfig
 from disa.tasks.task import Task, read_payload
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from disa.errors import DisaError
-from disa.provenance import digest
-from disa.records import Prompt
+from disa.runs.provenance import digest
+from disa.runs.records import Prompt
 from disa.tasks.benchmarks import BENCHMARKS, rows_digest, verify
 from disa.tasks.dataset_config import DatasetConfig, SourceConfig
 from disa.tasks.judges import Judge, make_judge

@@ -7,7 +7,7 @@ import itertools
 import random
 from typing import Any
 
-from disa.records import Prompt
+from disa.runs.records import Prompt
 from disa.tasks.config import GraphColoringConfig
 from disa.tasks.task import Task, read_payload
 

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from disa.errors import DisaError
-from disa.provenance import digest
 from disa.rewards.custom import CustomReward
+from disa.runs.provenance import digest
 
 if TYPE_CHECKING:
     from disa.rewards.code import CodeVerifier, Program

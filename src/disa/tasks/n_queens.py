@@ -6,7 +6,7 @@ import functools
 import random
 from typing import Any
 
-from disa.records import Prompt
+from disa.runs.records import Prompt
 from disa.tasks.config import NQueensConfig
 from disa.tasks.task import Task, read_payload
 

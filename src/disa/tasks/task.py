@@ -13,7 +13,7 @@ from typing import Any
 
 from disa.config import StageConfig
 from disa.errors import DisaError
-from disa.records import Prompt
+from disa.runs.records import Prompt
 
 SPLITS = ("train", "validation", "heldout", "warmup")
 # Instances drawn without finding a new one for an open split before the space counts as exhausted.

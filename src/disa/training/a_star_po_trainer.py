@@ -11,7 +11,7 @@ from torch import Tensor
 
 from disa.errors import DisaError
 from disa.objectives.log_z import reference_log_z
-from disa.records import ScoredTrajectory
+from disa.runs.records import ScoredTrajectory
 from disa.training.balance_config import BalanceConfig
 from disa.training.balance_trainer import BalanceTrainer
 
@@ -76,7 +76,7 @@ class AStarPOTrainer(BalanceTrainer):
         values = [self._values[row["prompt_id"]] for row in rows]
         return torch.tensor(values, dtype=torch.float64, device=batch["completion_ids"].device)
 
-    def _shape(self, residual: Tensor, moved: Tensor) -> Tensor:
+    def _transform_residual(self, residual: Tensor, moved: Tensor) -> Tensor:
         return residual / self.args.inverse_temperature
 
 

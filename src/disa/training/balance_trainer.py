@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from disa.engine import SeededEpochs
+from disa.lm.hf_trainer import SeededEpochs
 from disa.objectives.log_z import group_log_z
 from disa.objectives.trajectory_balance import (
     importance_weight,
@@ -90,7 +90,7 @@ class BalanceTrainer(SharedPromptTrainer):
         """Reward in the residual: the raw one."""
         return inputs["raw_reward"]
 
-    def _shape(self, residual: Tensor, moved: Tensor) -> Tensor:
+    def _transform_residual(self, residual: Tensor, moved: Tensor) -> Tensor:
         """Residual as the loss squares it; ``moved`` is (log pi - log pi_sampler) / n of each row."""
         return residual
 
@@ -173,7 +173,7 @@ class BalanceTrainer(SharedPromptTrainer):
             lengths=lengths,
             learned=self._learned,
         )
-        shaped = self._shape(residual, per_length(log_pi - log_sampler, length, lengths))
+        shaped = self._transform_residual(residual, per_length(log_pi - log_sampler, length, lengths))
         # Undecided rows (a NaN reward) carry no gradient; a micro-batch of only such rows gives a zero loss.
         decided = ~residual.isnan()
         baseline = self._baseline(shaped[decided], inputs["group"][decided])
@@ -200,7 +200,8 @@ class BalanceTrainer(SharedPromptTrainer):
     def _logs_this_step(self) -> bool:
         """Whether a line of the log follows the optimiser step under way; the entropy is only computed for those.
 
-        They are the engine's, and those that :class:`disa.engine.StepLog` adds: at checkpoints and after the last step.
+        They are the engine's, and those that :class:`disa.runs.step_log.StepLog` adds: at checkpoints and after the
+        last step.
         """
         step, args, state = self.state.global_step + 1, self.args, self.state
         if args.logging_strategy != "steps" or step == state.max_steps or (args.logging_first_step and step == 1):

@@ -12,11 +12,11 @@ from transformers import Trainer
 from trl import GRPOConfig
 
 from disa.anchor import Anchor
-from disa.engine import SeededEpochs
 from disa.errors import DisaError
-from disa.provenance import chat_template_digest, tokenizer_digest, weights_digest
-from disa.records import ScoredTrajectory
-from disa.sampling import SamplingConfig, stop_token_ids
+from disa.lm.hf_trainer import SeededEpochs
+from disa.lm.sampling import SamplingConfig, stop_token_ids
+from disa.runs.provenance import chat_template_digest, tokenizer_digest, weights_digest
+from disa.runs.records import ScoredTrajectory
 from disa.tasks import Task
 from disa.training.a_star_po_trainer import AStarPOConfig, AStarPOTrainer, reference_values, unsolved
 from disa.training.config import TrainingConfig
@@ -44,11 +44,11 @@ BOTH_SHARE = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
-class Ingredients:
+class TrainerInputs:
     """What any method's trainer may be made of."""
 
     config: TrainingConfig
-    law: SamplingConfig
+    sampling: SamplingConfig
     task: Task
     prompt_ids: Mapping[str, Sequence[int]]
     """Token ids of the training prompts."""
@@ -58,7 +58,7 @@ class Ingredients:
     """Those of the training prompts."""
     arguments: dict[str, Any]
     """Keyword arguments of every configuration: steps, batch, schedule, learning rate, seed, logs."""
-    sampling: dict[str, Any]
+    generation: dict[str, Any]
     """Those of the configurations that generate."""
     shared: dict[str, Any]
     """Keyword arguments of every trainer: model, tokenizer, adapters, callbacks."""
@@ -67,7 +67,7 @@ class Ingredients:
     """The task's reward as a TRL reward function."""
 
 
-def build_trainer(method: str, parts: Ingredients) -> Trainer:
+def build_trainer(method: str, parts: TrainerInputs) -> Trainer:
     """Make the trainer of one method.
 
     Raises
@@ -78,7 +78,7 @@ def build_trainer(method: str, parts: Ingredients) -> Trainer:
     return _BUILDERS[method](parts)
 
 
-def _disa(parts: Ingredients, *, default_share: float = 0.0) -> Trainer:
+def _disa(parts: TrainerInputs, *, default_share: float = 0.0) -> Trainer:
     config = parts.config
     share = config.offline_share or default_share
     args = DISAConfig(
@@ -88,7 +88,7 @@ def _disa(parts: Ingredients, *, default_share: float = 0.0) -> Trainer:
         offline_share=share,
         flagged=config.flagged,
         **parts.arguments,
-        **parts.sampling,
+        **parts.generation,
     )
     offline = None
     if share:
@@ -97,22 +97,22 @@ def _disa(parts: Ingredients, *, default_share: float = 0.0) -> Trainer:
     return DISATrainer(anchor=parts.anchor, args=args, reference=parts.reference, offline=offline, **_online(parts))
 
 
-def _towards_target(parts: Ingredients, rows: Sequence[ScoredTrajectory]) -> StoredTrajectories:
+def _towards_target(parts: TrainerInputs, rows: Sequence[ScoredTrajectory]) -> StoredTrajectories:
     config = parts.config
     weights = target_weights(rows, parts.anchor, tail=config.offline_weight_tail, cap=config.offline_weight_cap)
     return StoredTrajectories(rows, parts.prompt_ids, weights * equal_prompts(rows), seed=config.seed)
 
 
-def _disa_both(parts: Ingredients) -> Trainer:
+def _disa_both(parts: TrainerInputs) -> Trainer:
     return _disa(parts, default_share=BOTH_SHARE)
 
 
-def _disa_forward(parts: Ingredients) -> Trainer:
+def _disa_forward(parts: TrainerInputs) -> Trainer:
     _verify(parts)
     return _offline(parts, _towards_target(parts, parts.trajectories), forward_loss)
 
 
-def _disa_offline_balance(parts: Ingredients) -> Trainer:
+def _disa_offline_balance(parts: TrainerInputs) -> Trainer:
     _verify(parts)
     rows = parts.trajectories
     log_z = conservative_log_z(parts.anchor, [row.prompt_id for row in rows])
@@ -120,17 +120,17 @@ def _disa_offline_balance(parts: Ingredients) -> Trainer:
     return _offline(parts, stored, balance(parts.config.inverse_temperature))
 
 
-def _sft(parts: Ingredients, *, kind: str = "correct") -> Trainer:
+def _sft(parts: TrainerInputs, *, kind: str = "correct") -> Trainer:
     weights = supervised_weights(parts.trajectories, kind)
     stored = StoredTrajectories(parts.trajectories, parts.prompt_ids, weights, seed=parts.config.seed)
     return _offline(parts, stored, supervised("mean"))
 
 
-def _sft_reward(parts: Ingredients) -> Trainer:
+def _sft_reward(parts: TrainerInputs) -> Trainer:
     return _sft(parts, kind="reward")
 
 
-def _a2po(parts: Ingredients) -> Trainer:
+def _a2po(parts: TrainerInputs) -> Trainer:
     config, rows = parts.config, parts.trajectories
     values = reference_values(rows, inverse_temperature=config.inverse_temperature, n=config.value_samples)
     dropped = unsolved(rows, n=config.value_samples)
@@ -147,52 +147,52 @@ def _a2po(parts: Ingredients) -> Trainer:
     args = AStarPOConfig(
         inverse_temperature=config.inverse_temperature,
         **parts.arguments,
-        **parts.sampling | {"num_generations": 1},
+        **parts.generation | {"num_generations": 1},
     )
     return AStarPOTrainer(values=values, args=args, reference=parts.reference, **_online(parts))
 
 
-def _vargrad(parts: Ingredients) -> Trainer:
-    args = VarGradConfig(inverse_temperature=parts.config.inverse_temperature, **parts.arguments, **parts.sampling)
+def _vargrad(parts: TrainerInputs) -> Trainer:
+    args = VarGradConfig(inverse_temperature=parts.config.inverse_temperature, **parts.arguments, **parts.generation)
     return VarGradTrainer(args=args, reference=parts.reference, **_online(parts))
 
 
-def _gflowrl(parts: Ingredients, *, published: bool = False) -> Trainer:
+def _gflowrl(parts: TrainerInputs, *, published: bool = False) -> Trainer:
     args = GFlowRLConfig(
         inverse_temperature=parts.config.inverse_temperature,
         published=published,
         **parts.arguments,
-        **parts.sampling,
+        **parts.generation,
     )
     return GFlowRLTrainer(args=args, reference=parts.reference, **_online(parts))
 
 
-def _gflowrl_published(parts: Ingredients) -> Trainer:
+def _gflowrl_published(parts: TrainerInputs) -> Trainer:
     return _gflowrl(parts, published=True)
 
 
-def _flowrl(parts: Ingredients, *, published: bool = False) -> Trainer:
+def _flowrl(parts: TrainerInputs, *, published: bool = False) -> Trainer:
     args = FlowRLConfig(
         inverse_temperature=parts.config.inverse_temperature,
         published=published,
         log_z_learning_rate=parts.config.log_z_learning_rate,
         **parts.arguments,
-        **parts.sampling,
+        **parts.generation,
     )
     return FlowRLTrainer(args=args, reference=parts.reference, **_online(parts))
 
 
-def _flowrl_published(parts: Ingredients) -> Trainer:
+def _flowrl_published(parts: TrainerInputs) -> Trainer:
     return _flowrl(parts, published=True)
 
 
-def _grpo(parts: Ingredients, **own: Any) -> Trainer:
-    trainer = SamplingTrainer(args=GRPOConfig(**parts.arguments, **parts.sampling, **own), **_online(parts))
+def _grpo(parts: TrainerInputs, **own: Any) -> Trainer:
+    trainer = SamplingTrainer(args=GRPOConfig(**parts.arguments, **parts.generation, **own), **_online(parts))
     trainer.add_callback(SeededEpochs())
     return trainer
 
 
-def _gspo(parts: Ingredients) -> Trainer:
+def _gspo(parts: TrainerInputs) -> Trainer:
     # The mean over completions and the clip range are those of arXiv 2507.18071.
     return _grpo(parts, importance_sampling_level="sequence", loss_type="grpo", epsilon=3e-4, epsilon_high=4e-4)
 
@@ -217,27 +217,27 @@ _BUILDERS = {
 assert _BUILDERS.keys() == METHODS.keys()
 
 
-def _online(parts: Ingredients) -> dict[str, Any]:
+def _online(parts: TrainerInputs) -> dict[str, Any]:
     return parts.shared | {"reward_funcs": [parts.reward], "train_dataset": parts.dataset}
 
 
-def _offline(parts: Ingredients, stored: StoredTrajectories, loss: OfflineLoss) -> Trainer:
-    args = OfflineConfig(temperature=parts.law.temperature, **parts.arguments)
+def _offline(parts: TrainerInputs, stored: StoredTrajectories, loss: OfflineLoss) -> Trainer:
+    args = OfflineConfig(temperature=parts.sampling.temperature, **parts.arguments)
     return OfflineTrainer(args=args, trajectories=stored, loss=loss, **parts.shared)
 
 
-def _verify(parts: Ingredients) -> None:
+def _verify(parts: TrainerInputs) -> None:
     """The anchor's conditions that offline training shares with it, as the on-policy trainer checks them."""
-    tokenizer, law = parts.shared["processing_class"], parts.law
+    tokenizer, sampling = parts.shared["processing_class"], parts.sampling
     found = dataclasses.replace(
         parts.anchor.fingerprint,
         reference=weights_digest(parts.shared["model"]),
         tokenizer=tokenizer_digest(tokenizer),
         chat_template=chat_template_digest(
-            tokenizer, conversational=law.conversational, system_prompt=law.system_prompt
+            tokenizer, conversational=sampling.conversational, system_prompt=sampling.system_prompt
         ),
-        temperature=law.temperature,
-        max_completion_length=law.max_completion_length,
+        temperature=sampling.temperature,
+        max_completion_length=sampling.max_completion_length,
         stop_token_ids=stop_token_ids(parts.shared["model"], tokenizer),
         reward=parts.task.reward_fingerprint,
         inverse_temperature=parts.config.inverse_temperature,

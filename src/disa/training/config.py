@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from disa.config import StageConfig, speed_only
-from disa.training.methods import FOREIGN, METHODS, MethodName
+from disa.training.methods import METHOD_SPECIFIC_FIELDS, METHODS, MethodName
 
 
 class LoRAConfig(StageConfig):
@@ -103,7 +103,7 @@ class TrainingConfig(StageConfig):
 
     @model_validator(mode="after")
     def _groups_where_needed(self) -> TrainingConfig:
-        needing = [method for method in self.methods if not METHODS[method].alone]
+        needing = [method for method in self.methods if not METHODS[method].allows_group_of_one]
         if self.completions_per_prompt == 1 and needing:
             raise ValueError(f"completions_per_prompt 1 leaves {', '.join(needing)} without groups to learn from")
         return self
@@ -156,7 +156,7 @@ class TrainingConfig(StageConfig):
     def method_identity(self, method: str) -> dict[str, Any]:
         """What one method's result depends on: the list of methods and the others' settings do not."""
         resolved = ("methods", "steps", "steps_of", "learning_rate", "learning_rates")
-        foreign = {*resolved} | FOREIGN - set(METHODS[method].settings)
+        foreign = {*resolved} | METHOD_SPECIFIC_FIELDS - set(METHODS[method].settings)
         foreign |= set() if METHODS[method].generates else {"vllm"}
         own = {name: value for name, value in self.identity().items() if name not in foreign}
         steps, rate = self.method_steps(method), self.method_learning_rate(method)

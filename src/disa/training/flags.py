@@ -22,7 +22,7 @@ from typing import Literal
 
 from disa.anchor import Anchor
 from disa.errors import DisaError
-from disa.records import ScoredTrajectory
+from disa.runs.records import ScoredTrajectory
 
 FlagPolicy = Literal["train", "group", "skip", "refuse"]
 POLICIES: tuple[FlagPolicy, ...] = ("train", "group", "skip", "refuse")

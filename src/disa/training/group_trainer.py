@@ -80,6 +80,6 @@ class GFlowRLTrainer(VarGradTrainer):
     def _known_log_z(self, batch: dict[str, Any], rows: list[dict[str, Any]]) -> Tensor:
         return self._group_log_z(batch, length="sum" if self.args.published else self.args.length)
 
-    def _shape(self, residual: Tensor, moved: Tensor) -> Tensor:
+    def _transform_residual(self, residual: Tensor, moved: Tensor) -> Tensor:
         low, high = (float("inf") if end is None else end for end in (self.args.clip_low, self.args.clip_high))
         return clip_gap(residual, moved, low=low, high=high)

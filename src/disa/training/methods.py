@@ -28,7 +28,7 @@ class Method:
     """Draws completions in training."""
     repeats_prompts: bool = False
     """Takes a prompt as often in a step as there are too few; the others need distinct ones."""
-    alone: bool = True
+    allows_group_of_one: bool = True
     """Learns from groups of one completion."""
     adapters: bool = False
     """Trains low-rank adapters also where ``TrainingConfig.lora`` is null."""
@@ -62,19 +62,19 @@ METHODS: dict[str, Method] = {
     ),
     "flowrl": Method("FlowRL: learned log Z", ("inverse_temperature", "log_z_learning_rate")),
     "flowrl_published": Method(
-        "FlowRL as published: means over tokens, beta 15", ("log_z_learning_rate",), alone=False
+        "FlowRL as published: means over tokens, beta 15", ("log_z_learning_rate",), allows_group_of_one=False
     ),
-    "gflowrl": Method("GFlowRL: group log Z, sums", ("inverse_temperature",), alone=False),
-    "gflowrl_published": Method("GFlowRL as published: means over tokens, beta 8", alone=False),
-    "vargrad": Method("VarGrad: group log Z", ("inverse_temperature",), alone=False),
+    "gflowrl": Method("GFlowRL: group log Z, sums", ("inverse_temperature",), allows_group_of_one=False),
+    "gflowrl_published": Method("GFlowRL as published: means over tokens, beta 8", allows_group_of_one=False),
+    "vargrad": Method("VarGrad: group log Z", ("inverse_temperature",), allows_group_of_one=False),
     "a2po": Method(
         "A*-PO: value from reference samples, one completion a prompt",
         ("inverse_temperature", "value_samples"),
         reads="values",
         repeats_prompts=True,
     ),
-    "grpo": Method("GRPO", alone=False),
-    "gspo": Method("GSPO", alone=False),
+    "grpo": Method("GRPO", allows_group_of_one=False),
+    "gspo": Method("GSPO", allows_group_of_one=False),
     "sft": Method("Supervised on the correct trajectories", reads="all", generates=False),
     "sft_reward": Method("Supervised on trajectories in proportion to reward", reads="all", generates=False),
     "lora_sft": Method(
@@ -103,5 +103,5 @@ MethodName = Literal[
     "lora_sft",
 ]
 
-FOREIGN = frozenset(name for method in METHODS.values() for name in method.settings)
+METHOD_SPECIFIC_FIELDS = frozenset(name for method in METHODS.values() for name in method.settings)
 """Fields that some method does not read."""

@@ -18,10 +18,10 @@ from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainingArguments, set_seed
 
 from disa.anchor import Anchor
+from disa.lm.shared_prefix import shared_attention
 from disa.objectives.forward_projection import forward_projection_loss
 from disa.objectives.supervised import supervised_loss
 from disa.objectives.trajectory_balance import trajectory_balance_loss, trajectory_balance_residual
-from disa.shared_prefix import shared_attention
 from disa.training.policy_log_probs import answer_log_probs, completion_log_probs
 from disa.training.stored import StoredBatch, StoredTrajectories
 

@@ -18,8 +18,8 @@ from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from disa.scoring.log_probs import PackedCompletions, token_log_probs
-from disa.shared_prefix import causal_lm, unsupported
+from disa.lm.log_probs import PackedCompletions, token_log_probs
+from disa.lm.shared_prefix import causal_lm, unsupported
 
 # Where a process holds whole models: pieces of one are only put together in their wrapper's own forward.
 _WHOLE = {DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU}

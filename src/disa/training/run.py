@@ -10,25 +10,18 @@ from datasets import Dataset
 from transformers import PrinterCallback
 from trl import GRPOConfig
 
-from disa import processes
 from disa.anchor import Anchor
-from disa.engine import (
-    StepLog,
-    affordable,
-    last_checkpoint,
-    load_tokenizer,
-    require_vllm,
-    save_trained,
-    trainable_model,
-    trainer_arguments,
-)
 from disa.errors import DisaError
-from disa.records import Prompt, ScoredTrajectory
-from disa.rundir import StageFolder
-from disa.sampling import SamplingConfig, encode_prompt
-from disa.scoring.run import task_rewards
+from disa.lm.hf_trainer import last_checkpoint, save_trained, trainer_arguments
+from disa.lm.loading import effective_dtype, load_tokenizer, require_vllm, trainable_model
+from disa.lm.sampling import SamplingConfig, encode_prompt
+from disa.runs import processes
+from disa.runs.folders import StageFolder
+from disa.runs.records import Prompt, ScoredTrajectory
+from disa.runs.step_log import StepLog
 from disa.tasks import Task
-from disa.training.build import Ingredients, build_trainer
+from disa.tasks.checked_rewards import checked_rewards
+from disa.training.build import TrainerInputs, build_trainer
 from disa.training.config import LoRAConfig, TrainingConfig
 from disa.training.methods import METHODS
 
@@ -52,15 +45,15 @@ class TaskReward:
         texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
         fields = ("prompt_id", "task_name", "split", "prompt_text", "payload", "n_solutions")
         prompts = [Prompt(*row) for row in zip(*(columns[name] for name in fields), strict=True)]
-        return task_rewards(self._task, prompts, texts)
+        return checked_rewards(self._task, prompts, texts)
 
 
-def dataset(prompts: list[Prompt], task: Task, law: SamplingConfig) -> Dataset:
+def dataset(prompts: list[Prompt], task: Task, sampling: SamplingConfig) -> Dataset:
     """Rows for TRL: the prompt in the trainer's form, the anchor's key, and the prompt record itself."""
     return Dataset.from_list(
         [
             {
-                "prompt": law.trainer_prompt(p.prompt),
+                "prompt": sampling.trainer_prompt(p.prompt),
                 "prompt_id": p.prompt_id,
                 "task": task.fingerprint,
                 "task_name": p.task,
@@ -78,7 +71,7 @@ def run_training(
     stage: StageFolder,
     method: str,
     config: TrainingConfig,
-    law: SamplingConfig,
+    sampling: SamplingConfig,
     task: Task,
     prompts: list[Prompt],
     reference: Path,
@@ -106,19 +99,19 @@ def run_training(
         raise DisaError(str(error), where="training") from error
     checkpoints, log = stage.path / "checkpoints", StepLog(stage.path / "steps.jsonl", f"training: {method}")
     tokenizer = load_tokenizer(reference)
-    parts = Ingredients(
+    parts = TrainerInputs(
         config=config,
-        law=law,
+        sampling=sampling,
         task=task,
-        prompt_ids={p.prompt_id: encode_prompt(tokenizer, p.prompt, law) for p in prompts},
+        prompt_ids={p.prompt_id: encode_prompt(tokenizer, p.prompt, sampling) for p in prompts},
         reference=reference,
         anchor=anchor,
         trajectories=trajectories,
         arguments=_arguments(method, config, checkpoints),
-        sampling={
+        generation={
             "num_generations": config.completions_per_prompt,
-            "max_completion_length": law.max_completion_length,
-            "temperature": law.temperature,
+            "max_completion_length": sampling.max_completion_length,
+            "temperature": sampling.temperature,
             **_rollouts(config),
         },
         shared={
@@ -127,7 +120,7 @@ def run_training(
             "peft_config": _peft_config(config.method_lora(method)),
             "callbacks": [log],
         },
-        dataset=dataset(prompts, task, law),
+        dataset=dataset(prompts, task, sampling),
         reward=TaskReward(task),
     )
     trainer = build_trainer(method, parts)
@@ -169,7 +162,7 @@ def _arguments(method: str, config: TrainingConfig, output_dir: Path) -> dict[st
         "seed": config.seed,
         "save_steps": config.save_every,
         "save_total_limit": 1,
-        **trainer_arguments(affordable(config.compute), config.log_every),
+        **trainer_arguments(effective_dtype(config.compute), config.log_every),
     }
 
 

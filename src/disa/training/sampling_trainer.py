@@ -6,7 +6,7 @@ from typing import Any
 
 from trl import GRPOTrainer
 
-from disa.engine import without_own_defaults
+from disa.lm.loading import without_own_defaults
 
 
 class SamplingTrainer(GRPOTrainer):

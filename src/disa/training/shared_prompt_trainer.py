@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from disa.proposals.sampler import draw_tokens
-from disa.shared_prefix import causal_lm, shared_attention
-from disa.training.merged_adapters import merged_adapters
+from disa.lm.merged_adapters import merged_adapters
+from disa.lm.sampler import draw_tokens
+from disa.lm.shared_prefix import causal_lm, shared_attention
 from disa.training.policy_log_probs import answer_log_probs, completion_log_probs
 from disa.training.sampling_trainer import SamplingTrainer
 

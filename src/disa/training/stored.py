@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from disa.errors import DisaError
-from disa.records import ScoredTrajectory
+from disa.runs.records import ScoredTrajectory
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ from disa.anchor import Anchor
 from disa.errors import DisaError
 from disa.objectives.forward_projection import forward_projection_loss
 from disa.objectives.trajectory_balance import anchored_baseline
-from disa.provenance import Fingerprint, chat_template_digest, tokenizer_digest, weights_digest
+from disa.runs.provenance import Fingerprint, chat_template_digest, tokenizer_digest, weights_digest
 from disa.training.balance_trainer import BalanceTrainer
 from disa.training.disa_config import DISAConfig
 from disa.training.flags import flag_plan, require_frozen_log_z

@@ -15,7 +15,7 @@ from disa.objectives.forward_projection import target_weight
 from disa.partition.draws import Draws
 from disa.partition.log_weights import balance_log_weights
 from disa.partition.psis import smoothed_log_weights
-from disa.records import ScoredTrajectory
+from disa.runs.records import ScoredTrajectory
 
 CORRECT = 1.0
 """Reward from which a completion counts as correct, as in evaluation."""

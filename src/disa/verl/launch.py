@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from disa.anchor import Anchor
-from disa.engine import load_model, load_tokenizer
 from disa.errors import DisaError
-from disa.provenance import Fingerprint, chat_template_digest, tokenizer_digest, weights_digest
+from disa.lm.loading import load_model, load_tokenizer
+from disa.lm.sampling import check_context, encode_prompt, stop_token_ids
 from disa.recipe import Recipe
-from disa.records import Prompt, read_rows
-from disa.sampling import check_context, encode_prompt, stop_token_ids
+from disa.runs.provenance import Fingerprint, chat_template_digest, tokenizer_digest, weights_digest
+from disa.runs.records import Prompt, read_rows
 from disa.tasks import make_task
 from disa.training.flags import flag_plan
 
@@ -56,7 +56,7 @@ def launch(recipe: Recipe, *, anchor: str | Path | None, check_only: bool, say: 
     from disa.verl.rows import anchor_digest, write_verl_rows
     from disa.verl.settings import compose_config
 
-    run_dir, law = Path(recipe.run_dir).absolute(), recipe.sampling
+    run_dir, sampling = Path(recipe.run_dir).absolute(), recipe.sampling
     # Nothing may work here: a stage that would have to run again says so, and its old rows are not used.
     Pipeline(recipe, may_work=(), say=lambda line: None).run("tasks" if anchor else "anchor")
     frozen = Anchor.load(Path(anchor or run_dir / "5_anchor").absolute())
@@ -65,8 +65,8 @@ def launch(recipe: Recipe, *, anchor: str | Path | None, check_only: bool, say: 
     tokenizer, model = load_tokenizer(reference), load_model(reference)
     longest: list[int] = []
     for prompt in (*train, *validation):
-        longest = max(longest, encode_prompt(tokenizer, prompt.prompt, law), key=len)
-    check_context(model, longest, law, where="verl, longest prompt")
+        longest = max(longest, encode_prompt(tokenizer, prompt.prompt, sampling), key=len)
+    check_context(model, longest, sampling, where="verl, longest prompt")
     folder = run_dir / "verl"
     config = compose_config(
         recipe,
@@ -79,8 +79,8 @@ def launch(recipe: Recipe, *, anchor: str | Path | None, check_only: bool, say: 
     )
     frozen.verify(_fingerprint(config, recipe, model, tokenizer))
     folder.mkdir(parents=True, exist_ok=True)
-    write_verl_rows(folder / "train.parquet", train, frozen, law)
-    write_verl_rows(folder / "validation.parquet", validation, frozen, law)
+    write_verl_rows(folder / "train.parquet", train, frozen, sampling)
+    write_verl_rows(folder / "validation.parquet", validation, frozen, sampling)
     OmegaConf.save(config, folder / "config.yaml")
     nodes, gpus = config.trainer.nnodes, config.trainer.n_gpus_per_node
     say(f"checked: {len(train)} prompts, anchor {frozen.path}, {nodes} nodes of {gpus} GPUs, {folder / 'config.yaml'}")
@@ -159,11 +159,11 @@ def _prompts(run_dir: Path, anchor: Anchor, recipe: Recipe) -> tuple[list[Prompt
 
 def _fingerprint(config: DictConfig, recipe: Recipe, model: Any, tokenizer: Any) -> Fingerprint:
     """The anchor's conditions, as verl's configuration has them."""
-    task, law = make_task(recipe.tasks), recipe.sampling
+    task, sampling = make_task(recipe.tasks), recipe.sampling
     return Fingerprint(
         reference=weights_digest(model),
         tokenizer=tokenizer_digest(tokenizer),
-        chat_template=chat_template_digest(tokenizer, conversational=True, system_prompt=law.system_prompt),
+        chat_template=chat_template_digest(tokenizer, conversational=True, system_prompt=sampling.system_prompt),
         temperature=config.actor_rollout_ref.rollout.temperature,
         max_completion_length=config.data.max_response_length,
         stop_token_ids=stop_token_ids(model, tokenizer),

@@ -11,9 +11,9 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from disa.errors import DisaError
-from disa.records import Prompt
-from disa.scoring.run import task_rewards
+from disa.runs.records import Prompt
 from disa.tasks import Task, TaskSection, make_task
+from disa.tasks.checked_rewards import checked_rewards
 
 
 def compute_score(
@@ -69,7 +69,7 @@ def compute_score(
             fix="install the same version of disa on every node",
         )
     prompt = Prompt(**{field.name: extra_info[field.name] for field in dataclasses.fields(Prompt)})
-    [found] = task_rewards(own, [prompt], [solution_str])
+    [found] = checked_rewards(own, [prompt], [solution_str])
     raw = math.nan if found is None else found
     return {
         "score": inverse_temperature * raw - extra_info["log_z"],

@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from disa.anchor import Anchor
-from disa.records import Prompt
-from disa.rundir import read_json
-from disa.sampling import SamplingConfig
+from disa.lm.sampling import SamplingConfig
+from disa.runs.folders import read_json
+from disa.runs.records import Prompt
 
 
 def anchor_digest(anchor: Anchor) -> str:
@@ -20,7 +20,7 @@ def anchor_digest(anchor: Anchor) -> str:
     return read_json(anchor.path / "manifest.json")["anchor"]["digest"]
 
 
-def write_verl_rows(path: Path, prompts: Sequence[Prompt], anchor: Anchor, law: SamplingConfig) -> None:
+def write_verl_rows(path: Path, prompts: Sequence[Prompt], anchor: Anchor, sampling: SamplingConfig) -> None:
     """Write one Parquet file: messages, the payload as verl's ground truth, and in ``extra_info`` what scores a row.
 
     Raises
@@ -33,7 +33,7 @@ def write_verl_rows(path: Path, prompts: Sequence[Prompt], anchor: Anchor, law: 
     rows = [
         {
             "data_source": f"disa/{prompt.task}",
-            "prompt": law.trainer_prompt(prompt.prompt),
+            "prompt": sampling.trainer_prompt(prompt.prompt),
             "reward_model": {"style": "rule", "ground_truth": prompt.payload},
             "extra_info": {
                 "index": index,

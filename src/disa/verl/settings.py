@@ -110,21 +110,21 @@ def compose_config(
 
 def _from_recipe(recipe: Recipe, reference: str, folder: Path, prompts: int, prompt_length: int) -> dict[str, Any]:
     """What the recipe's own sections mean in verl's names; the section ``verl`` may change these."""
-    law, training, method = recipe.sampling, recipe.training, "disa"
+    sampling, training, method = recipe.sampling, recipe.training, "disa"
     steps = training.method_steps(method)
     values: dict[str, Any] = {
         "data.train_files": str(folder / "train.parquet"),
         "data.val_files": str(folder / "validation.parquet"),
         "data.train_batch_size": training.prompts_per_step,
         "data.max_prompt_length": prompt_length,
-        "data.max_response_length": law.max_completion_length,
+        "data.max_response_length": sampling.max_completion_length,
         "data.seed": training.seed,
         f"{_MODEL}.path": reference,
         f"{_ROLLOUT}.name": "vllm",
         f"{_ROLLOUT}.n": training.completions_per_prompt,
-        f"{_ROLLOUT}.temperature": law.temperature,
+        f"{_ROLLOUT}.temperature": sampling.temperature,
         f"{_ROLLOUT}.val_kwargs.do_sample": True,
-        f"{_ROLLOUT}.val_kwargs.temperature": law.temperature,
+        f"{_ROLLOUT}.val_kwargs.temperature": sampling.temperature,
         f"{_ROLLOUT}.val_kwargs.n": recipe.evaluation.samples_per_prompt,
         f"{_ACTOR}.ppo_mini_batch_size": training.prompts_per_step,
         f"{_ACTOR}.use_dynamic_bsz": True,

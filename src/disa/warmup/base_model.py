@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from disa.engine import load_tokenizer, trainable_model
+from disa.lm.loading import load_tokenizer, trainable_model
 from disa.warmup.config import WarmupConfig
 from disa.warmup.embedded_models import EMBEDDED_MODELS, embedded_model_folder
 from disa.warmup.small_model import character_tokenizer, small_model

@@ -11,20 +11,14 @@ from datasets import Dataset
 from transformers import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
-from disa import processes
-from disa.engine import (
-    StepLog,
-    affordable,
-    last_checkpoint,
-    load_tokenizer,
-    save_trained,
-    trainable_model,
-    trainer_arguments,
-)
 from disa.errors import DisaError
-from disa.records import Prompt
-from disa.rundir import StageFolder
-from disa.sampling import SamplingConfig, check_context, encode_prompt
+from disa.lm.hf_trainer import last_checkpoint, save_trained, trainer_arguments
+from disa.lm.loading import effective_dtype, load_tokenizer, trainable_model
+from disa.lm.sampling import SamplingConfig, check_context, encode_prompt
+from disa.runs import processes
+from disa.runs.folders import StageFolder
+from disa.runs.records import Prompt
+from disa.runs.step_log import StepLog
 from disa.tasks import Task
 from disa.warmup.base_model import base_model
 from disa.warmup.config import WarmupConfig
@@ -36,7 +30,7 @@ VERSION = 2
 
 
 def run_warmup(
-    stage: StageFolder, config: WarmupConfig, task: Task, prompts: list[Prompt], law: SamplingConfig
+    stage: StageFolder, config: WarmupConfig, task: Task, prompts: list[Prompt], sampling: SamplingConfig
 ) -> None:
     """Train and save ``reference`` and, where configured, ``proposal`` in the stage's folder.
 
@@ -46,7 +40,7 @@ def run_warmup(
     for name, run in runs.items():
         if not (stage.path / name / "config.json").is_file():
             start = stage.path / "proposal" if run.start == "proposal" else None
-            supervise(stage.path, name, run.steps, run.noise, config, task, prompts, law, start=start)
+            supervise(stage.path, name, run.steps, run.noise, config, task, prompts, sampling, start=start)
     if processes.rank() == 0:
         stage.finish(runs={name: run.model_dump() for name, run in runs.items()})
 
@@ -59,7 +53,7 @@ def supervise(
     config: WarmupConfig,
     task: Task,
     prompts: list[Prompt],
-    law: SamplingConfig,
+    sampling: SamplingConfig,
     *,
     start: Path | None,
 ) -> None:
@@ -81,8 +75,8 @@ def supervise(
         model, tokenizer = trainable_model(start), load_tokenizer(start)
     else:
         model, tokenizer = base_model(config, task.alphabet)
-    longest = max((encode_prompt(tokenizer, p.prompt, law) for p in prompts), key=len, default=[])
-    check_context(model, longest, law, where="tasks")
+    longest = max((encode_prompt(tokenizer, p.prompt, sampling) for p in prompts), key=len, default=[])
+    check_context(model, longest, sampling, where="tasks")
     checkpoints, log = folder / f"checkpoints-{name}", StepLog(folder / f"{name}.jsonl", f"warm-up: {name}")
     trainer = SFTTrainer(
         model=model,
@@ -97,9 +91,9 @@ def supervise(
             save_total_limit=1,
             seed=config.seed,
             dataset_kwargs={"skip_prepare_dataset": True},
-            **trainer_arguments(affordable(config.compute), config.log_every),
+            **trainer_arguments(effective_dtype(config.compute), config.log_every),
         ),
-        train_dataset=demonstrations(task, prompts, tokenizer, law, config, noise),
+        train_dataset=demonstrations(task, prompts, tokenizer, sampling, config, noise),
         processing_class=tokenizer,
         callbacks=[log],
     )
@@ -114,7 +108,7 @@ def demonstrations(
     task: Task,
     prompts: list[Prompt],
     tokenizer: PreTrainedTokenizerBase,
-    law: SamplingConfig,
+    sampling: SamplingConfig,
     config: WarmupConfig,
     noise: float,
 ) -> Dataset:
@@ -131,15 +125,15 @@ def demonstrations(
     rng = random.Random(config.seed)
     rows = []
     for prompt in prompts:
-        prompt_ids = encode_prompt(tokenizer, prompt.prompt, law)
+        prompt_ids = encode_prompt(tokenizer, prompt.prompt, sampling)
         for _ in range(config.demonstrations_per_prompt):
             text = task.demonstration(prompt, rng, noisy=rng.random() < noise)
             ids = [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
-            if len(ids) <= law.max_completion_length:
+            if len(ids) <= sampling.max_completion_length:
                 rows.append({"input_ids": prompt_ids + ids, "labels": [-100] * len(prompt_ids) + ids})
     if not rows:
         raise DisaError(
-            f"no demonstration fits sampling.max_completion_length {law.max_completion_length}",
+            f"no demonstration fits sampling.max_completion_length {sampling.max_completion_length}",
             where="warmup",
             fix="raise sampling.max_completion_length (the stop token counts), or ask for tasks.warmup_prompts",
         )

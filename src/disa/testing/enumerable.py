@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import log_softmax, logsumexp
 
-from disa.oracle.space import EOS, Space
+from disa.testing.space import EOS, Space
 
 Array = NDArray[np.float64]
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.stats import chisquare
 
-from disa.oracle import (
+from disa.testing import (
     EnumerableModel,
     Space,
     binary_reward,
@@ -14,7 +14,7 @@ from disa.oracle import (
     target,
     total_variation,
 )
-from disa.oracle.enumerable import from_completion_log_probs
+from disa.testing.enumerable import from_completion_log_probs
 
 ROUNDING = 1e-12  # sums of at most a few hundred thousand float64 terms that add to one
 SPACE = Space(vocabulary=4, length_limit=4)

@@ -1,6 +1,6 @@
 import pytest
 
-from disa.oracle import Space
+from disa.testing import Space
 
 
 @pytest.mark.parametrize("vocabulary, length_limit", [(2, 1), (2, 5), (3, 3), (6, 4)])

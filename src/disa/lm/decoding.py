@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from disa.shared_prefix import PackedGroups, hidden_states
+from disa.lm.shared_prefix import PackedGroups, hidden_states
 
 # Tokens that own keys and values get room for at first; the room doubles when it is used up.
 _ROOM = 16
 
 
 class Decoding:
-    """State of some rows, one token behind their last ones; a layout of :mod:`disa.shared_prefix`.
+    """State of some rows, one token behind their last ones; a layout of :mod:`disa.lm.shared_prefix`.
 
     Parameters
     ----------

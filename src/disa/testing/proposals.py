@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from disa.oracle.enumerable import EnumerableModel
-from disa.oracle.space import EOS
+from disa.testing.enumerable import EnumerableModel
+from disa.testing.space import EOS
 
 Array = NDArray[np.float64]
 

@@ -8,7 +8,7 @@ under way and ``manifest.json``, written last, that of the finished work::
 
 A folder whose fingerprint no longer matches is moved aside to ``superseded/``, not deleted.
 
-Several processes may do the same work together (:func:`disa.locks.shared`): each claims the parts it makes, and
+Several processes may do the same work together (:func:`disa.runs.locks.shared`): each claims the parts it makes, and
 the claim goes with the process, so that the parts of one that was killed are made by the others.
 """
 
@@ -28,9 +28,9 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from disa.errors import DisaError
-from disa.locks import WAIT, awaited, offered, try_lock
-from disa.provenance import digest
-from disa.records import Row, aside, read_rows, write_rows
+from disa.runs.locks import WAIT, awaited, offered, try_lock
+from disa.runs.provenance import digest
+from disa.runs.records import Row, aside, read_rows, write_rows
 
 MANIFEST_VERSION = 1
 _RECORDED_PACKAGES = ("disa", "torch", "transformers", "trl", "numpy")

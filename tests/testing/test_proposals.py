@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from disa.oracle import PROPOSALS, Space, binary_reward, expectation, make_proposal, random_model
-from disa.oracle.proposals import Strength
+from disa.testing import PROPOSALS, Space, binary_reward, expectation, make_proposal, random_model
+from disa.testing.proposals import Strength
 
 REFERENCE = random_model(Space(6, 5), 3, np.random.default_rng(0))
 REWARD = binary_reward(REFERENCE, np.array([0.4, 0.06, 0.003]), np.random.default_rng(1))

@@ -54,7 +54,7 @@ class SamplingConfig(StageConfig):
         return [*system, {"role": "user", "content": text}]
 
 
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, text: str, law: SamplingConfig) -> list[int]:
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, text: str, sampling: SamplingConfig) -> list[int]:
     """Token ids of a prompt, exactly as TRL's trainers tokenize the same row.
 
     Raises
@@ -62,7 +62,7 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, text: str, law: SamplingCo
     DisaError
         Where a character has no token, or a chat template is asked for and the tokenizer has none.
     """
-    if law.conversational:
+    if sampling.conversational:
         if tokenizer.chat_template is None:
             raise DisaError(
                 "sampling.conversational is true but the tokenizer has no chat template",
@@ -70,7 +70,7 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, text: str, law: SamplingCo
                 fix="set sampling.conversational: false, or use an instruction-tuned model",
             )
         return tokenizer.apply_chat_template(
-            law.trainer_prompt(text), add_generation_prompt=True, tokenize=True, return_dict=True
+            sampling.trainer_prompt(text), add_generation_prompt=True, tokenize=True, return_dict=True
         )["input_ids"]
     ids = tokenizer(text)["input_ids"]
     if tokenizer.pad_token_id in ids:
@@ -99,7 +99,7 @@ def declared_stop_token_ids(generation: GenerationConfig, tokenizer: PreTrainedT
     return tuple(sorted({tokenizer.eos_token_id, *declared}))
 
 
-def check_context(model: PreTrainedModel, prompt_ids: list[int], law: SamplingConfig, *, where: str) -> None:
+def check_context(model: PreTrainedModel, prompt_ids: list[int], sampling: SamplingConfig, *, where: str) -> None:
     """Refuse a prompt that, with a full-length completion, does not fit the model's context.
 
     Raises
@@ -108,9 +108,9 @@ def check_context(model: PreTrainedModel, prompt_ids: list[int], law: SamplingCo
         Naming the row.
     """
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if context is not None and len(prompt_ids) + law.max_completion_length > context:
+    if context is not None and len(prompt_ids) + sampling.max_completion_length > context:
         raise DisaError(
-            f"prompt of {len(prompt_ids)} tokens plus sampling.max_completion_length {law.max_completion_length} "
+            f"prompt of {len(prompt_ids)} tokens plus sampling.max_completion_length {sampling.max_completion_length} "
             f"exceeds the model's context of {context}",
             where=where,
             fix="shorten the prompt, lower max_completion_length, or use a model with a longer context",

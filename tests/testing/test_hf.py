@@ -5,11 +5,11 @@ from frozen_oracle import Problem
 from scipy.stats import chisquare
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from disa.oracle import EnumerableModel, Space, random_model
-from disa.oracle.hf import from_causal_lm, oracle_tokenizer, register, save_oracle, to_causal_lm
-from disa.proposals.sampler import sample, uniforms
-from disa.sampling import SamplingConfig, decode_completion, encode_prompt
-from disa.scoring.log_probs import sequence_log_probs
+from disa.lm.log_probs import sequence_log_probs
+from disa.lm.sampler import sample, uniforms
+from disa.lm.sampling import SamplingConfig, decode_completion, encode_prompt
+from disa.testing import EnumerableModel, Space, random_model
+from disa.testing.hf import from_causal_lm, oracle_tokenizer, register, save_oracle, to_causal_lm
 
 SPACE = Space(vocabulary=4, length_limit=4)
 MODEL = random_model(SPACE, 10, np.random.default_rng(0))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from disa import processes
-from disa.locks import WAIT
-from disa.rundir import StageFolder
+from disa.runs import processes
+from disa.runs.folders import StageFolder
+from disa.runs.locks import WAIT
 
 Work = Callable[[StageFolder], None]
 

@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from disa.errors import DisaError
-from disa.openai_replies import Reply, TryAgain, from_json, from_stream, lines_of
+from disa.lm.openai_replies import Reply, TryAgain, from_json, from_stream, lines_of
 
 PREFIX = "openai:"
 KEY_VARIABLE = "OPENAI_API_KEY"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from disa.oracle.enumerable import EnumerableModel
+from disa.testing.enumerable import EnumerableModel
 
 Array = NDArray[np.float64]
 

@@ -3,7 +3,7 @@
 transformers' ``generate`` draws a whole batch from one random stream, so its samples change with the batch. Here a
 token is picked by inversion, ``min {v : F(v) >= u}``, and a trajectory is the same in any batch (up to float rounding
 exactly at a boundary of F). Architectures that can share prompts are decoded with every distinct prompt computed and
-stored once (:mod:`disa.proposals.decoding`); for the others ``generate`` does it, told by a logits processor what was
+stored once (:mod:`disa.lm.decoding`); for the others ``generate`` does it, told by a logits processor what was
 picked.
 """
 
@@ -20,10 +20,10 @@ import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from disa.engine import autocast, without_own_defaults
-from disa.proposals.decoding import Decoding
-from disa.sampling import SamplingConfig, stop_token_ids
-from disa.shared_prefix import unsupported
+from disa.lm.decoding import Decoding
+from disa.lm.loading import autocast, without_own_defaults
+from disa.lm.sampling import SamplingConfig, stop_token_ids
+from disa.lm.shared_prefix import unsupported
 
 Pick = Callable[[torch.Tensor, torch.Tensor, float], tuple[torch.Tensor, torch.Tensor]]
 """From scores, shape (rows, tokens), a uniform number a row and the temperature to each row's token and the
@@ -82,7 +82,7 @@ def sample(
     tokenizer: Tokenizer,
     prompt_ids: Sequence[Sequence[int]],
     numbers: np.ndarray,
-    law: SamplingConfig,
+    sampling: SamplingConfig,
     compute: str = "float32",
 ) -> list[Draw]:
     """One completion per prompt row.
@@ -103,8 +103,8 @@ def sample(
     list of Draw
         In the order of the rows.
     """
-    numbers = numbers[:, : law.max_completion_length]
-    return draw_rows(model, tokenizer, prompt_ids, numbers, temperature=law.temperature, compute=compute)
+    numbers = numbers[:, : sampling.max_completion_length]
+    return draw_rows(model, tokenizer, prompt_ids, numbers, temperature=sampling.temperature, compute=compute)
 
 
 @torch.inference_mode()

@@ -6,11 +6,11 @@ from transformers import AutoModelForCausalLM
 
 from disa import DISAConfig, DISATrainer
 from disa.anchor import Anchor
-from disa.engine import trainer_arguments
-from disa.oracle import Space, binary_reward, graded_reward, kl, log_partition, random_model, target
-from disa.oracle.hf import PROMPTS, from_causal_lm, oracle_tokenizer, save_oracle
-from disa.provenance import Fingerprint, chat_template_digest, tokenizer_digest, weights_digest
-from disa.records import PartitionEstimate
+from disa.lm.hf_trainer import trainer_arguments
+from disa.runs.provenance import Fingerprint, chat_template_digest, tokenizer_digest, weights_digest
+from disa.runs.records import PartitionEstimate
+from disa.testing import Space, binary_reward, graded_reward, kl, log_partition, random_model, target
+from disa.testing.hf import PROMPTS, from_causal_lm, oracle_tokenizer, save_oracle
 
 BETA = 3.0
 

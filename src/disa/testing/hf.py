@@ -25,8 +25,8 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutput, CausalLMOutput
 
-from disa.oracle.enumerable import EnumerableModel
-from disa.oracle.space import EOS, Space
+from disa.testing.enumerable import EnumerableModel
+from disa.testing.space import EOS, Space
 
 PROMPTS = tuple("0123456789")
 LETTERS = string.ascii_lowercase

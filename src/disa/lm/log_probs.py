@@ -1,8 +1,8 @@
 """Log-probabilities of given completions under a given model: sums for scoring, tokens with gradient for training.
 
-A prompt is computed once for all its completions (:mod:`disa.shared_prefix`), only positions that predict a completion
-token pass the LM head (:mod:`disa.scoring.head`), and nothing but attention sees padding. Architectures that cannot
-share prompts go the plain way, one padded row a completion.
+A prompt is computed once for all its completions (:mod:`disa.lm.shared_prefix`), only positions that predict a
+completion token pass the LM head (:mod:`disa.lm.head`), and nothing but attention sees padding. Architectures that
+cannot share prompts go the plain way, one padded row per completion.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
-from disa.engine import autocast
 from disa.errors import DisaError
-from disa.scoring.head import head_log_probs
-from disa.shared_prefix import PackedGroups, hidden_states, logit_transform, unsupported
+from disa.lm.head import head_log_probs
+from disa.lm.loading import autocast
+from disa.lm.shared_prefix import PackedGroups, hidden_states, logit_transform, unsupported
 
 Ids = Sequence[Sequence[int]]
 

@@ -4,14 +4,14 @@ The test bed of the method: it reads nothing and writes nothing. Formula, over a
 
     log Z(x) = log sum_y pi_ref(y | x) exp(beta r(x, y)),    pi*(y | x) = pi_ref(y | x) exp(beta r) / Z(x)
 
-:mod:`disa.oracle.hf` makes the same table an ordinary Hugging Face model.
+:mod:`disa.testing.hf` makes the same table an ordinary Hugging Face model.
 """
 
-from disa.oracle.enumerable import EnumerableModel, random_model
-from disa.oracle.exact import expectation, kl, log_partition, target, total_variation
-from disa.oracle.proposals import PROPOSALS, make_proposal
-from disa.oracle.rewards import binary_reward, graded_reward
-from disa.oracle.space import Space
+from disa.testing.enumerable import EnumerableModel, random_model
+from disa.testing.exact import expectation, kl, log_partition, target, total_variation
+from disa.testing.proposals import PROPOSALS, make_proposal
+from disa.testing.rewards import binary_reward, graded_reward
+from disa.testing.space import Space
 
 __all__ = [
     "PROPOSALS",

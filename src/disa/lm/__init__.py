@@ -1,0 +1,1 @@
+"""Operations on any causal language model: loading, sampling, log-probabilities; no stage is known here."""

@@ -1,0 +1,142 @@
+"""How Hugging Face models and trainers are run on the machine at hand: device, precision, logs.
+
+Weights are float32 everywhere (bfloat16 parameters swallow updates at RL learning rates);
+``compute: bfloat16`` is autocast around float32 weights.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import os
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from disa.errors import DisaError
+from disa.runs.processes import local_rank
+
+# Fast tokenizers warn when a process forks after using threads; nothing here is tokenizer-bound.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+_log = logging.getLogger(__name__)
+
+
+def device() -> torch.device:
+    """Return this process's CUDA device where there are any, else the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    # A launcher that shows each process its own device only leaves them one each.
+    return torch.device("cuda", local_rank() % torch.cuda.device_count())
+
+
+def effective_dtype(compute: str) -> str:
+    """Return ``compute``, or float32 where a CPU has no bfloat16 arithmetic and would emulate it, tens of times slower.
+
+    The log says so, once a process. Float32 is the more exact of the two, so nothing else changes.
+    """
+    return "float32" if compute == "bfloat16" and _emulates_bfloat16() else compute
+
+
+@functools.cache
+def _emulates_bfloat16() -> bool:
+    capabilities = getattr(torch.cpu, "get_capabilities", None)  # older releases of torch do not tell
+    if device().type != "cpu" or not capabilities:
+        return False
+    if any(there for name, there in capabilities().items() if "bf16" in name):  # avx512_bf16, amx_bf16, bf16, sve_bf16
+        return False
+    _log.warning("compute: bfloat16, but this CPU has no bfloat16 arithmetic: float32 is used, which is faster here")
+    return True
+
+
+def autocast(compute: str) -> contextlib.AbstractContextManager[None]:
+    """Arithmetic of a forward pass: float32 as it stands, or bfloat16 around float32 weights."""
+    return torch.autocast(device().type, dtype=torch.bfloat16, enabled=compute == "bfloat16")
+
+
+def load_model(path: str | Path) -> PreTrainedModel:
+    """Load a causal language model in float32, in evaluation mode, frozen, on :func:`device`.
+
+    Raises
+    ------
+    DisaError
+        Where the folder or hub id holds no loadable model.
+    """
+    with _refuse_unloadable(path):
+        model = AutoModelForCausalLM.from_pretrained(str(path), dtype=torch.float32)
+    return model.eval().requires_grad_(False).to(device())
+
+
+def trainable_model(path: str | Path) -> PreTrainedModel:
+    """Load a causal language model in float32, in training mode."""
+    return load_model(path).requires_grad_(True).train()
+
+
+def require_vllm(field: str) -> None:
+    """Refuse a recipe that asks for vLLM where it is not installed.
+
+    Raises
+    ------
+    DisaError
+        Naming the recipe's field.
+    """
+    if find_spec("vllm") is None:
+        # The versions that TRL 1.16 supports: training and proposals share one.
+        fix = "pip install 'vllm>=0.22,<=0.31'"
+        raise DisaError("vllm is not installed", where=f"recipe, field {field}", fix=fix)
+
+
+def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
+    """Load the tokenizer beside a model; padding falls back to the end-of-text token.
+
+    Raises
+    ------
+    DisaError
+        Where there is none.
+    """
+    with _refuse_unloadable(path):
+        tokenizer = AutoTokenizer.from_pretrained(str(path), padding_side="left")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+@contextlib.contextmanager
+def _refuse_unloadable(path: str | Path) -> Any:
+    try:
+        yield
+    except Exception as error:  # whatever the libraries raise: SafetensorError, for one, is an Exception only
+        reason = (str(error) or type(error).__name__).splitlines()[0][:160]
+        raise DisaError(
+            f"no loadable Hugging Face model or tokenizer ({reason})",
+            where=str(path),
+            fix="give a folder written by save_pretrained, or a hub id the machine can reach",
+        ) from error
+
+
+@contextlib.contextmanager
+def without_own_defaults(model: Any) -> Iterator[None]:
+    """Lay a checkpoint's generation defaults aside: ``generate`` fills everything left open from them.
+
+    Parameters
+    ----------
+    model : PreTrainedModel or PeftModel
+        With adapters, the base model's defaults are the ones that count.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    own, base.generation_config = base.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        base.generation_config = own

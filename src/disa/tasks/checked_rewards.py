@@ -1,0 +1,52 @@
+"""Rewards as every stage takes them: checked against the task's declared range."""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Sequence
+
+from disa.errors import DisaError
+from disa.runs.records import Prompt
+from disa.tasks.task import Task
+
+
+def checked_rewards(task: Task, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float | None]:
+    """The task's rewards, checked: bounded numbers, None where a completion stays undecided.
+
+    Raises
+    ------
+    DisaError
+        Where the task raises, returns another number of rewards, NaN, or a number outside its declared range.
+    """
+    low, high = task.reward_range
+    fix = f"return a number in {list(task.reward_range)} for every completion"
+    try:
+        rewards = task.rewards(prompts, completions)
+    except DisaError:
+        raise
+    except Exception as error:
+        culprit = _first_that_raises(task, prompts, completions)
+        where = f"task {task.name}, {culprit}field reward"
+        raise DisaError(f"the reward raised {type(error).__name__}: {error}", where=where, fix=fix) from error
+    if len(rewards) != len(completions):
+        problem = f"{len(rewards)} rewards for {len(completions)} completions"
+        raise DisaError(problem, where=f"task {task.name}, field reward", fix=fix)
+    for prompt, completion, reward in zip(prompts, completions, rewards, strict=True):
+        # A NaN compares false, so it is refused as well.
+        if reward is not None and not (isinstance(reward, numbers.Real) and low <= reward <= high):
+            raise DisaError(
+                f"the reward is {reward}, expected a number in [{low}, {high}], or None where it stays undecided",
+                where=f"task {task.name}, prompt {prompt.prompt_id}, field reward",
+                fix=f"{fix} (here {completion[:60]!r})",
+            )
+    return [None if reward is None else float(reward) for reward in rewards]
+
+
+def _first_that_raises(task: Task, prompts: Sequence[Prompt], completions: Sequence[str]) -> str:
+    """Find, for the message, the prompt whose completion alone makes the rewards raise; empty where none does."""
+    for prompt, completion in zip(prompts, completions, strict=True):
+        try:
+            task.rewards([prompt], [completion])
+        except Exception:
+            return f"prompt {prompt.prompt_id}, "
+    return ""
