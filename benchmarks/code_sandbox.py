@@ -47,7 +47,7 @@ from hostile_programs import (  # noqa: E402
 
 PAGE = Path("docs/verifiers-code.md")
 # Hostile programs use all the time they get: less than the default.
-HOSTILE_LIMITS = Limits(cpu_seconds=2, seconds_per_test=5, seconds_total=20, memory_mb=256)
+HOSTILE_LIMITS = Limits(cpu_seconds=2, seconds_per_test=10, seconds_total=30, memory_mb=256)
 STATUSES = ("passed", "failed", "timed_out", "crashed", "undecided")
 BENCHMARKS: dict[str, tuple[str, Callable[..., Program]]] = {
     "HumanEval": ("humaneval.jsonl", from_humaneval),

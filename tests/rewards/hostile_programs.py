@@ -514,6 +514,75 @@ time.sleep(600)""",
 }
 
 
+# Those that wait without using processor time.
+WAITING = {
+    "sleeps on import", "sleeps without end in a thread", "stops itself", "trickles an answer", "trickles output",
+    "passes one test, then hangs", "closes its output and never ends", "closes every file descriptor", "thread bomb",
+}  # fmt: skip
+# Each looks for the mark that an earlier run left, leaves one, and prints the answer of the run it takes itself for.
+_MARK = """
+import os, time
+def attempt(*calls):
+    for call in calls:
+        try: call()
+        except Exception: pass
+second = False
+shared = ['/dev/null', '/dev/urandom', '/dev/zero', 0, 1, 2, '/usr/lib', '/inside/confine.py', '/tmp', '/dev']
+{body}
+print([144, 169][bool(second)])
+"""
+_MARKS = {
+    "time of the null device": """
+age = os.stat('/tmp').st_mtime - os.stat('/dev/null').st_mtime
+second = .01 < age < 60
+attempt(lambda: os.utime('/dev/null'))""",
+    "time far ahead": """
+def ahead(path):
+    try: return os.stat(path).st_mtime > 4e9
+    except OSError: return False
+second = any(map(ahead, shared))
+for path in shared:
+    attempt(lambda: os.utime(path, (5e9, 5e9)))""",
+    "odd mode": """
+def odd(path):
+    try: return os.stat(path).st_mode & 0o777 == 0o626
+    except OSError: return False
+second = any(map(odd, shared))
+for path in shared:
+    attempt(lambda: os.chmod(path, 0o626), lambda: os.fchmod(path, 0o626))""",
+    "text in the null device": """
+second = bool(open('/dev/null').read())
+open('/dev/null', 'w').write('x')""",
+    "files in every folder": """
+folders = ['/', '/tmp', '/dev', '/dev/shm', '/inside', '/usr/lib', '/var/tmp', '/run', '/home']
+for folder in folders:
+    second = second or os.path.exists(folder + '/mark')
+    attempt(lambda: open(folder + '/mark', 'w'))""",
+    "files beside what is open": """
+for fd in range(3, 32):
+    try: second = second or os.read(fd, 1) == b'x'
+    except OSError: pass
+    attempt(lambda: os.write(fd, b'x'), lambda: os.pwrite(fd, b'x', 0), lambda: os.ftruncate(fd, 1))""",
+    "lock of a shared file": """
+import fcntl
+for path in ['/inside/confine.py', os.__file__, '/dev/null']:
+    file = open(path)
+    for lock in (fcntl.flock, fcntl.lockf):
+        try: lock(file, fcntl.LOCK_SH | fcntl.LOCK_NB); second = second or not path.startswith('/dev')
+        except OSError: pass""",
+    "attributes of shared files": """
+for path in ['/dev/null', '/inside/confine.py', os.__file__, '/usr/lib']:
+    try: second = second or 'user.mark' in os.listxattr(path)
+    except OSError: pass
+    attempt(lambda: os.setxattr(path, 'user.mark', b'1'))""",
+    "name of the host": """
+import ctypes
+second = os.uname().nodename == 'mark'
+ctypes.CDLL(None).sethostname(b'mark', 4)""",
+    "number of its process and user": "second = os.getpid() > 20",
+}
+
+
 def hostile_programs(canary: str, port: int, folder: str) -> list[Hostile]:
     """All of them, with the canaries filled in."""
     programs = []
@@ -527,4 +596,5 @@ def hostile_programs(canary: str, port: int, folder: str) -> list[Hostile]:
     for name, source in _BOMBS.items():
         programs.append(Hostile("bombs", name, source + "\ndef f(x): return -1\n"))
         programs.append(Hostile("bombs", name, source + "\nprint(-1)\n", script=True))
+    programs += [Hostile("marks", name, _MARK.replace("{body}", body), script=True) for name, body in _MARKS.items()]
     return programs + [Hostile("dishonest scripts", name, source, script=True) for name, source in _SCRIPTS.items()]

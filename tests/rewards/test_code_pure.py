@@ -26,6 +26,7 @@ from disa.rewards.code.script_run import same_output
 from disa.rewards.code.seccomp import seccomp_filter
 
 FENCE = "```"
+PROGRAM = f"{FENCE}python\ndef f(x):\n    return x\n{FENCE}\n"
 
 
 @pytest.mark.parametrize(
@@ -36,14 +37,33 @@ FENCE = "```"
         (f"{FENCE}\na = 1\n{FENCE}", "a = 1\n"),
         (f"{FENCE}py\na = 1\n{FENCE}\nIt prints\n{FENCE}text\n1\n{FENCE}", "a = 1\n"),
         (f"{FENCE}text\n1\n{FENCE}", "1\n"),
-        (f"  {FENCE}Python\n  a = 1\n  {FENCE}", "  a = 1\n"),
+        (f"  {FENCE}Python\n  a = 1\n  {FENCE}", "a = 1\n"),
         (f"cut off {FENCE}\n{FENCE}python\na = 1\nb =", "a = 1\nb =\n"),
         (f"{FENCE}`python\ns = '''\n{FENCE}\n'''\n{FENCE}`", f"s = '''\n{FENCE}\n'''\n"),
         ("~~~python\na = 1\n~~~", "a = 1\n"),
+        (f"{PROGRAM}Cost:\n{FENCE}\nTime O(1)\n{FENCE}", "def f(x):\n    return x\n"),
+        (f"{PROGRAM}Usage:\n{FENCE}python\nprint(f(3))  # 3\n{FENCE}", "def f(x):\n    return x\n"),
+        (f"{PROGRAM}{FENCE}py\n>>> f(3)\n3\n{FENCE}", "def f(x):\n    return x\n"),
+        (f"{PROGRAM}{FENCE}bash\npython3 f.py\n{FENCE}", "def f(x):\n    return x\n"),
+        (f"{FENCE}python\ndef f(x): return 0\n{FENCE}\nNo:\n{PROGRAM}", "def f(x):\n    return x\n"),
+        (f"{FENCE}python\nimport re as r\n{FENCE}\n{FENCE}python\ndef f(): r\n{FENCE}", "import re as r\ndef f(): r\n"),
+        (f"{FENCE}py\nfrom math import *\n{FENCE}\n{FENCE}py\ndef f(): e\n{FENCE}", "from math import *\ndef f(): e\n"),
+        (f"{PROGRAM}{FENCE}python\nprint(f(input()))\n{FENCE}", "def f(x):\n    return x\nprint(f(input()))\n"),
+        (f"{PROGRAM}Shorter:\n{FENCE}python\nprint(input())\n{FENCE}", "print(input())\n"),
+        (
+            f"{PROGRAM}{FENCE}python\ndef test(): assert f(1)\n{FENCE}",
+            "def f(x):\n    return x\ndef test(): assert f(1)\n",
+        ),
+        (f"{FENCE}{{.python}}\na = 1\n{FENCE}\n{FENCE}\n1\n{FENCE}", "a = 1\n"),
+        (f"1. Use\n\n   {FENCE}python\n   def f():\n       return 1\n   {FENCE}", "def f():\n    return 1\n"),
+        (f"> {FENCE}python\n> a = 1\n> {FENCE}", "a = 1\n"),
+        (f"\ufeff{FENCE}python\r\na = 1\r\n{FENCE}\r\n", "a = 1\n"),
+        (f"{FENCE}python\n    return 2\n{FENCE}", "    return 2\n"),
+        ("\ufeffa = 1", "a = 1"),
         ("", ""),
     ],
 )
-def test_the_last_python_block_of_a_completion_is_the_code(completion, code):
+def test_the_last_program_of_a_completion_with_what_it_builds_on_is_the_code(completion, code):
     assert extract_code(completion) == code
 
 
@@ -152,7 +172,18 @@ def test_equality_of_what_is_read_is_never_the_senders():
         ("1 2\n3\n", "1 2\n3", None, True),
         ("1 2  \r\n3\n\n\n", "1 2\n3", None, True),
         (" 1", "1", None, False),
-        ("1  2", "1 2", None, False),
+        ("1 \t 2", "1 2", None, True),
+        ("1\u00a02", "1 2", None, False),
+        ("1\x0b2", "1\n2", None, False),
+        ("1\x0b2", "1 2", 0.0, False),
+        ("1\x1c2", "1\n2", 0.0, False),
+        ("1\u20282", "1\n2", 0.0, False),
+        ("1\r2", "1\n2", None, False),
+        ("12", "1 2", 0.0, False),
+        ("  1", "1", 0.0, True),
+        ("9" * 5000, "9" * 5000, 0.0, True),
+        ("9" * 1_100_000, "9", 1e9, False),
+        ("1e99999", "1", 0.0, False),
         ("1  2", "1 2", 0.0, True),
         ("1.0", "1", None, False),
         ("1.0", "1", 0.0, True),
@@ -178,9 +209,9 @@ ALLOW, KILL, EPERM, ENOSYS = 0x7FFF0000, 0x80000000, 0x00050001, 0x00050026
 AUDIT = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 
 
-def run_filter(program, number, audit, first_argument=0):
+def run_filter(program, number, audit, first_argument=0, second_argument=0):
     """What a filter returns for a call: an interpreter of the four instructions it uses."""
-    data = struct.pack("<IIQ6Q", number, audit, 0, first_argument, 0, 0, 0, 0, 0)
+    data = struct.pack("<IIQ6Q", number, audit, 0, first_argument, second_argument, 0, 0, 0, 0)
     instructions = [struct.unpack_from("<HBBI", program, at) for at in range(0, len(program), 8)]
     at = accumulator = 0
     while True:
@@ -215,6 +246,7 @@ def test_the_filter_allows_files_memory_and_time_and_closes_the_rest(column):
         "execveat": (322, 281),
     }
     closed |= {"clone3": (435, 435), "pidfd_getfd": (438, 438), "prctl": (157, 167), "open_by_handle_at": (304, 265)}
+    closed |= {"utimensat": (280, 88), "flock": (73, 32), "setxattr": (188, 5), "inotify_init1": (294, 26)}
     for name, numbers in allowed.items():
         assert run_filter(program, numbers[column], audit) == ALLOW, name
     for name, numbers in closed.items():
@@ -234,6 +266,14 @@ def test_the_filter_lets_clone_make_threads_and_nothing_else():
         assert {run_filter(program, number, audit, thread | flag) for flag in namespaces} == {EPERM}
     # x86_64 has calls of their own for it, and the numbers of the x32 table.
     assert {run_filter(seccomp_filter("x86_64"), n, AUDIT["x86_64"]) for n in (57, 58, 0x40000000 | 39)} == {ENOSYS}
+
+
+def test_the_filter_lets_fcntl_handle_descriptors_and_leave_no_mark_on_a_file():
+    for machine, number in (("x86_64", 72), ("aarch64", 25)):
+        returned = [run_filter(seccomp_filter(machine), number, AUDIT[machine], 3, c) for c in range(2000)]
+        # F_DUPFD to F_SETFL, F_DUPFD_CLOEXEC, and a pipe's size; no lock, lease, owner, signal, notice or seal.
+        assert [c for c, answer in enumerate(returned) if answer == ALLOW] == [0, 1, 2, 3, 4, 1030, 1031, 1032]
+        assert set(returned) == {ALLOW, EPERM}
 
 
 def test_an_unknown_machine_is_refused():

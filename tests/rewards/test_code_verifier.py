@@ -6,12 +6,12 @@ import time
 
 import pytest
 
-from disa.errors import DisaError
+from conftest import case_rows
 from disa.rewards.code import (
-    CodeVerifier,
     FunctionTests,
     Limits,
     Program,
+    extract_code,
     from_calls,
     from_humaneval,
     from_humaneval_plus,
@@ -24,11 +24,8 @@ LIMITS = Limits(cpu_seconds=2, seconds_per_test=10, seconds_total=30)
 
 
 @pytest.fixture(scope="module")
-def verifier():
-    try:
-        return CodeVerifier(2, LIMITS)
-    except DisaError as error:
-        pytest.skip(str(error))
+def verifier(open_verifier):
+    return open_verifier(2, LIMITS)
 
 
 def function_program(source, *statements, names=("f",), setup=""):
@@ -164,23 +161,20 @@ def test_reasons_name_the_assertion_that_failed_and_print_on_one_line(verifier):
 
 def test_processor_time_limits_a_program_that_computes_for_ever(verifier):
     (verdict,) = verifier.check([function_program("def f():\n    while True: pass", "f()")])
-    # On a machine so busy that 2 s of processor time take 10 s, the other limit is met first.
-    assert verdict.status == "timed_out"
-    assert "2 s of processor time" in verdict.reason or "10 s" in verdict.reason
+    # On a machine so busy that 2 s of processor time take 10 s, the other limit is met first and nothing is decided.
+    assert verdict.status in ("timed_out", "undecided")
+    assert ("2 s of processor time" in verdict.reason) == (verdict.status == "timed_out")
 
 
-def test_the_time_of_one_call_and_of_all_tests_is_limited_from_outside():
+def test_wall_clock_time_is_limited_from_outside_and_says_nothing_of_the_program(open_verifier):
     source = "import time\ndef f(x): time.sleep(x)"
-    try:
-        verifier = CodeVerifier(2, Limits(seconds_per_test=5, seconds_total=8))
-    except DisaError as error:
-        pytest.skip(str(error))
+    verifier = open_verifier(2, Limits(seconds_per_test=5, seconds_total=8))
     long_call, many_calls = verifier.check(
         [function_program(source, "f(0)", "f(60)"), function_program(source, "f(0)", *["f(1)"] * 60)]
     )
-    assert (long_call.status, long_call.reason) == ("timed_out", "a call took longer than 5 s")
+    assert (long_call.status, long_call.reason) == ("undecided", "a call took longer than 5 s of wall-clock time")
     assert long_call.tests_passed == 1
-    assert (many_calls.status, many_calls.reason) == ("timed_out", "the tests took longer than 8 s")
+    assert many_calls.status == "undecided" and many_calls.reason == "the tests took longer than 8 s of wall-clock time"
 
 
 def test_scripts_are_judged_by_output_and_exit_code(verifier):
@@ -241,11 +235,8 @@ def test_the_order_of_sets_is_the_same_in_every_run(verifier):
     assert [verdict.passed for verdict in verdicts] == [True] * 3
 
 
-def test_a_program_longer_than_allowed_is_not_run():
-    try:
-        verifier = CodeVerifier(1, Limits(program_kb=1))
-    except DisaError as error:
-        pytest.skip(str(error))
+def test_a_program_longer_than_allowed_is_not_run(open_verifier):
+    verifier = open_verifier(1, Limits(program_kb=1))
     (verdict,) = verifier.check([function_program("def f(): return 1\n" + "#" * 1024, "assert f() == 1")])
     assert (verdict.status, verdict.reason) == ("failed", "the program is 1042 bytes long, 1 KB are allowed")
 
@@ -319,3 +310,51 @@ def test_contest_programs_have_the_names_that_the_benchmarks_own_grader_gives_th
     ]
     assert [verdict.status for verdict in verifier.check(programs)] == ["passed", "failed", "passed", "failed"]
     assert not verifier.check([from_calls(method, "total", [([[1], 2], 3)])])[0].passed
+
+
+def test_programs_as_models_write_them_get_the_verdict_of_what_they_compute(verifier):
+    future = "from __future__ import annotations\nprint(42)"
+    stdin = {
+        "\ufeffprint(42)": "passed",
+        "print(4  *10+2, end='\\t\\n\\n')": "passed",
+        "print(len(str(10 ** 5000)) - 4959)": "passed",
+        "print('4\\x0b2')": "failed",
+        "print('1' * 1100000)": "failed",
+        "print('1e999999999')": "failed",
+        "print('9' * 5000)": "failed",
+        "import sys\nsys.stdout.write('42')\nsys.stdout.flush()\nopen('/dev/null', 'w').write('x')": "passed",
+    }
+    prelude = [
+        from_live_code_bench(text, [{"input": "", "output": "42"}], None) for text in (future, "\ufeff" + future)
+    ]
+    programs = [*(from_stdio(text, [("", "42")], 0.0) for text in stdin), *prelude]
+    assert [v.status for v in verifier.check(programs)] == [*stdin.values(), "passed", "passed"]
+    row = HUMANEVAL | {"entry_point": "f"}
+    assert verifier.check([from_humaneval(row, "from __future__ import annotations\ndef f(x: X): return 2 * x + 1")])[
+        0
+    ].passed
+    big = from_stdio("print(10 ** 5000 + 1)", [("", "1" + "0" * 4999 + "1")])
+    assert verifier.check([big, from_stdio("print(10 ** 5000)", big.tests.cases)])[0].passed
+    solution = "class Solution:\n    def f(self, x: Optional[List[int]]) -> Dict[int, int]: return {1: x[0]}"
+    good, bad = verifier.check([function_program(solution, f"assert Solution().f([2]) == {{1: {i}}}") for i in (2, 3)])
+    assert (good.status, bad.status) == ("passed", "failed")
+
+
+def test_a_function_counts_also_where_the_program_goes_on_to_read_input_that_is_not_there(verifier):
+    source = "def f(x): return x * x\nprint(f(int(input())))"
+    assert verifier.check([function_program(source, "assert f(3) == 9")])[0].passed
+
+
+def test_the_listed_programs_get_their_verdicts(verifier):
+    rows, programs = case_rows("code.jsonl"), []
+    for row in rows:
+        if row["form"] == "answer":
+            code = extract_code(row["answer"])
+            programs.append(from_mbpp({"test_imports": [], "test_list": row["tests"], "code": code}, code))
+        else:
+            for_contest = "LiveCodeBench" in row.get("note", "") or "decimal" in row.get("note", "")
+            cases = [(case["input"], case["output"]) for case in row["tests"]]
+            plain = from_stdio(row["program"], cases)
+            programs.append(from_live_code_bench(row["program"], row["tests"], None) if for_contest else plain)
+    verdicts = verifier.check(programs)
+    assert [v.status for v in verdicts] == [row["expected"] for row in rows]

@@ -92,7 +92,7 @@ class CodeJudge:
     """1 where the program in the completion passes every test, by :class:`disa.rewards.code.CodeVerifier`."""
 
     reward_range = (0.0, 1.0)
-    fingerprint = "code:2"
+    fingerprint = "code:3"
 
     def __init__(self, workers: int) -> None:
         self._workers = workers

@@ -15,6 +15,7 @@ from disa.rewards.code.benchmarks import (
     from_mbpp,
     from_stdio,
 )
+from disa.rewards.code.extract import extract_code
 from disa.rewards.code.program import (
     CodeVerdict,
     FunctionTests,
@@ -22,7 +23,6 @@ from disa.rewards.code.program import (
     Program,
     StdioTests,
     count_verdicts,
-    extract_code,
 )
 from disa.rewards.code.verifier import CodeVerifier
 

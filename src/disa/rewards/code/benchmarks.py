@@ -9,6 +9,7 @@ import ast
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from disa.errors import DisaError
@@ -72,7 +73,7 @@ def from_humaneval(row: Mapping[str, Any], code: str | None = None) -> Program:
     prompt, entry = _field(row, "prompt"), _field(row, "entry_point")
     # The prompt ends in a function of a docstring only, which is complete, and may define helpers that the test uses.
     tests = FunctionTests((entry,), (f"check({entry})",), f"{prompt}\n{_field(row, 'test')}")
-    return Program(_whole(prompt, entry, _code(row, code)), tests)
+    return _continued(prompt, entry, _code(row, code), tests)
 
 
 def from_humaneval_plus(row: Mapping[str, Any], code: str | None = None) -> Program:
@@ -95,10 +96,10 @@ def from_humaneval_plus(row: Mapping[str, Any], code: str | None = None) -> Prog
         "_IS_ROOT": entry == "find_zero",
     }
     assigned = "".join(f"{name} = {value!r}\n" for name, value in constants.items())
-    reference = f"{_whole(prompt, entry, _field(row, 'canonical_solution'))}\n_reference = {entry}\n"
+    reference = f"{prompt}{_field(row, 'canonical_solution')}\n_reference = {entry}\n"
     setup = f"{reference}inf, nan = float('inf'), float('nan')\n{assigned}{_HUMANEVAL_PLUS_TESTS}"
     tests = FunctionTests((entry,), (f"check({entry})",), setup)
-    return Program(_whole(prompt, entry, _code(row, code)), tests)
+    return _continued(prompt, entry, _code(row, code), tests)
 
 
 def from_mbpp(row: Mapping[str, Any], code: str | None = None) -> Program:
@@ -146,11 +147,11 @@ def from_live_code_bench(code: str, cases: Sequence[Mapping[str, str]], name: st
     name : str, optional
         The function or method that is called; None for a program that reads standard input.
     """
-    source = _CONTEST_PRELUDE + code
     if name is None:
-        return from_stdio(source, [(case["input"], case["output"]) for case in cases], tolerance=0.0)
+        program = from_stdio(code, [(case["input"], case["output"]) for case in cases], tolerance=0.0)
+        return replace(program, prelude=_CONTEST_PRELUDE)
     calls = [([json.loads(line) for line in c["input"].splitlines()], json.loads(c["output"])) for c in cases]
-    return from_calls(source, name, calls)
+    return replace(from_calls(code, name, calls), prelude=_CONTEST_PRELUDE)
 
 
 def from_stdio(code: str, cases: Sequence[tuple[str, str]], tolerance: float | None = None) -> Program:
@@ -169,10 +170,11 @@ def _definitions(module: ast.Module) -> set[str]:
     return found
 
 
-def _whole(prompt: str, entry: str, code: str) -> str:
+def _continued(prompt: str, entry: str, code: str, tests: FunctionTests) -> Program:
     """Prompt and code: the code's own definition replaces the prompt's, a continuation completes it."""
-    separator = "\n" if re.search(rf"^(async )?def {re.escape(entry)}\b", code, re.MULTILINE) else ""
-    return f"{prompt}{separator}{code}"
+    if re.search(rf"^(async )?def {re.escape(entry)}\b", code, re.MULTILINE):
+        return Program(code, tests, prompt)
+    return Program(prompt + code, tests)
 
 
 def _code(row: Mapping[str, Any], code: str | None) -> str:

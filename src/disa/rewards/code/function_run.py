@@ -20,7 +20,7 @@ _MAX_VERDICT = 65536
 _LAST_SECONDS = 2.0
 
 
-def judge_calls(sandbox: Sandbox, limits: Limits, source: str, tests: FunctionTests) -> CodeVerdict:
+def judge_calls(sandbox: Sandbox, limits: Limits, source: dict[str, str], tests: FunctionTests) -> CodeVerdict:
     """Run the tests against the program's functions."""
     deadline = time.monotonic() + limits.seconds_total
     nonce = secrets.token_hex(16)
@@ -30,7 +30,7 @@ def judge_calls(sandbox: Sandbox, limits: Limits, source: str, tests: FunctionTe
         verdict_read, verdict_write = os.pipe()
         stack.callback(os.close, verdict_read)
         try:
-            setup: dict[str, Any] = {"script": False, "source": source, "call_fd": call_read, "answer_fd": answer_write}
+            setup: dict[str, Any] = {"script": False, **source, "call_fd": call_read, "answer_fd": answer_write}
             candidate = stack.enter_context(sandbox.start("candidate", setup, fds=(call_read, answer_write)))
             setup = {"call_fd": call_write, "answer_fd": answer_read, "verdict_fd": verdict_write, "nonce": nonce}
             setup |= {"setup": tests.setup, "names": tests.names, "statements": tests.statements}
@@ -52,7 +52,7 @@ def _verdict(message: bytes | None, nonce: str, candidate: Run, judge: Run, limi
         if not run.started:
             return CodeVerdict("undecided", readable(f"the sandbox did not start: {run.complaint()}"))
     if message is None:
-        return CodeVerdict("timed_out", f"the tests took longer than {limits.seconds_total:g} s")
+        return CodeVerdict("undecided", f"the tests took longer than {limits.seconds_total:g} s of wall-clock time")
     if said is None and judge_code == 128 + signal.SIGXCPU:
         return CodeVerdict("timed_out", f"the tests used more than {limits.cpu_seconds} s of processor time")
     if said is None:

@@ -19,14 +19,14 @@ class Limits(StageConfig):
 
     cpu_seconds: int = Field(5, ge=1)
     """Processor time of one run (RLIMIT_CPU): a busy machine does not shorten it, so it should bind first."""
-    seconds_per_test: float = Field(10.0, gt=0)
-    """Wall-clock time of one call or of one run on one input."""
-    seconds_total: float = Field(60.0, gt=0)
-    """Wall-clock time of a program with all its tests, sandbox start included."""
+    seconds_per_test: float = Field(20.0, gt=0)
+    """Wall-clock time of one call or of one run on one input; past it the verdict is undecided."""
+    seconds_total: float = Field(120.0, gt=0)
+    """Wall-clock time of a program with all its tests, sandbox start included; past it the verdict is undecided."""
     memory_mb: int = Field(512, ge=64)
     """Address space of a run (RLIMIT_AS); it has one process, so this is its total."""
     disk_mb: int = Field(16, ge=1)
-    """Size of the temporary folder, the only place that can be written to."""
+    """Size of the temporary folder, and of the folder of /dev/null: all that can be written to."""
     file_mb: int = Field(8, ge=1)
     """Largest file (RLIMIT_FSIZE)."""
     output_kb: int = Field(16384, ge=1)
@@ -66,7 +66,8 @@ class StdioTests:
     Parameters
     ----------
     cases : tuple of (str, str)
-        Input and expected output of each run. Spaces at line ends and empty lines at the end do not count.
+        Input and expected output of each run. Empty lines at the end, blanks at line ends, and how many blanks stand
+        between two words do not count.
     tolerance : float, optional
         Where given, numbers that differ by at most this much are equal too; 0 makes 1 and 1.0 equal.
     """
@@ -77,10 +78,11 @@ class StdioTests:
 
 @dataclass(frozen=True)
 class Program:
-    """A program and its tests."""
+    """A program, its tests, and what is run in front of it: imports of a benchmark, a prompt that it builds on."""
 
     source: str
     tests: FunctionTests | StdioTests
+    prelude: str = ""
 
 
 @dataclass(frozen=True)
@@ -90,9 +92,9 @@ class CodeVerdict:
     Parameters
     ----------
     status : str
-        ``passed``, ``failed`` (a test does not hold, the program raised or is no Python), ``timed_out``, ``crashed``
-        (its process ended early), or ``undecided`` (the sandbox or the tests themselves failed: no statement about
-        the program).
+        ``passed``, ``failed`` (a test does not hold, the program raised or is no Python), ``timed_out`` (its processor
+        time was used up), ``crashed`` (its process ended early), or ``undecided`` (the sandbox or the tests themselves
+        failed, or wall-clock time was up: no statement about the program).
     reason : str
         Why, in a few words; empty where passed.
     tests_passed : int
@@ -118,27 +120,3 @@ def count_verdicts(verdicts: Iterable[CodeVerdict]) -> dict[str, int]:
     """How many verdicts of each status, zeros included."""
     counts = Counter(verdict.status for verdict in verdicts)
     return {status: counts[status] for status in get_args(Status)}
-
-
-def extract_code(completion: str) -> str:
-    """The last fenced block of a completion; the whole text where it has none.
-
-    Blocks marked as another language than Python count only where no other block is there. An unclosed block reaches to
-    the end.
-    """
-    blocks: list[tuple[str, list[str]]] = []
-    fence = ""
-    for line in completion.splitlines():
-        stripped = line.strip()
-        mark = stripped[: len(stripped) - len(stripped.lstrip("`~"))]
-        if fence and stripped == mark and mark.startswith(fence):
-            fence = ""
-        elif fence:
-            blocks[-1][1].append(line)
-        elif len(mark) >= 3 and len(set(mark)) == 1:
-            fence = mark
-            blocks.append((stripped[len(mark) :].strip().lower(), []))
-    if not blocks:
-        return completion
-    python = [lines for language, lines in blocks if language.split(" ")[0] in ("", "python", "python3", "py")]
-    return "\n".join(python[-1] if python else blocks[-1][1]) + "\n"

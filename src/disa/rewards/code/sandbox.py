@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import importlib
-import itertools
 import os
+import secrets
 import shutil
 import subprocess
 import sys
@@ -28,10 +28,8 @@ _ALLOW = (
     "in Docker --security-opt seccomp=unconfined, as root also --cap-add SYS_ADMIN), or judge programs elsewhere"
 )
 # User ids no account has: below 2**31, above the ranges that useradd and containers hand out. Each run started by root
-# gets its own, so that no run can signal another or use up its threads.
-_FIRST_UID = 1_900_000_000
-_UIDS_PER_PROCESS = 4096
-_uids = itertools.count()
+# gets its own, so that no run can signal another or use up its threads; drawn at random, so that it counts no runs.
+_FIRST_UID, _UIDS = 1_900_000_000, 2**27
 # One hash seed, so that a reward does not depend on the order in which sets are iterated.
 _ENVIRONMENT = ["--clearenv", "--setenv", "LANG", "C.UTF-8", "--setenv", "PYTHONHASHSEED", "0", "--chdir", "/tmp"]
 # A run of the start-up check: generous, as the machine may be busy, and once per process.
@@ -120,11 +118,7 @@ class Sandbox:
             Whether stdin and stdout are pipes to the caller instead of /dev/null.
         """
         started_read, started_write = os.pipe()
-        uid = (
-            None
-            if os.geteuid()
-            else _FIRST_UID + os.getpid() % 4096 * _UIDS_PER_PROCESS + next(_uids) % _UIDS_PER_PROCESS
-        )
+        uid = None if os.geteuid() else _FIRST_UID + secrets.randbelow(_UIDS)
         whole = {**setup, "uid": uid, "started_fd": started_write, "limits": self._limits.model_dump()}
         setup_fd, filter_fd = _memory_file(write_value(whole)), _memory_file(seccomp_filter())
         python = [_python(), "-s", "-S", "-B", f"/inside/{script}.py", str(setup_fd)]
@@ -182,7 +176,7 @@ def _executables() -> list[str]:
 @functools.cache
 def _problem(bwrap: str) -> str:
     """What keeps a program of one line from running in this bwrap; empty where it runs."""
-    setup = {"script": True, "source": "print('ready')"}
+    setup = {"script": True, "prelude": "", "source": "print('ready')"}
     with Sandbox(bwrap, Limits(cpu_seconds=10)).start("candidate", setup, script_pipes=True) as run:
         code = run.stop(_CHECK_SECONDS)
         assert run.process.stdout is not None
@@ -205,26 +199,26 @@ def _namespaces() -> list[str]:
 
 
 def _files(limits: Limits) -> list[str]:
-    """Libraries, the interpreter, two devices, ``inside/``, and one small folder to write to.
+    """Libraries, the interpreter and ``inside/``, all read-only; small private /tmp and /dev.
 
-    No /proc, /sys, /etc or /home, no shell or other program, no installed package.
+    No device of the host, whose times a run could change and the next one read: ``confine.py`` makes an empty file
+    /dev/null. No /proc, /sys, /etc or /home, no shell or other program, no installed package.
     """
     python, library = _python(), os.path.join(sys.base_prefix, "lib")
     folders = ["/usr/lib", "/usr/lib64", *(folder for folder in ("/lib", "/lib64") if not os.path.islink(folder))]
     folders += [] if library.startswith("/usr/lib") else [library]
     read_only = [path for path in [*folders, python] if os.path.exists(path)]
-    devices = ["/dev/null", "/dev/urandom"]
     # bwrap makes missing parents of a mount readable for itself only.
-    parents = sorted({str(parent) for path in [*read_only, *devices] for parent in Path(path).parents} - {"/"})
+    parents = sorted({str(parent) for path in read_only for parent in Path(path).parents} - {"/"})
     arguments = [word for parent in parents for word in ("--perms", "0755", "--dir", parent)]
     arguments += [word for path in read_only for word in ("--ro-bind", path, path)]
-    arguments += [word for path in devices for word in ("--dev-bind", path, path)]
     for folder in filter(os.path.islink, ("/lib", "/lib64")):
         arguments += ["--symlink", os.readlink(folder), folder]
     # Installed packages may hold a benchmark and its answers.
     for packages in (found for folder in folders for found in Path(folder).glob("python*/*-packages")):
         arguments += ["--tmpfs", str(packages), "--remount-ro", str(packages)]
-    arguments += ["--perms", "1777", "--size", str(limits.disk_mb * 1024 * 1024), "--tmpfs", "/tmp"]
+    for mode, folder in (("1777", "/tmp"), ("0755", "/dev")):
+        arguments += ["--perms", mode, "--size", str(limits.disk_mb * 1024 * 1024), "--tmpfs", folder]
     return [*arguments, "--ro-bind", str(_INSIDE), "/inside", "--remount-ro", "/"]
 
 

@@ -6,24 +6,26 @@ import os
 import re
 import selectors
 import time
-from decimal import Decimal
+from fractions import Fraction
 
 from disa.rewards.code.function_run import early_end
 from disa.rewards.code.program import CodeVerdict, Limits, StdioTests, readable
 from disa.rewards.code.sandbox import Run, Sandbox
 
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,4})?", re.ASCII)
+# Longer ones are compared as text: their exact value would take as long as a model likes.
+_NUMBER = re.compile(r"(?=.{1,1000}\Z)[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,4})?", re.ASCII)
+_LINE_END, _BLANKS = re.compile(r"\r?\n"), re.compile(r"(?<=\S)[ \t]+")
 # Enough of stderr to hold the last line of a traceback.
 _KEPT_STDERR = 4096
 
 
-def judge_outputs(sandbox: Sandbox, limits: Limits, source: str, tests: StdioTests) -> CodeVerdict:
+def judge_outputs(sandbox: Sandbox, limits: Limits, source: dict[str, str], tests: StdioTests) -> CodeVerdict:
     """Run the program on every input, each time in a new sandbox, until an output is wrong."""
     deadline = time.monotonic() + limits.seconds_total
     if not tests.cases:
         return CodeVerdict("undecided", "the program has no tests")
     for held, (given, expected) in enumerate(tests.cases):
-        with sandbox.start("candidate", {"script": True, "source": source}, script_pipes=True) as run:
+        with sandbox.start("candidate", {"script": True, **source}, script_pipes=True) as run:
             problem = _run(run, given, expected, tests.tolerance, limits, held, deadline)
         if problem is not None:
             return problem
@@ -38,7 +40,7 @@ def _run(
     output, errors, problem = _exchange(run, given.encode("utf-8", "replace"), end, limits.output_kb * 1024)
     if problem == "time":
         allowed = f"{limits.seconds_per_test:g} s, or all tests than {limits.seconds_total:g} s"
-        return CodeVerdict("timed_out", f"test {held + 1} took longer than {allowed}", held)
+        return CodeVerdict("undecided", f"test {held + 1} took longer than {allowed}, of wall-clock time", held)
     if problem == "length":
         return CodeVerdict("failed", f"test {held + 1} wrote more than {limits.output_kb} KB", held)
     code = run.stop(max(0.0, end - time.monotonic()))
@@ -46,7 +48,7 @@ def _run(
     if not run.started:
         return CodeVerdict("undecided", f"the sandbox did not start: {last_line}", held)
     if code is None:
-        return CodeVerdict("timed_out", f"test {held + 1} closed its output but did not end", held)
+        return CodeVerdict("undecided", f"test {held + 1} closed its output but did not end", held)
     if code > 128:
         return early_end(code, limits, held)
     if code:
@@ -98,24 +100,26 @@ def _exchange(run: Run, given: bytes, end: float, max_bytes: int) -> tuple[bytes
 
 
 def same_output(output: str, expected: str, tolerance: float | None = None) -> bool:
-    """Whether two outputs have the same lines, but for spaces at line ends and empty lines at the end.
+    """Whether two outputs have the same lines.
 
-    With a tolerance, words that are decimal numbers are equal where they differ by at most that much, and words may be
-    separated by any number of spaces.
+    Empty lines at the end, blanks at line ends, and how many blanks stand between two words do not count. With a
+    tolerance, words that are decimal numbers are equal where they differ by at most that much, and blanks in
+    front of a line do not count.
     """
-    lines, wanted = ([line.rstrip() for line in text.rstrip().splitlines()] for text in (output, expected))
+    lines, wanted = (
+        [_BLANKS.sub(" ", line).rstrip(" \t\r") for line in _LINE_END.split(text.rstrip(" \t\r\n"))]
+        for text in (output, expected)
+    )
     if lines == wanted or tolerance is None or len(lines) != len(wanted):
         return lines == wanted
-    return all(_same_words(line.split(), want.split(), tolerance) for line, want in zip(lines, wanted, strict=True))
+    words = ([line.split(" ") for line in map(str.lstrip, side)] for side in (lines, wanted))
+    return all(_same_words(*pair, Fraction(tolerance)) for pair in zip(*words, strict=True))
 
 
-def _same_words(words: list[str], wanted: list[str], tolerance: float) -> bool:
+def _same_words(words: list[str], wanted: list[str], tolerance: Fraction) -> bool:
     return len(words) == len(wanted) and all(
         word == want
-        or bool(
-            _NUMBER.fullmatch(word)
-            and _NUMBER.fullmatch(want)
-            and abs(Decimal(word) - Decimal(want)) <= Decimal(tolerance)
-        )
+        or bool(_NUMBER.fullmatch(word) and _NUMBER.fullmatch(want))
+        and abs(Fraction(word) - Fraction(want)) <= tolerance
         for word, want in zip(words, wanted, strict=True)
     )

@@ -3,7 +3,8 @@
 An allow list: whatever is missing here fails with ENOSYS, so that new calls of newer kernels are closed too. Not
 allowed, among many: socket, ptrace, process_vm_readv, mount, unshare, setns, keyctl, bpf, io_uring_setup,
 perf_event_open, memfd_create, userfaultfd, fork, vfork and clone3. clone passes for threads only: a run is one process,
-so its limits are totals, and there is nothing it can leave behind.
+so its limits are totals, and there is nothing it can leave behind. Nor can it leave a sign for another run on a file
+that both see: no call sets times or attributes, and fcntl passes for descriptors, not for locks, leases or notices.
 
 Instruction layout: linux/bpf_common.h; ``struct seccomp_data``: linux/seccomp.h; numbers: asm/unistd_64.h and
 asm-generic/unistd.h.
@@ -23,7 +24,7 @@ _ARCHITECTURES = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}
 _ALLOWED = {
     "read": (0, 63), "write": (1, 64), "pread64": (17, 67), "pwrite64": (18, 68), "readv": (19, 65),
     "writev": (20, 66), "open": (2, -1), "openat": (257, 56), "close": (3, 57), "close_range": (436, 436),
-    "lseek": (8, 62), "fcntl": (72, 25), "ioctl": (16, 29), "dup": (32, 23), "dup2": (33, -1), "dup3": (292, 24),
+    "lseek": (8, 62), "ioctl": (16, 29), "dup": (32, 23), "dup2": (33, -1), "dup3": (292, 24),
     "pipe": (22, -1), "pipe2": (293, 59), "stat": (4, -1), "fstat": (5, 80), "lstat": (6, -1),
     "newfstatat": (262, 79), "statx": (332, 291), "statfs": (137, 43), "fstatfs": (138, 44), "access": (21, -1),
     "faccessat": (269, 48), "faccessat2": (439, 439), "readlink": (89, -1), "readlinkat": (267, 78),
@@ -31,8 +32,8 @@ _ALLOWED = {
     "mkdirat": (258, 34), "rmdir": (84, -1), "unlink": (87, -1), "unlinkat": (263, 35), "rename": (82, -1),
     "renameat": (264, 38), "renameat2": (316, 276), "symlink": (88, -1), "symlinkat": (266, 36), "link": (86, -1),
     "linkat": (265, 37), "chmod": (90, -1), "fchmod": (91, 52), "fchmodat": (268, 53), "umask": (95, 166),
-    "utimensat": (280, 88), "truncate": (76, 45), "ftruncate": (77, 46), "fsync": (74, 82), "fdatasync": (75, 83),
-    "flock": (73, 32), "sendfile": (40, 71), "copy_file_range": (326, 285), "fadvise64": (221, 223), "poll": (7, -1),
+    "truncate": (76, 45), "ftruncate": (77, 46), "fsync": (74, 82), "fdatasync": (75, 83),
+    "sendfile": (40, 71), "copy_file_range": (326, 285), "fadvise64": (221, 223), "poll": (7, -1),
     "ppoll": (271, 73), "select": (23, -1), "pselect6": (270, 72), "epoll_create1": (291, 20), "epoll_ctl": (233, 21),
     "epoll_wait": (232, -1), "epoll_pwait": (281, 22), "mmap": (9, 222), "mprotect": (10, 226), "munmap": (11, 215),
     "mremap": (25, 216), "madvise": (28, 233), "brk": (12, 214), "membarrier": (324, 283), "execve": (59, 221),
@@ -51,12 +52,14 @@ _ALLOWED = {
     "getrusage": (98, 165), "sysinfo": (99, 179), "uname": (63, 160), "getrandom": (318, 278), "getcpu": (309, 168),
 }
 # fmt: on
-_CLONE = (56, 220)
+_CLONE, _FCNTL = (56, 220), (72, 25)
+# F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_SETFL, F_DUPFD_CLOEXEC, F_SETPIPE_SZ, F_GETPIPE_SZ (linux/fcntl.h).
+_DESCRIPTOR_COMMANDS = (0, 1, 2, 3, 4, 1030, 1031, 1032)
 
 _LOAD, _JUMP_EQUAL, _JUMP_ANY_BIT, _RETURN = 0x20, 0x15, 0x45, 0x06
 _ALLOW, _KILL, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
 _EPERM, _ENOSYS = 1, 38
-_NR, _ARCH, _FIRST_ARGUMENT = 0, 4, 16
+_NR, _ARCH, _FIRST_ARGUMENT, _SECOND_ARGUMENT = 0, 4, 16, 24
 _CLONE_THREAD = 0x00010000
 # CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET, NEWTIME (linux/sched.h).
 _CLONE_NAMESPACES = 0x00020000 | 0x02000000 | 0x04000000 | 0x08000000 | 0x10000000 | 0x20000000 | 0x40000000 | 0x80
@@ -78,6 +81,8 @@ def seccomp_filter(machine: str | None = None) -> bytes:
             fix="judge programs on one of these machines",
         )
     audit, column = _ARCHITECTURES[machine]
+    last = len(_DESCRIPTOR_COMMANDS)
+    commands = [_instruction(_JUMP_EQUAL, command, yes=last - i) for i, command in enumerate(_DESCRIPTOR_COMMANDS)]
     numbers = sorted({pair[column] for pair in _ALLOWED.values() if pair[column] >= 0})
     return b"".join(
         [
@@ -92,6 +97,11 @@ def seccomp_filter(machine: str | None = None) -> bytes:
             _instruction(_JUMP_ANY_BIT, _CLONE_THREAD, no=1),
             _instruction(_RETURN, _ALLOW),
             _instruction(_RETURN, _ERRNO | _EPERM),
+            _instruction(_JUMP_EQUAL, _FCNTL[column], no=len(commands) + 3),
+            _instruction(_LOAD, _SECOND_ARGUMENT),
+            *commands,
+            _instruction(_RETURN, _ERRNO | _EPERM),
+            _instruction(_RETURN, _ALLOW),
             *(_instruction(_JUMP_EQUAL, number, yes=len(numbers) - at) for at, number in enumerate(numbers)),
             _instruction(_RETURN, _ERRNO | _ENOSYS),
             _instruction(_RETURN, _ALLOW),

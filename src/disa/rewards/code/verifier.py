@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from disa.errors import DisaError
 from disa.rewards.code.function_run import judge_calls
-from disa.rewards.code.program import CodeVerdict, FunctionTests, Limits, Program
+from disa.rewards.code.program import CodeVerdict, FunctionTests, Limits, Program, readable
 from disa.rewards.code.sandbox import open_sandbox
 from disa.rewards.code.script_run import judge_outputs
 
@@ -50,6 +50,9 @@ class CodeVerifier:
             return CodeVerdict("failed", f"the program is {length} bytes long, {self.limits.program_kb} KB are allowed")
         judge = judge_calls if isinstance(program.tests, FunctionTests) else judge_outputs
         try:
-            return judge(self._sandbox, self.limits, program.source, program.tests)
+            source = {"prelude": program.prelude, "source": program.source}
+            return judge(self._sandbox, self.limits, source, program.tests)
         except OSError as error:  # no process, pipe or memory to be had: says nothing about the program
             return CodeVerdict("undecided", f"the sandbox could not be started: {error}")
+        except Exception as error:  # whatever a program makes of its output, the others get their verdicts
+            return CodeVerdict("undecided", readable(f"the verifier failed: {type(error).__name__}: {error}"))

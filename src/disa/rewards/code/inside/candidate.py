@@ -12,24 +12,33 @@ import confine
 import plain_data
 
 
-def run_script(source):
-    """Run the program as ``__main__``; its exit status and output are judged outside."""
-    module = sys.modules["__main__"] = types.ModuleType("__main__")
-    exec(compile(source, "program.py", "exec"), module.__dict__)
+def load(setup, name):
+    """Run the program as a module of that name; its prelude is compiled apart: ``__future__`` has to stay in front."""
+    module, source = types.ModuleType(name), setup["source"].removeprefix("\ufeff")
+    sys.modules[name] = module
+    if "\nclass Solution" in f"\n{source}":  # starter code, which says List and imports nothing
+        exec("from typing import *", module.__dict__)
+    for part in (setup["prelude"], source):
+        exec(compile(part, "program.py", "exec"), module.__dict__)
+    return module
 
 
-def serve(source, call_fd, answer_fd):
+def serve(setup, call_fd, answer_fd):
     """Load the program, then answer calls until the tests are through and this process is ended from outside."""
     calls, answers = open(call_fd, "rb"), open(answer_fd, "wb")
-    module = sys.modules["program"] = types.ModuleType("program")
-
-    def load():
-        exec(compile(source, "program.py", "exec"), module.__dict__)
-
-    _answer(answers, load)
+    _answer(answers, lambda: _load_functions(setup))
     while True:
         name, positional, named = plain_data.read_frame(calls.read)
-        _answer(answers, lambda: _find(module, name)(*positional, **named))  # noqa: B023 (called at once)
+        call = lambda: _find(sys.modules["program"], name)(*positional, **named)  # noqa: B023, E731 (called at once)
+        _answer(answers, call)
+
+
+def _load_functions(setup):
+    """Load the program; one that also reads its input as a script finds none, and has its functions by then."""
+    try:
+        load(setup, "program")
+    except EOFError:
+        pass
 
 
 def _answer(answers, call):
@@ -57,12 +66,14 @@ def main():
     sys.path.remove("/inside")
     # Python defines these two in site.py, which is not loaded here.
     builtins.exit = builtins.quit = sys.exit
+    # Processor time limits the work; Python's own limit would refuse a right answer of 5,000 digits.
+    sys.set_int_max_str_digits(0)
     if setup["script"]:
-        run_script(setup["source"])
+        load(setup, "__main__")
     else:
         # Output of a function is not judged: it may print as much as its time allows.
-        confine.silence(0, 1, 2)
-        serve(setup["source"], setup["call_fd"], setup["answer_fd"])
+        confine.silence()
+        serve(setup, setup["call_fd"], setup["answer_fd"])
 
 
 if __name__ == "__main__":
