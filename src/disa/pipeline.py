@@ -18,8 +18,9 @@ from disa.anchor.anchor import VERSION as ANCHOR_VERSION
 from disa.anchor.anchor import freeze
 from disa.errors import DisaError
 from disa.evaluation import run as evaluation
+from disa.lm.fingerprint import take_fingerprint
 from disa.lm.loading import load_model, load_tokenizer
-from disa.lm.sampling import encode_prompt, stop_token_ids
+from disa.lm.sampling import encode_prompt
 from disa.partition import plan as budget
 from disa.partition import stage as partition
 from disa.partition.features import features_fingerprint, prompt_features
@@ -33,7 +34,7 @@ from disa.report import stage as report
 from disa.runs import processes
 from disa.runs.folders import StageFolder, read_json, write_json
 from disa.runs.locks import shared
-from disa.runs.provenance import Fingerprint, chat_template_digest, digest, tokenizer_digest, weights_digest
+from disa.runs.provenance import Fingerprint, digest
 from disa.runs.records import EvaluationRecord, PartitionEstimate, Prompt, ScoredTrajectory, Trajectory
 from disa.runs.sharing import SHARING, Work
 from disa.scoring import run as scoring
@@ -447,16 +448,10 @@ class Pipeline:
         return self._digests[folder]
 
     def _fingerprint(self) -> Fingerprint:
-        reference, tokenizer, sampling = load_model(self._path("reference")), self._tokenizer(), self.recipe.sampling
-        return Fingerprint(
-            reference=weights_digest(reference),
-            tokenizer=tokenizer_digest(tokenizer),
-            chat_template=chat_template_digest(
-                tokenizer, conversational=sampling.conversational, system_prompt=sampling.system_prompt
-            ),
-            temperature=sampling.temperature,
-            max_completion_length=sampling.max_completion_length,
-            stop_token_ids=stop_token_ids(reference, tokenizer),
+        return take_fingerprint(
+            load_model(self._path("reference")),
+            self._tokenizer(),
+            self.recipe.sampling,
             reward=self.task.reward_fingerprint,
             inverse_temperature=self.recipe.training.inverse_temperature,
             task=self.task.fingerprint,

@@ -104,6 +104,16 @@ def test_what_a_run_is_made_of_knows_no_model():
     assert wrong == []
 
 
+def test_one_place_takes_the_fingerprint_that_log_z_depends_on():
+    # What a trainer compares with the anchor must be made as the anchor's was.
+    def calls(path):
+        nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        return {n.func.id for n in nodes if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}
+
+    makers = [str(path.relative_to(ROOT)) for path in sorted(ROOT.rglob("*.py")) if "Fingerprint" in calls(path)]
+    assert makers == ["lm/fingerprint.py"]
+
+
 def test_the_pure_cores_import_no_engine():
     # Estimators are numpy in and out, objectives torch in and out: neither knows a model library.
     for path in [*ROOT.glob("objectives/*.py"), *ROOT.glob("partition/*.py")]:

@@ -13,9 +13,9 @@ from trl import GRPOConfig
 
 from disa.anchor import Anchor
 from disa.errors import DisaError
+from disa.lm.fingerprint import take_fingerprint
 from disa.lm.hf_trainer import SeededEpochs
-from disa.lm.sampling import SamplingConfig, stop_token_ids
-from disa.runs.provenance import chat_template_digest, tokenizer_digest, weights_digest
+from disa.lm.sampling import SamplingConfig
 from disa.runs.records import ScoredTrajectory
 from disa.tasks import Task
 from disa.training.a_star_po_trainer import AStarPOConfig, AStarPOTrainer, reference_values, unsolved
@@ -228,17 +228,10 @@ def _offline(parts: TrainerInputs, stored: StoredTrajectories, loss: OfflineLoss
 
 def _verify(parts: TrainerInputs) -> None:
     """The anchor's conditions that offline training shares with it, as the on-policy trainer checks them."""
-    tokenizer, sampling = parts.shared["processing_class"], parts.sampling
-    found = dataclasses.replace(
-        parts.anchor.fingerprint,
-        reference=weights_digest(parts.shared["model"]),
-        tokenizer=tokenizer_digest(tokenizer),
-        chat_template=chat_template_digest(
-            tokenizer, conversational=sampling.conversational, system_prompt=sampling.system_prompt
-        ),
-        temperature=sampling.temperature,
-        max_completion_length=sampling.max_completion_length,
-        stop_token_ids=stop_token_ids(parts.shared["model"], tokenizer),
+    found = take_fingerprint(
+        parts.shared["model"],
+        parts.shared["processing_class"],
+        parts.sampling,
         reward=parts.task.reward_fingerprint,
         inverse_temperature=parts.config.inverse_temperature,
         task=parts.task.fingerprint,

@@ -13,9 +13,11 @@ from trl.data_utils import is_conversational
 
 from disa.anchor import Anchor
 from disa.errors import DisaError
+from disa.lm.fingerprint import take_fingerprint
+from disa.lm.sampling import SamplingConfig
 from disa.objectives.forward_projection import forward_projection_loss
 from disa.objectives.trajectory_balance import anchored_baseline
-from disa.runs.provenance import Fingerprint, chat_template_digest, tokenizer_digest, weights_digest
+from disa.runs.provenance import Fingerprint
 from disa.training.balance_trainer import BalanceTrainer
 from disa.training.disa_config import DISAConfig
 from disa.training.flags import flag_plan, require_frozen_log_z
@@ -119,15 +121,17 @@ class DISATrainer(BalanceTrainer):
         conversational = is_conversational(dataset[0])
         first = dataset[0]["prompt"][0] if conversational else {}
         system_prompt = first["content"] if first.get("role") == "system" else None
-        return Fingerprint(
-            reference=weights_digest(self.accelerator.unwrap_model(self.ref_model or self.model)),
-            tokenizer=tokenizer_digest(self._tokenizer),
-            chat_template=chat_template_digest(
-                self._tokenizer, conversational=conversational, system_prompt=system_prompt
-            ),
+        sampling = SamplingConfig(
             temperature=self.temperature,
             max_completion_length=self.max_completion_length,
-            stop_token_ids=tuple(sorted(self.eos_token_ids)),
+            conversational=conversational,
+            system_prompt=system_prompt,
+        )
+        return take_fingerprint(
+            self.accelerator.unwrap_model(self.ref_model or self.model),
+            self._tokenizer,
+            sampling,
+            stops=self.eos_token_ids,
             reward=reward_fingerprint(self.reward_funcs, self.reward_weights.tolist()),
             inverse_temperature=self.args.inverse_temperature,
             task="+".join(sorted(dataset.unique("task"))),

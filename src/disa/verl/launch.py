@@ -9,16 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 from disa.anchor import Anchor
 from disa.errors import DisaError
+from disa.lm.fingerprint import take_fingerprint
 from disa.lm.loading import load_model, load_tokenizer
-from disa.lm.sampling import check_context, encode_prompt, stop_token_ids
+from disa.lm.sampling import check_context, encode_prompt
 from disa.recipe import Recipe
-from disa.runs.provenance import Fingerprint, chat_template_digest, tokenizer_digest, weights_digest
 from disa.runs.records import Prompt, read_rows
 from disa.tasks import make_task
 from disa.training.flags import flag_plan
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
+
+    from disa.runs.provenance import Fingerprint
 
 TESTED = "0.9.1"
 """Release of verl whose configuration, registries and data path the tests run against."""
@@ -159,14 +161,17 @@ def _prompts(run_dir: Path, anchor: Anchor, recipe: Recipe) -> tuple[list[Prompt
 
 def _fingerprint(config: DictConfig, recipe: Recipe, model: Any, tokenizer: Any) -> Fingerprint:
     """The anchor's conditions, as verl's configuration has them."""
-    task, sampling = make_task(recipe.tasks), recipe.sampling
-    return Fingerprint(
-        reference=weights_digest(model),
-        tokenizer=tokenizer_digest(tokenizer),
-        chat_template=chat_template_digest(tokenizer, conversational=True, system_prompt=sampling.system_prompt),
-        temperature=config.actor_rollout_ref.rollout.temperature,
-        max_completion_length=config.data.max_response_length,
-        stop_token_ids=stop_token_ids(model, tokenizer),
+    task = make_task(recipe.tasks)
+    sampling = recipe.sampling.model_copy(
+        update={
+            "temperature": config.actor_rollout_ref.rollout.temperature,
+            "max_completion_length": config.data.max_response_length,
+        }
+    )
+    return take_fingerprint(
+        model,
+        tokenizer,
+        sampling,
         reward=task.reward_fingerprint,
         inverse_temperature=config.reward.custom_reward_function.reward_kwargs.inverse_temperature,
         task=task.fingerprint,

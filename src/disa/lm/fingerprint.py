@@ -1,0 +1,55 @@
+"""The one place that takes the fingerprint of the conditions under which a log Z holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from disa.lm.sampling import SamplingConfig, stop_token_ids
+from disa.runs.provenance import Fingerprint, chat_template_digest, tokenizer_digest, weights_digest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def take_fingerprint(
+    reference: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    sampling: SamplingConfig,
+    *,
+    reward: str,
+    inverse_temperature: float,
+    task: str,
+    stops: Iterable[int] | None = None,
+) -> Fingerprint:
+    """Fingerprint of everything log Z depends on: calibration stores it, every trainer compares its own with it.
+
+    Parameters
+    ----------
+    reference : PreTrainedModel or PeftModel
+        The model whose weights are hashed; adapters do not count.
+    tokenizer : PreTrainedTokenizerBase
+    sampling : SamplingConfig
+        The sampling law, as the caller will draw and score.
+    reward : str
+        Identity of the reward with its range.
+    inverse_temperature : float
+        beta.
+    task : str
+        Identity of the task.
+    stops : iterable of int, optional
+        Tokens that end a completion, where the caller stops at others than those the reference and tokenizer declare.
+    """
+    return Fingerprint(
+        reference=weights_digest(reference),
+        tokenizer=tokenizer_digest(tokenizer),
+        chat_template=chat_template_digest(
+            tokenizer, conversational=sampling.conversational, system_prompt=sampling.system_prompt
+        ),
+        temperature=sampling.temperature,
+        max_completion_length=sampling.max_completion_length,
+        stop_token_ids=stop_token_ids(reference, tokenizer) if stops is None else tuple(sorted(stops)),
+        reward=reward,
+        inverse_temperature=inverse_temperature,
+        task=task,
+    )
