@@ -15,7 +15,6 @@ from disa.runs.records import (
     Prompt,
     ScoredTrajectory,
     Trajectory,
-    aside,
     read_rows,
     schema,
     write_rows,
@@ -90,11 +89,6 @@ def test_writing_leaves_one_whole_file_and_nothing_beside_it(tmp_path):
     write_rows(tmp_path / "rows.parquet", ROWS[Prompt][:1], Prompt)
     assert [p.name for p in tmp_path.iterdir()] == ["rows.parquet"]
     assert read_rows(tmp_path / "rows.parquet", Prompt) == ROWS[Prompt][:1]
-
-
-def test_two_writers_of_one_file_write_beside_each_other_even_with_equal_process_numbers(tmp_path):
-    # Processes on several nodes, above all in containers, often have equal numbers: here it is one process.
-    assert aside(tmp_path / "parity.json") != aside(tmp_path / "parity.json")
 
 
 def test_a_row_of_the_wrong_type_is_not_written(tmp_path):

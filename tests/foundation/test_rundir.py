@@ -1,11 +1,12 @@
 """Finished work is skipped, half-done work continues, other work is kept aside."""
 
 import json
+import shutil
 
 import pytest
 
 from disa.errors import DisaError
-from disa.runs.folders import StageFolder, read_json, replace_folder, write_json
+from disa.runs.folders import StageFolder, read_json, write_json
 from disa.runs.records import Prompt
 
 ROW = Prompt("p0", "countdown", "train", "1 2 3=6:", "{}", 1)
@@ -131,10 +132,15 @@ def test_json_appears_whole_or_not_at_all(tmp_path):
     assert json.loads((tmp_path / "a.json").read_text()) == {"k": 1}
 
 
-def test_a_folder_takes_the_place_of_an_older_one(tmp_path):
-    for name, text in (("model", "old"), ("model.tmp", "new")):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "file").write_text(text)
-    replace_folder(tmp_path / "model.tmp", tmp_path / "model")
-    assert (tmp_path / "model" / "file").read_text() == "new"
-    assert not (tmp_path / "model.tmp").exists()
+def test_what_a_killed_save_left_goes_when_the_stage_finishes(tmp_path):
+    folder = stage(tmp_path)
+    folder.begin()
+    (folder.path / ".model.0.tmp").mkdir()
+    (folder.path / ".model.0.tmp" / "model.safetensors").write_bytes(b"cut")
+    folder.finish()
+    content = folder.content
+    assert not (folder.path / ".model.0.tmp").exists()
+    shutil.rmtree(folder.path)
+    folder.begin()
+    folder.finish()
+    assert folder.content == content

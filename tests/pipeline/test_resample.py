@@ -15,6 +15,7 @@ from disa.cli.main import main
 from disa.errors import DisaError
 from disa.partition import estimate_log_partition_batch
 from disa.partition.draws import trajectory_columns
+from disa.partition.rounds import further_draws
 from disa.partition.verdict import MENDED_BY_DRAWS
 from disa.pipeline import Pipeline
 from disa.proposals.config import ProposalsConfig, ResampleConfig
@@ -175,9 +176,12 @@ def test_a_kill_between_plan_and_draws_ends_with_the_same_anchor(resampled, tiny
 def test_a_proposal_that_says_no_log_probabilities_is_refused_by_the_field(resampled, tiny, tmp_path, monkeypatch):
     shutil.copytree(resampled[0], tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / ROUNDS[0])
-    rows = Pipeline._rows
-    unknown = lambda *given: [dataclasses.replace(row, log_proposal=None) for row in rows(*given)]  # noqa: E731
-    monkeypatch.setattr(Pipeline, "_rows", staticmethod(unknown))
+
+    def unknown(*given):
+        *others, rows = given
+        return further_draws(*others, [dataclasses.replace(row, log_proposal=None) for row in rows])
+
+    monkeypatch.setattr("disa.pipeline.further_draws", unknown)
     with pytest.raises(DisaError, match="recipe, field proposals.resample: .* set proposals.resample: null"):
         run(written(tmp_path, values(tiny, tmp_path / "run")))
 

@@ -14,7 +14,7 @@ import pytest
 
 from disa.errors import DisaError
 from disa.tasks import SPLITS, judges, make_task
-from disa.tasks.benchmarks import BENCHMARKS, Benchmark, Contents, rows_digest, verify
+from disa.tasks.benchmarks import BENCHMARKS, Contents, PublishedBenchmark, rows_digest, verify
 from disa.tasks.dataset_config import DatasetConfig, SourceConfig
 from disa.tasks.rows import read_problem
 from disa.tasks.sources import RawRow
@@ -37,7 +37,7 @@ def entry(**changes):
         "contents": (Contents(5, DIGEST, "the published rows"),),
         "columns": {"prompt": "problem"},
     }
-    return Benchmark(**values | changes)
+    return PublishedBenchmark(**values | changes)
 
 
 @pytest.fixture

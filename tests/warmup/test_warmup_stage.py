@@ -1,5 +1,6 @@
 """The warm-up: ordinary folders, graded strength, and the same result after a kill."""
 
+import contextlib
 import json
 import shutil
 
@@ -143,18 +144,21 @@ def test_a_killed_run_continues_from_its_checkpoint_to_the_same_weights_and_log(
 
 
 def test_a_kill_while_the_model_is_saved_leaves_no_half_written_folder_behind(tmp_path, finished, monkeypatch):
-    def cut(aside, target):
+    @contextlib.contextmanager
+    def cut(target):
+        aside = target.with_name(f".{target.name}.0.tmp")
+        yield aside
         (aside / "model.safetensors").write_bytes(b"cut")
         raise Kill
 
     with monkeypatch.context() as patch:
-        patch.setattr("disa.lm.loading.replace_folder", cut)
+        patch.setattr("disa.lm.hf_trainer.whole_folder", cut)
         with pytest.raises(Kill):
             warm_up(tmp_path, proposal=None)
     assert not (tmp_path / "warmup" / "reference").exists()
     stage = warm_up(tmp_path, proposal=None)
     assert weights_digest(load_model(stage.path / "reference")) == weights_digest(load_model(finished / "reference"))
-    assert not list(stage.path.glob("*.tmp"))
+    assert not list(stage.path.glob(".*.tmp"))
 
 
 def distance(a, b):

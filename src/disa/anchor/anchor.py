@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import math
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -14,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from disa.errors import DisaError
+from disa.runs.files import file_digest, whole_file
 from disa.runs.folders import read_json, write_json
 from disa.runs.provenance import Fingerprint
-from disa.runs.records import PartitionEstimate, Prompt, aside, read_rows, write_rows
+from disa.runs.records import PartitionEstimate, Prompt, read_rows, write_rows
 
 VERSION = 2
 """Raised whenever a frozen anchor would say something else; 2: the fingerprint covers the reference's config.json."""
@@ -89,7 +88,7 @@ class Anchor:
         ):
             raise DisaError("not an anchor's manifest", where=str(path / "manifest.json"), fix="give RUN/5_anchor")
         rows = read_rows(path / "anchor.parquet", PartitionEstimate)
-        found = _file_digest(path / "anchor.parquet")
+        found = file_digest(path / "anchor.parquet")[:16]
         if found != manifest["digest"]:
             raise DisaError(
                 f"anchor.parquet was changed after it was frozen (digest {found}, manifest says {manifest['digest']})",
@@ -282,21 +281,20 @@ def freeze(
         "reward_range": list(reward_range),
         "binary": binary,
         "prompts": len(estimates),
-        "digest": _file_digest(path / "anchor.parquet"),
+        "digest": file_digest(path / "anchor.parquet")[:16],
         "evidence": dict(evidence or {}),
     }
     if regressor is not None:
-        beside = aside(path / _REGRESSOR)
-        shutil.copyfile(regressor, beside)
-        beside.replace(path / _REGRESSOR)
-        manifest["regressor"] = _file_digest(path / _REGRESSOR)
+        with whole_file(path / _REGRESSOR) as file:
+            file.write(Path(regressor).read_bytes())
+        manifest["regressor"] = file_digest(path / _REGRESSOR)[:16]
     write_json(path / "manifest.json", {"anchor": manifest})
     return manifest
 
 
 def _check_regressor(path: Path, expected: str | None, fingerprint: Fingerprint) -> None:
     """Refuse a regressor's file that is not the frozen one, or whose features are not the anchor's."""
-    found = _file_digest(path) if path.is_file() else None
+    found = file_digest(path)[:16] if path.is_file() else None
     if found != expected:
         raise DisaError(
             f"{path.name} is not the one that was frozen (digest {found}, manifest says {expected})",
@@ -309,7 +307,3 @@ def _check_regressor(path: Path, expected: str | None, fingerprint: Fingerprint)
         from disa.partition.regressor import Regressor
 
         Regressor.load(path, features_fingerprint=features_fingerprint(fingerprint))
-
-
-def _file_digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]

@@ -21,6 +21,7 @@ from disa.evaluation.generation import GenerationSettings
 from disa.evaluation.models import Completion, ModelSpec, Source
 from disa.evaluation.samples import JudgedSample
 from disa.runs.folders import StageFolder
+from disa.runs.parts import Advance, blocks_of, make_parts
 from disa.runs.provenance import digest
 from disa.runs.records import Prompt, write_rows
 from disa.tasks import Task
@@ -118,19 +119,16 @@ def evaluate_model(
 
 
 def _sample(stage: StageFolder, model: str, benchmark: Benchmark, settings: GenerationSettings, source: Source) -> None:
-    from disa.runs.progress import progress_bar
+    samples = settings.samples
 
-    prompts, samples, size = benchmark.prompts, settings.samples, settings.problems_per_part
-    blocks = {f"part-{start:06d}": prompts[start : start + size] for start in range(0, len(prompts), size)}
-    sizes = {key: len(block) * samples for key, block in blocks.items()}
-    with progress_bar() as bar:
-        row = bar.add_task(f"{model} on {benchmark.name}", total=len(prompts) * samples)
-        for key in stage.parts_to_make(sizes):
-            bar.update(row, completed=stage.made(sizes))
-            jobs = [(p, draw) for p in blocks[key] for draw in range(samples)]
-            stage.write_part(key, judged(model, benchmark, jobs, source.draw(jobs)), JudgedSample)
-        bar.update(row, completed=len(prompts) * samples)
-    stage.finish(model=model, problems=len(prompts), samples=len(prompts) * samples, source=source.facts())
+    def make(block: Sequence[Prompt], advance: Advance) -> list[JudgedSample]:
+        jobs = [(p, draw) for p in block for draw in range(samples)]
+        return judged(model, benchmark, jobs, source.draw(jobs))
+
+    blocks = blocks_of(benchmark.prompts, settings.problems_per_part)
+    title = f"{model} on {benchmark.name}"
+    total = make_parts(stage, blocks, lambda block: len(block) * samples, make, JudgedSample, title)
+    stage.finish(model=model, problems=len(benchmark.prompts), samples=total, source=source.facts())
 
 
 def judged(

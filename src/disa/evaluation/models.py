@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from disa.errors import DisaError
 from disa.evaluation.generation import GenerationSettings
 from disa.lm.openai_client import PREFIX, Endpoint, OpenAIClient
+from disa.runs.files import folder_digest
 from disa.runs.records import Prompt
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ class ModelSpec:
             return {"endpoint": endpoint.url, "model": endpoint.model}
         if self.kind == "hub":
             return {"hub": self.where}
-        files = {"files": _folder_digest(Path(self.where))}
+        files = {"files": folder_digest(Path(self.where))}
         return files if self.kind == "folder" else files | {"base": adapter_base(Path(self.where)).identity()}
 
     def open(self, settings: GenerationSettings, client: dict[str, Any]) -> Source:
@@ -220,16 +221,6 @@ def _load(spec: ModelSpec) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     model = PeftModel.from_pretrained(load_model(base.where), spec.where).merge_and_unload()
     has_tokenizer = (folder / "tokenizer_config.json").is_file()
     return model.eval().requires_grad_(False), load_tokenizer(folder if has_tokenizer else base.where)
-
-
-def _folder_digest(folder: Path) -> str:
-    hasher = hashlib.sha256()
-    for path in sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith(".")):
-        hasher.update(f"{path.name}\0{path.stat().st_size}\0".encode())
-        with path.open("rb") as file:
-            while block := file.read(2**20):
-                hasher.update(block)
-    return hasher.hexdigest()[:16]
 
 
 def _as_name(path: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,7 +13,7 @@ from disa.lm.log_probs import sequence_log_probs
 from disa.lm.sampler import sample, uniforms
 from disa.lm.sampling import SamplingConfig, check_context, decode_completion, encode_prompt
 from disa.runs.folders import StageFolder
-from disa.runs.progress import progress_bar
+from disa.runs.parts import Advance, blocks_of, make_parts
 from disa.runs.records import EvaluationRecord, Prompt
 from disa.tasks import Task
 from disa.tasks.checked_rewards import checked_rewards
@@ -51,31 +52,29 @@ def run_evaluation(
         The same object where the reference itself is evaluated.
     """
     prompts = evaluation_prompts(config, prompts)
-    blocks = {
-        f"part-{start:06d}": prompts[start : start + config.prompts_per_part]
-        for start in range(0, len(prompts), config.prompts_per_part)
-    }
-    sizes = {key: len(block) * config.samples_per_prompt for key, block in blocks.items()}
-    total = sum(sizes.values())
-    with progress_bar() as bar:
-        bar_task = bar.add_task(f"evaluation: {name}", total=total)
-        for key in stage.parts_to_make(sizes):
-            bar.update(bar_task, completed=stage.made(sizes))
-            rows = _evaluate_block(name, blocks[key], config, sampling, task, model, reference, tokenizer)
-            stage.write_part(key, rows, EvaluationRecord)
-        bar.update(bar_task, completed=total)
+    total = make_parts(
+        stage,
+        blocks_of(prompts, config.prompts_per_part),
+        lambda block: len(block) * config.samples_per_prompt,
+        lambda block, advance: _evaluate_block(
+            name, block, config, sampling, task, model, reference, tokenizer, advance
+        ),
+        EvaluationRecord,
+        f"evaluation: {name}",
+    )
     stage.finish(model=name, prompts=len(prompts), samples=total)
 
 
 def _evaluate_block(
     name: str,
-    block: list[Prompt],
+    block: Sequence[Prompt],
     config: EvaluationConfig,
     sampling: SamplingConfig,
     task: Task,
     model: PreTrainedModel,
     reference: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
+    advance: Advance,
 ) -> list[EvaluationRecord]:
     encoded = {p.prompt_id: encode_prompt(tokenizer, p.prompt, sampling) for p in block}
     for prompt in block:
@@ -91,6 +90,7 @@ def _evaluate_block(
             ]
         )
         draws += sample(model, tokenizer, [encoded[p.prompt_id] for p, _ in batch], numbers, sampling, compute)
+        advance(len(batch))
     prompt_ids, completion_ids = [encoded[p.prompt_id] for p, _ in jobs], [d.completion_ids for d in draws]
     # Both sides of a log ratio come from the scorer: the sampler's rounding would not cancel.
     log_pi, log_ref = (

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
-from disa.runs.folders import replace_folder
+from disa.runs.files import whole_folder
 from disa.runs.processes import rank
 
 
@@ -65,10 +65,9 @@ def save_trained(trainer: Trainer, folder: Path) -> None:
     if trainer.args.gradient_checkpointing:
         model.gradient_checkpointing_disable()
     merged = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
-    aside = folder.with_name(f"{folder.name}.tmp")
-    merged.to(torch.float32).save_pretrained(aside)
-    trainer.processing_class.save_pretrained(aside)
-    replace_folder(aside, folder)
+    with whole_folder(folder) as aside:
+        merged.to(torch.float32).save_pretrained(aside)
+        trainer.processing_class.save_pretrained(aside)
 
 
 def _like(model: Any) -> Any:

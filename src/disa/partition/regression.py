@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from disa.errors import DisaError
+from disa.lm.sampling import SamplingConfig, encode_prompt
 from disa.partition.estimate import LogPartitionBatch
+from disa.partition.features import features_fingerprint, prompt_features
 from disa.partition.log_weights import Array
 from disa.partition.regressor import LogZPosterior, Regressor
 from disa.partition.regressor_fit import MIN_PROMPTS, fit_regressor, pseudo_counts
 from disa.partition.regressor_report import report_regressor
 from disa.partition.verdict import MAX_INTERVAL_WIDTH
+from disa.runs.provenance import Fingerprint
 from disa.runs.records import PartitionEstimate, Prompt
+
+if TYPE_CHECKING:
+    from disa.lm.models import Models
 
 POSTERIOR, PREDICTED = "posterior", "predicted"
 """Methods of rows that the regressor has touched: with trajectories of their own, and without."""
@@ -36,6 +42,18 @@ class PromptFeatures:
     def of(self, prompts: Sequence[Prompt]) -> Array:
         """Features of some prompts, shape (prompts, d)."""
         return np.stack([self.by_prompt[prompt.prompt_id] for prompt in prompts])
+
+
+def reference_features(
+    models: Models, sampling: SamplingConfig, fingerprint: Fingerprint, prompts: Sequence[Prompt]
+) -> PromptFeatures:
+    """What the regressor knows of prompts: the frozen reference's states."""
+    tokenizer = models.tokenizer()
+    features = prompt_features(
+        models.load(("reference",))["reference"], [encode_prompt(tokenizer, p.prompt, sampling) for p in prompts]
+    )
+    by_prompt = dict(zip((p.prompt_id for p in prompts), features, strict=True))
+    return PromptFeatures(by_prompt, features_fingerprint(fingerprint))
 
 
 def regress(

@@ -17,7 +17,6 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-import os
 import zipfile
 from pathlib import Path
 
@@ -28,7 +27,7 @@ from scipy.special import log_expit
 from disa.errors import DisaError
 from disa.partition.log_weights import Array, soft_success
 from disa.partition.logit_normal import posterior_nodes, quantiles
-from disa.runs.records import aside
+from disa.runs.files import whole_file
 
 FORMAT = 1
 
@@ -127,21 +126,15 @@ class Regressor:
 
     def save(self, path: str | Path) -> None:
         """Write one ``.npz`` file that appears whole or not at all."""
-        path = Path(path)
         values = dataclasses.asdict(self)
         arrays = {name: values.pop(name) for name in ("centre", "scale", "weights")}
-        beside = aside(path)
         arrays["header"] = np.array(json.dumps({"format": FORMAT, **values}))
-        with beside.open("wb") as file:
-            # As numpy.savez, but without the time of writing, so that equal regressors are equal files.
-            with zipfile.ZipFile(file, "w") as archive:
-                for name, array in arrays.items():
-                    content = io.BytesIO()
-                    np.save(content, array, allow_pickle=False)
-                    archive.writestr(zipfile.ZipInfo(f"{name}.npy"), content.getvalue())
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
+        # As numpy.savez, but without the time of writing, so that equal regressors are equal files.
+        with whole_file(Path(path)) as file, zipfile.ZipFile(file, "w") as archive:
+            for name, array in arrays.items():
+                content = io.BytesIO()
+                np.save(content, array, allow_pickle=False)
+                archive.writestr(zipfile.ZipInfo(f"{name}.npy"), content.getvalue())
 
     @classmethod
     def load(cls, path: str | Path, *, features_fingerprint: str) -> Regressor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,14 +17,49 @@ from disa.partition.plan import count_draws, resampled, spent, stopped_at_cap
 from disa.partition.regression import PromptFeatures, regress
 from disa.partition.verdict import verdict
 from disa.partition.weighable import weighable
-from disa.proposals.config import AdaptiveConfig
+from disa.proposals.config import AdaptiveConfig, ProposalsConfig
 from disa.runs.folders import StageFolder
 from disa.runs.records import PartitionEstimate, Prompt, ScoredTrajectory
+from disa.runs.stage import Stage
 
 VERSION = 3
 
 COVERAGE_THRESHOLDS = np.array([0.0, 1.0, 2.0, 3.0, 5.0, 10.0])
 """Nats of log(pi_ref / mu) at which the coverage of the reference's successes is reported."""
+
+
+def partition_stage(
+    config: PartitionConfig,
+    beta: float,
+    reward_range: tuple[float, float],
+    proposals: ProposalsConfig,
+    prompts: Callable[[], list[Prompt]],
+    scores: dict[str, StageFolder],
+    features: Callable[[list[Prompt]], PromptFeatures],
+) -> Stage:
+    """Describe the stage that estimates log Z from everything scored.
+
+    Parameters
+    ----------
+    proposals : ProposalsConfig
+        How the trajectories' number was decided.
+    scores : dict of str to StageFolder
+        The first scores and those of the rounds.
+    features : callable
+        What a regressor knows of prompts; called only where there is to be one.
+    """
+    adaptive = proposals.adaptive
+
+    def work(stage: StageFolder) -> None:
+        rows = [row for folder in scores.values() for row in folder.rows(ScoredTrajectory)]
+        known = features(prompts()) if config.regressor else None
+        resample = proposals.resample is not None
+        run_partition(stage, config, beta, reward_range, prompts(), rows, known, adaptive, resample)
+
+    identity = {"partition": config.identity(), "inverse_temperature": beta, "reward_range": list(reward_range)}
+    # What the flag capped depends on.
+    identity["capped"] = adaptive and {"cap": adaptive.cap, "precision": adaptive.precision}
+    return Stage("partition", "4_partition", VERSION, identity, scores, work)
 
 
 def run_partition(

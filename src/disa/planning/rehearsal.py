@@ -18,7 +18,6 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from disa.lm.loading import load_model
 from disa.lm.sampling import encode_prompt
 from disa.pipeline import Pipeline
 from disa.planning.model_shape import ModelShape
@@ -81,10 +80,6 @@ class _FewPrompts(Pipeline):
         with exclusive(self.run_dir):
             self.evaluate("reference", None, "7_evaluation/reference")
 
-    def model_and_tokenizer(self) -> tuple[Any, Any]:
-        """The rehearsed reference."""
-        return load_model(self._path("reference")), self._tokenizer()
-
 
 def rehearse(recipe: Recipe) -> Rehearsal:
     """Run a small version of the recipe in a temporary folder and take its times.
@@ -99,8 +94,8 @@ def rehearse(recipe: Recipe) -> Rehearsal:
         small = _small(recipe, folder)
         pipeline = _FewPrompts(small, max(small.evaluation.train_prompts, small.training.prompts_per_step))
         pipeline.rehearse()
-        model, tokenizer = pipeline.model_and_tokenizer()
-        return _read(recipe, small, pipeline, ModelShape.of(model), tokenizer)
+        model = pipeline.models.load(("reference",))["reference"]
+        return _read(recipe, small, pipeline, ModelShape.of(model), pipeline.models.tokenizer())
 
 
 def _small(recipe: Recipe, folder: str) -> Recipe:

@@ -12,7 +12,6 @@ Rows of a ``2_proposals`` or ``3_scoring`` folder are taken as they are: their l
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -27,6 +26,7 @@ from disa.errors import DisaError
 from disa.lm.sampler import Draw
 from disa.lm.sampling import SamplingConfig, decode_completion
 from disa.proposals.protocol import Job
+from disa.runs.files import file_digest
 from disa.runs.records import Prompt
 
 VERSION = 2
@@ -108,7 +108,7 @@ def files_digest(files: Sequence[str]) -> list[str]:
     DisaError
         Where a file is missing.
     """
-    return [hashlib.sha256(_existing(file).read_bytes()).hexdigest()[:16] for file in files]
+    return [file_digest(_existing(file)) for file in files]
 
 
 def text_draw(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,19 +10,56 @@ from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from disa.lm.loading import effective_dtype
+from disa.lm.models import ROLES, Models
 from disa.lm.sampler import Draw, sample, uniforms
 from disa.lm.sampling import SamplingConfig, check_context, decode_completion, encode_prompt
 from disa.proposals.config import ProposalsConfig
-from disa.proposals.imported import ImportedTrajectories
+from disa.proposals.engines import make_engines
+from disa.proposals.imported import VERSION as IMPORTER_VERSION
+from disa.proposals.imported import ImportedTrajectories, files_digest
 from disa.proposals.protocol import Engine, Job, job_seed
 from disa.runs.folders import StageFolder
-from disa.runs.progress import progress_bar
+from disa.runs.parts import Advance, blocks_of, make_parts
 from disa.runs.records import Prompt, Trajectory
+from disa.runs.stage import Stage
 
 VERSION = 1
 
 Plan = Mapping[str, Mapping[str, range]]
 """Prompt id and source to the numbers of the draws to make."""
+
+
+def proposals_stage(
+    config: ProposalsConfig,
+    sampling: SamplingConfig,
+    models: Models,
+    prompts: Callable[[], list[Prompt]],
+    inputs: dict[str, StageFolder],
+) -> Stage:
+    """Describe the stage that draws the first trajectories of all prompts."""
+    identity = {"proposals": config.identity(), "sampling": sampling.identity()}
+    identity |= models.identity(*ROLES)
+    identity |= {"files": files_digest(config.files), "importer": IMPORTER_VERSION} if config.files else {}
+
+    def work(stage: StageFolder) -> None:
+        draw_trajectories(stage, config, sampling, models, prompts())
+
+    return Stage("proposals", "2_proposals", VERSION, identity, inputs, work, by="parts")
+
+
+def draw_trajectories(
+    stage: StageFolder,
+    config: ProposalsConfig,
+    sampling: SamplingConfig,
+    models: Models,
+    prompts: list[Prompt],
+    plan: Plan | None = None,
+) -> None:
+    """Draw by the recipe's engine; models that it runs elsewhere are not loaded here."""
+    tokenizer = models.tokenizer()
+    engines = make_engines(config, sampling, prompts, models.paths, tokenizer)
+    here = models.load([role for role in ROLES if role not in engines])
+    run_proposals(stage, config, sampling, prompts, here, tokenizer, plan, engines)
 
 
 def run_proposals(
@@ -50,22 +87,19 @@ def run_proposals(
     engines = engines or {}
     if plan is None:
         plan = {p.prompt_id: {s: range(n) for s, n in _counts(p, config, engines).items()} for p in prompts}
-    blocks = {
-        f"part-{start:06d}": prompts[start : start + config.prompts_per_part]
-        for start in range(0, len(prompts), config.prompts_per_part)
-    }
-    sizes = {key: sum(len(r) for p in block for r in plan[p.prompt_id].values()) for key, block in blocks.items()}
-    total = sum(sizes.values())
-    with progress_bar() as bar:
-        task = bar.add_task("proposals: trajectories", total=total)
-        for key in stage.parts_to_make(sizes):
-            bar.update(task, completed=stage.made(sizes))
-            rows = []
-            for batch in draw_block(blocks[key], plan, config, sampling, models, tokenizer, engines):
-                rows += batch
-                bar.advance(task, len(batch))
-            stage.write_part(key, rows, Trajectory)
-        bar.update(task, completed=total)
+
+    def count(block: Sequence[Prompt]) -> int:
+        return sum(len(draws) for p in block for draws in plan[p.prompt_id].values())
+
+    def make(block: Sequence[Prompt], advance: Advance) -> list[Trajectory]:
+        rows = []
+        for batch in draw_block(block, plan, config, sampling, models, tokenizer, engines):
+            rows += batch
+            advance(len(batch))
+        return rows
+
+    blocks = blocks_of(prompts, config.prompts_per_part)
+    total = make_parts(stage, blocks, count, make, Trajectory, "proposals: trajectories")
     stage.finish(trajectories=total, prompts=len(prompts), **_engine_facts(stage, config, engines))
 
 
@@ -89,7 +123,7 @@ def _engine_facts(stage: StageFolder, config: ProposalsConfig, engines: Mapping[
 
 
 def draw_block(
-    prompts: list[Prompt],
+    prompts: Sequence[Prompt],
     plan: Plan,
     config: ProposalsConfig,
     sampling: SamplingConfig,

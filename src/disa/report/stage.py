@@ -2,21 +2,58 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import yaml
 
 from disa.anchor import Anchor
 from disa.evaluation.metrics import summarise, summary_to_json
+from disa.lm.models import ROLES
 from disa.recipe import Recipe
 from disa.report.content import ReportContent
 from disa.report.tables import metrics_table_text
 from disa.report.write import write_report
 from disa.runs.folders import StageFolder, write_json
 from disa.runs.records import EvaluationRecord, Prompt
+from disa.runs.stage import Stage
 from disa.runs.step_log import read_step_log
 
 VERSION = 1
+
+
+def report_stage(
+    recipe: Recipe,
+    prompts: Callable[[], list[Prompt]],
+    scores: dict[str, StageFolder],
+    anchor: StageFolder,
+    training: list[StageFolder],
+    evaluation: list[StageFolder],
+    finished: Callable[[], list[StageFolder]],
+) -> Stage:
+    """Describe the stage that reports on everything; ``finished`` are all stages of the run."""
+
+    def work(stage: StageFolder) -> None:
+        run_report(
+            stage,
+            recipe,
+            prompts=prompts(),
+            anchor=Anchor.load(anchor.path),
+            training=dict(zip(recipe.training.methods, training, strict=True)),
+            records=[row for folder in evaluation for row in folder.rows(EvaluationRecord)],
+            parity=_parity(scores),
+            finished=finished(),
+        )
+
+    inputs = {stage.name: stage for stage in (*scores.values(), anchor, *training, *evaluation)}
+    return Stage("report", "8_report", VERSION, {"ks": list(recipe.evaluation.ks)}, inputs, work)
+
+
+def _parity(folders: dict[str, StageFolder]) -> dict[str, Any]:
+    """The parity report of the first draws, with those of the rounds beside it."""
+    found = {label: folder.manifest["parity"] for label, folder in folders.items()}
+    first = found.pop("scoring")
+    return first | {f"{label} {s}": r[s] for label, r in found.items() for s in ROLES if s in r}
 
 
 def run_report(

@@ -15,10 +15,8 @@ the claim goes with the process, so that the parts of one that was killed are ma
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib.metadata
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -28,9 +26,10 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from disa.errors import DisaError
+from disa.runs.files import file_digest, whole_file
 from disa.runs.locks import WAIT, awaited, offered, try_lock
 from disa.runs.provenance import digest
-from disa.runs.records import Row, aside, read_rows, write_rows
+from disa.runs.records import Row, read_rows, write_rows
 
 MANIFEST_VERSION = 1
 _RECORDED_PACKAGES = ("disa", "torch", "transformers", "trl", "numpy")
@@ -189,6 +188,9 @@ class StageFolder:
     def finish(self, **facts: Any) -> None:
         """Write the manifest: from here on the stage is skipped until something it depends on changes."""
         started = read_json(self.path / "started.json")["started_at"]
+        for left in self.path.rglob(".*.tmp"):
+            if left.is_dir():  # a model whose saving was killed
+                shutil.rmtree(left)
         manifest = self._contract | {
             "manifest_version": MANIFEST_VERSION,
             "fingerprint": self.fingerprint,
@@ -208,7 +210,7 @@ def _hash_files(folder: Path) -> dict[str, str]:
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.suffix not in (".tmp", ".jsonl"))
     files = [p for p in files if p.name not in skip]
     kept = [p for p in files if not any(part.startswith("checkpoint") for part in p.relative_to(folder).parts)]
-    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in kept}
+    return {str(p.relative_to(folder)): file_digest(p) for p in kept}
 
 
 def _installed_version(package: str) -> str | None:
@@ -220,12 +222,8 @@ def _installed_version(package: str) -> str | None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON so that the file appears whole or not at all."""
-    beside = aside(path)
-    with beside.open("w", encoding="utf-8") as file:
+    with whole_file(path, "w") as file:
         json.dump(value, file, indent=1, sort_keys=True)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
 
 
 def read_json(path: Path, *, missing: str = "file not found") -> dict[str, Any]:
@@ -246,10 +244,3 @@ def read_json(path: Path, *, missing: str = "file not found") -> dict[str, Any]:
         problem = f"holds a {type(value).__name__}, expected an object"
         raise DisaError(problem, where=str(path), fix="delete its folder and rerun")
     return value
-
-
-def replace_folder(finished: Path, target: Path) -> None:
-    """Put a finished folder in its place; an older one there goes first."""
-    if target.exists():
-        shutil.rmtree(target)
-    finished.rename(target)

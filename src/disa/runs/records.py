@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
-import secrets
 import types
 import typing
 from collections.abc import Iterable, Sequence
@@ -26,6 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from disa.errors import DisaError
+from disa.runs.files import whole_file
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -171,20 +170,10 @@ def schema(row_type: type[Row]) -> pa.Schema:
 
 def write_rows(path: str | Path, rows: Sequence[Row], row_type: type[Row]) -> None:
     """Write rows to one Parquet file that appears whole or not at all."""
-    path = Path(path)
     columns = {f.name: [getattr(r, f.name) for r in rows] for f in dataclasses.fields(row_type)}
     table = pa.table(columns, schema=schema(row_type))
-    beside = aside(path)
-    with beside.open("wb") as file:
+    with whole_file(Path(path)) as file:
         pq.write_table(table, file)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
-
-
-def aside(path: Path) -> Path:
-    """Where a file is written before it takes its place: a name of its own also among processes on several nodes."""
-    return path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
 
 
 def read_rows(paths: str | Path | Iterable[Path], row_type: type[Row]) -> list[Row]:

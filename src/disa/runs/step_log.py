@@ -10,6 +10,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from disa.runs.files import whole_file
 from disa.runs.progress import progress_bar
 
 
@@ -34,9 +35,8 @@ class StepLog(TrainerCallback):
         if not state.is_world_process_zero:
             return
         kept = [line for line in read_step_log(self.path) if line["step"] <= state.global_step]
-        aside = self.path.with_name(f".{self.path.name}.tmp")
-        aside.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        aside.replace(self.path)
+        with whole_file(self.path, "w") as file:
+            file.writelines(json.dumps(line) + "\n" for line in kept)
         self._earlier_seconds = kept[-1]["wall_time"] if kept else 0.0
         self._started = time.monotonic()
         self._progress.start()

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from disa.errors import DisaError
 from disa.lm.loading import effective_dtype
 from disa.lm.log_probs import sequence_log_probs
+from disa.lm.models import ROLES, Models
 from disa.lm.sampling import SamplingConfig, encode_prompt
 from disa.lm.shared_prefix import unsupported
 from disa.runs.folders import StageFolder, write_json
-from disa.runs.progress import progress_bar
+from disa.runs.parts import Advance, blocks_of, make_parts
 from disa.runs.records import Prompt, ScoredTrajectory, Trajectory
+from disa.runs.stage import Stage
 from disa.scoring.config import ScoringConfig
 from disa.scoring.parity import check_parity, parity_report
 from disa.tasks import Task
@@ -25,6 +27,40 @@ if TYPE_CHECKING:
 VERSION = 2
 
 _log = logging.getLogger(__name__)
+
+
+def scoring_stage(
+    config: ScoringConfig,
+    sampling: SamplingConfig,
+    task: Task,
+    models: Models,
+    prompts: Callable[[], list[Prompt]],
+    drawn: StageFolder,
+    *,
+    proposal_here: bool,
+    number: int = 0,
+) -> Stage:
+    """Describe the stage that scores the first draws, or those of a round.
+
+    Parameters
+    ----------
+    drawn : StageFolder
+        The trajectories.
+    proposal_here : bool
+        False where only a server or a file speaks for the proposal.
+    number : int
+        Of the round.
+    """
+
+    def work(stage: StageFolder) -> None:
+        rows = drawn.rows(Trajectory)
+        roles = (ROLES if proposal_here else ROLES[:1]) if rows or not number else ()
+        here, tokenizer = models.load(roles), models.tokenizer()
+        run_scoring(stage, config, sampling, task, prompts(), rows, here, tokenizer, verdict_needed=not number)
+
+    identity = {"scoring": config.identity(), "reward": task.reward_fingerprint}
+    folder = f"3_scoring/round-{number}" if number else "3_scoring"
+    return Stage("scoring", folder, VERSION, identity, {"proposals": drawn}, work, by="parts")
 
 
 def run_scoring(
@@ -59,21 +95,16 @@ def run_scoring(
             fix="rerun the proposals stage for these tasks",
         )
     encoded = {p.prompt_id: encode_prompt(tokenizer, p.prompt, sampling) for p in prompts}
-    starts = range(0, len(trajectories), config.trajectories_per_part)
-    blocks = {f"part-{start:08d}": trajectories[start : start + config.trajectories_per_part] for start in starts}
-    sizes = {key: len(block) for key, block in blocks.items()}
     plain = {source: reason for source, model in models.items() if (reason := unsupported(model))}
     for source, reason in plain.items():
         _log.warning("scoring: %s computes prompts once a completion, not once a prompt: %s", source, reason)
-    with progress_bar() as bar:
-        bar_task = bar.add_task("scoring: trajectories", total=len(trajectories))
-        for key in stage.parts_to_make(sizes):
-            bar.update(bar_task, completed=stage.made(sizes))
-            block = blocks[key]
-            rewards = checked_rewards(task, [by_id[t.prompt_id] for t in block], [t.completion for t in block])
-            rows = _score_block(block, rewards, encoded, models, config, sampling)
-            stage.write_part(key, rows, ScoredTrajectory)
-        bar.update(bar_task, completed=len(trajectories))
+
+    def make(block: Sequence[Trajectory], advance: Advance) -> list[ScoredTrajectory]:
+        rewards = checked_rewards(task, [by_id[t.prompt_id] for t in block], [t.completion for t in block])
+        return _score_block(block, rewards, encoded, models, config, sampling)
+
+    blocks = blocks_of(trajectories, config.trajectories_per_part, digits=8)
+    make_parts(stage, blocks, len, make, ScoredTrajectory, "scoring: trajectories")
     rows = stage.rows(ScoredTrajectory)
     if verdict_needed and rows and not decided(rows):
         raise DisaError(
@@ -94,7 +125,7 @@ def decided(rows: Sequence[ScoredTrajectory]) -> list[ScoredTrajectory]:
 
 
 def _score_block(
-    block: list[Trajectory],
+    block: Sequence[Trajectory],
     rewards: list[float | None],
     encoded: dict[str, list[int]],
     models: dict[str, PreTrainedModel],

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from disa.errors import DisaError
+from disa.runs.files import file_digest
 from disa.runs.provenance import digest
 from disa.runs.records import Prompt
 from disa.tasks.benchmarks import BENCHMARKS, rows_digest, verify
@@ -20,7 +21,7 @@ from disa.tasks.dataset_config import DatasetConfig, SourceConfig
 from disa.tasks.judges import Judge, make_judge
 from disa.tasks.overlap import normalised, overlap_counts, remove_overlaps
 from disa.tasks.rows import Problem, read_problem
-from disa.tasks.sources import RawSource, file_digest, label_of, read_source
+from disa.tasks.sources import RawSource, label_of, read_source
 from disa.tasks.task import SPLITS, DataReport, Task, read_payload
 
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import random
 from typing import Any
 
 from disa.runs.records import Prompt
 from disa.tasks.config import ShortestPathConfig
+from disa.tasks.graphs import VERTICES, Edges, edges_text, frozen, isomorphism_invariant, neighbours, random_edges
 from disa.tasks.task import Task, read_payload
-
-_VERTICES = "abcdefghijkl"
 
 
 class ShortestPath(Task):
@@ -24,15 +22,15 @@ class ShortestPath(Task):
     @property
     def alphabet(self) -> str:
         """Vertex letters, space, and the template's own characters."""
-        return _VERTICES + " " + self.config.prompt_template.format(edges="", ends="")
+        return VERTICES + " " + self.config.prompt_template.format(edges="", ends="")
 
     def draw(self, rng: random.Random) -> dict[str, Any] | None:
         """A random graph and two of its vertices, far enough apart and with enough shortest paths."""
         n = self.config.vertices
-        edges = [list(e) for e in itertools.combinations(range(n), 2) if rng.random() < self.config.edge_probability]
+        edges = random_edges(n, self.config.edge_probability, rng)
         start, end = rng.sample(range(n), 2)
         payload = {"vertices": n, "edges": edges, "start": start, "end": end}
-        paths = _shortest_paths(n, _freeze(edges), start, end)
+        paths = _shortest_paths(n, frozen(edges), start, end)
         # A path of m edges names m + 1 vertices.
         if len(paths) < self.config.min_solutions or len(paths[0]) <= self.config.min_length:
             return None
@@ -40,18 +38,17 @@ class ShortestPath(Task):
 
     def identity(self, payload: dict[str, Any]) -> str:
         """The same for isomorphic graphs with the same two ends, in either direction."""
-        return str(_isomorphism_invariant(payload["vertices"], payload["edges"], {payload["start"], payload["end"]}))
+        return str(isomorphism_invariant(payload["vertices"], payload["edges"], {payload["start"], payload["end"]}))
 
     def text(self, payload: dict[str, Any]) -> str:
         """The template, filled in."""
-        edges = " ".join(_VERTICES[a] + _VERTICES[b] for a, b in payload["edges"])
-        ends = _VERTICES[payload["start"]] + _VERTICES[payload["end"]]
-        return self.config.prompt_template.format(edges=edges, ends=ends)
+        ends = VERTICES[payload["start"]] + VERTICES[payload["end"]]
+        return self.config.prompt_template.format(edges=edges_text(payload["edges"]), ends=ends)
 
     def solutions(self, prompt: Prompt) -> list[str]:
         """Every shortest path, sorted."""
         vertices, edges, start, end = read_payload(prompt, "vertices", "edges", "start", "end")
-        return list(_shortest_paths(vertices, _freeze(edges), start, end))
+        return list(_shortest_paths(vertices, frozen(edges), start, end))
 
     def mode(self, prompt: Prompt, completion: str) -> str | None:
         """The path, where the completion names the vertices of a shortest one."""
@@ -64,38 +61,15 @@ class ShortestPath(Task):
         if not noisy:
             return path
         (vertices,) = read_payload(prompt, "vertices")
-        return path[0] + "".join(rng.choices(_VERTICES[:vertices], k=len(path) - 2)) + path[-1]
-
-
-def _freeze(edges: list[list[int]]) -> tuple[tuple[int, int], ...]:
-    return tuple((a, b) for a, b in edges)
+        return path[0] + "".join(rng.choices(VERTICES[:vertices], k=len(path) - 2)) + path[-1]
 
 
 @functools.lru_cache(maxsize=65536)
-def _shortest_paths(vertices: int, edges: tuple[tuple[int, int], ...], start: int, end: int) -> tuple[str, ...]:
+def _shortest_paths(vertices: int, edges: Edges, start: int, end: int) -> tuple[str, ...]:
     """All shortest paths, sorted; none where the ends are not connected. Breadth first, a layer at a time."""
-    neighbours = _neighbours(vertices, edges)
+    joined = neighbours(vertices, edges)
     paths, seen = [(start,)], {start}
     while paths and end not in seen:
-        paths = [(*path, other) for path in paths for other in neighbours[path[-1]] if other not in seen]
+        paths = [(*path, other) for path in paths for other in joined[path[-1]] if other not in seen]
         seen |= {path[-1] for path in paths}
-    return tuple(sorted("".join(_VERTICES[v] for v in path) for path in paths if path[-1] == end))
-
-
-def _neighbours(vertices: int, edges: Any) -> list[list[int]]:
-    return [[a if b == v else b for a, b in edges if v in (a, b)] for v in range(vertices)]
-
-
-def _isomorphism_invariant(vertices: int, edges: list[list[int]], marked: set[int]) -> list[Any]:
-    """Colour refinement (Weisfeiler and Leman 1968) that starts from the marked vertices.
-
-    The rare pair of different problems it cannot tell apart only ends in the same split.
-    """
-    neighbours = _neighbours(vertices, edges)
-    rank, invariant = [int(v in marked) for v in range(vertices)], []
-    for _ in range(vertices):
-        seen = [(rank[v], sorted(rank[other] for other in neighbours[v])) for v in range(vertices)]
-        kinds = sorted(seen)
-        invariant.append(kinds)
-        rank = [kinds.index(kind) for kind in seen]
-    return invariant
+    return tuple(sorted("".join(VERTICES[v] for v in path) for path in paths if path[-1] == end))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from disa.errors import DisaError
+from disa.runs.files import file_digest
 from disa.tasks.benchmarks import BENCHMARKS
 
 if TYPE_CHECKING:
@@ -108,12 +108,6 @@ def read_source(source: SourceConfig) -> RawSource:
         rows += [RawRow(values, i, f"{shown}, row {i}") for i, values in enumerate(_read_file(path, shown))]
         files[path.name] = file_digest(path)
     return RawSource(label, [dataclasses.replace(row, index=i) for i, row in enumerate(rows)], files)
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _read_file(path: Path, shown: str) -> Iterator[dict[str, Any]]:

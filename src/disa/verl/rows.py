@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from disa.anchor import Anchor
 from disa.lm.sampling import SamplingConfig
+from disa.runs.files import whole_file
 from disa.runs.folders import read_json
 from disa.runs.records import Prompt
 
@@ -44,6 +45,5 @@ def write_verl_rows(path: Path, prompts: Sequence[Prompt], anchor: Anchor, sampl
         }
         for index, prompt in enumerate(prompts)
     ]
-    aside = path.with_name(f".{path.name}.tmp")
-    pq.write_table(pa.Table.from_pylist(rows), aside)
-    aside.replace(path)
+    with whole_file(path) as file:
+        pq.write_table(pa.Table.from_pylist(rows), file)

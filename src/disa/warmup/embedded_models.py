@@ -7,7 +7,6 @@ their own: close to the published checkpoint, not equal to it.
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 from collections.abc import Callable
 from importlib import import_module
@@ -19,6 +18,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from disa.errors import DisaError
+from disa.runs.files import whole_folder
 
 
 class EmbeddedModel(NamedTuple):
@@ -91,9 +91,7 @@ def embedded_model_folder(base: str) -> Path:
         quantised = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
         fresh = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(**source))
         fresh.load_state_dict(quantised.state_dict())
-        aside = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
-        fresh.save_pretrained(aside)
-        AutoTokenizer.from_pretrained(**source).save_pretrained(aside)
-    shutil.rmtree(folder, ignore_errors=True)
-    aside.rename(folder)
+        with whole_folder(folder) as aside:
+            fresh.save_pretrained(aside)
+            AutoTokenizer.from_pretrained(**source).save_pretrained(aside)
     return folder

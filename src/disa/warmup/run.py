@@ -18,6 +18,7 @@ from disa.lm.sampling import SamplingConfig, check_context, encode_prompt
 from disa.runs import processes
 from disa.runs.folders import StageFolder
 from disa.runs.records import Prompt
+from disa.runs.stage import Stage
 from disa.runs.step_log import StepLog
 from disa.tasks import Task
 from disa.warmup.base_model import base_model
@@ -27,6 +28,17 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 VERSION = 2
+
+
+def warmup_stage(config: WarmupConfig, sampling: SamplingConfig, task: Task, tasks: StageFolder) -> Stage:
+    """Describe the stage that makes the reference, and a proposal, from the prompts of ``warmup``."""
+
+    def work(stage: StageFolder) -> None:
+        prompts = [row for row in tasks.rows(Prompt) if row.split == "warmup"]
+        run_warmup(stage, config, task, prompts, sampling)
+
+    identity = {"warmup": config.identity(), "sampling": sampling.identity()}
+    return Stage("warmup", "warmup", VERSION, identity, {"tasks": tasks}, work, by="launch")
 
 
 def run_warmup(

@@ -1,0 +1,32 @@
+"""The anchor stage: the estimates, frozen with their fingerprint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from disa.anchor.anchor import VERSION, freeze
+from disa.runs.folders import StageFolder
+from disa.runs.provenance import Fingerprint
+from disa.runs.records import PartitionEstimate
+from disa.runs.stage import Stage
+
+
+def anchor_stage(
+    partition: StageFolder, reward_range: tuple[float, float], fingerprint: Callable[[], Fingerprint]
+) -> Stage:
+    """Describe the stage that freezes the partition stage's estimates."""
+
+    def work(stage: StageFolder) -> None:
+        found = partition.manifest
+        facts = freeze(
+            stage.path,
+            partition.rows(PartitionEstimate),
+            fingerprint(),
+            reward_range=reward_range,
+            binary=found["binary"],
+            evidence={name: found.get(name) for name in ("null_test", "coverage", "regressor", "budget")},
+            regressor=partition.path / "regressor.npz" if found["regressor"] else None,
+        )
+        stage.finish(anchor=facts)
+
+    return Stage("anchor", "5_anchor", VERSION, {}, {"partition": partition}, work)

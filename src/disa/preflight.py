@@ -1,0 +1,131 @@
+"""What can be checked in the first seconds of a run: a recipe that cannot end well is refused before it costs anything."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from disa.errors import DisaError
+from disa.lm.loading import load_config, load_generation_config, load_tokenizer, require_vllm
+from disa.lm.log_probs import check_architecture
+from disa.lm.sampling import check_context, declared_stop_token_ids, encode_prompt
+from disa.recipe import Recipe
+from disa.runs.records import Prompt
+from disa.tasks import Task
+from disa.warmup.embedded_models import EMBEDDED_MODELS
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+MOST_PROMPTS = 1000
+"""Prompts of each split whose length is looked at: a second's work at most."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Checked:
+    """What a preflight found."""
+
+    facts: list[str]
+    """What was checked, a line each."""
+    warnings: list[str]
+    """What may be meant, and usually is not."""
+
+
+def preflight(recipe: Recipe, task: Task, prompts: Callable[[], list[Prompt]]) -> Checked:
+    """Check reward, models, tokenizers and prompts of a recipe without loading weights.
+
+    Parameters
+    ----------
+    prompts : callable
+        Prompts of every split but the warm-up's; called when everything else has been checked.
+
+    Raises
+    ------
+    DisaError
+        Where something cannot work: the first that is found.
+    """
+    facts, warnings = [f"reward: {task.reward_fingerprint}"], []
+    if recipe.proposals.engine == "vllm":
+        require_vllm("proposals.engine")
+    if recipe.training.vllm is not None:
+        require_vllm("training.vllm")
+    models = _given_models(recipe)
+    configs = {role: _checked_config(path) for role, path in models.items()}
+    tokenizers = {role: load_tokenizer(path) for role, path in models.items()}
+    facts += [f"{role}: {models[role]}, {config.model_type}" for role, config in configs.items()]
+    if "proposal" in models:
+        _check_alike(models, tokenizers)
+        facts.append("tokenizers: the same vocabulary and stop tokens")
+    found = prompts()
+    by_split = {split: [p for p in found if p.split == split] for split in dict.fromkeys(p.split for p in found)}
+    try:
+        recipe.training.check_prompts(recipe.training.methods, len(by_split.get("train", ())))
+    except ValueError as error:
+        raise DisaError(str(error), where="recipe, field training.prompts_per_step") from error
+    facts.append("prompts: " + ", ".join(f"{len(rows)} {split}" for split, rows in by_split.items()))
+    first = [prompt for rows in by_split.values() for prompt in rows[:MOST_PROMPTS]]
+    for config, tokenizer in zip(configs.values(), tokenizers.values(), strict=True):
+        longest = _longest(recipe, first, config, tokenizer)
+        facts.append(f"longest of {len(first)} prompts: {longest} tokens")
+        if tokenizer.chat_template is not None and not recipe.sampling.conversational:
+            warnings.append(
+                "the tokenizer has a chat template, and prompts go to the model as plain text; an instruction-tuned "
+                "model wants sampling.conversational: true"
+            )
+        break  # all encode alike, and the proposal must not be shorter-sighted than its sampler, who checks it
+    return Checked(facts, warnings)
+
+
+def _given_models(recipe: Recipe) -> dict[str, str]:
+    """Models that exist before the run, by their role."""
+    if recipe.warmup is None:
+        given = {"reference": recipe.models.reference, "proposal": recipe.models.proposal}
+        return {role: path for role, path in given.items() if path}
+    base = recipe.warmup.base
+    return {} if base == "small" or base in EMBEDDED_MODELS else {"warm-up's base": base}
+
+
+def _checked_config(path: str) -> PretrainedConfig:
+    config = load_config(path)
+    check_architecture(config)
+    if config.is_encoder_decoder:
+        problem = f"model type {config.model_type} has an encoder, expected a causal language model"
+        raise DisaError(problem, where=path, fix="give a decoder-only model")
+    return config
+
+
+def _check_alike(models: dict[str, str], tokenizers: dict[str, PreTrainedTokenizerBase]) -> None:
+    """Refuse a proposal whose token ids, or ends of completions, mean something else than the reference's."""
+    ours, theirs = tokenizers["reference"].get_vocab(), tokenizers["proposal"].get_vocab()
+    where = f"models.proposal {models['proposal']}"
+    if ours != theirs:
+        differing = sorted(t for t in ours.keys() | theirs.keys() if ours.get(t) != theirs.get(t))
+        example = f"{differing[0]!r} is {theirs.get(differing[0])} and there {ours.get(differing[0])}"
+        raise DisaError(
+            f"the ids of {len(differing)} tokens are not those of {models['reference']} ({example}), and a trajectory's "
+            "ids must mean the same to both",
+            where=where,
+            fix="use a proposal of the reference's family, or import its trajectories as text (proposals.engine: import)",
+        )
+    stops = {
+        role: list(declared_stop_token_ids(load_generation_config(path), tokenizers["reference"]))
+        for role, path in models.items()
+    }
+    if stops["reference"] != stops["proposal"]:
+        raise DisaError(
+            f"its stop tokens are {stops['proposal']} and those of {models['reference']} {stops['reference']}, and both "
+            "must end completions alike",
+            where=where,
+            fix="give a copy of one of them the other's eos_token_id in generation_config.json",
+        )
+
+
+def _longest(
+    recipe: Recipe, prompts: list[Prompt], config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase
+) -> int:
+    """Number of tokens of the longest prompt, which fits the context with a whole completion."""
+    lengths = {p.prompt_id: encode_prompt(tokenizer, p.prompt, recipe.sampling) for p in prompts}
+    prompt_id = max(lengths, key=lambda i: len(lengths[i]))
+    check_context(config, lengths[prompt_id], recipe.sampling, where=f"prompt {prompt_id}")
+    return len(lengths[prompt_id])

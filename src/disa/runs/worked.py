@@ -1,0 +1,41 @@
+"""How long a stage was worked on: each process notes when it begins and when something of its work is kept.
+
+Time between sessions does not count, nor the last moments of one that was killed, whose work is lost. Where several
+processes work at once, the time counts once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import time
+from pathlib import Path
+
+FILE = ".worked"
+
+
+def note(folder: Path, *, begins: bool = False) -> None:
+    """Note that this process begins to work in a folder, or that what it has done so far is kept."""
+    line = {"by": f"{socket.gethostname()}:{os.getpid()}", "at": time.time(), "begins": begins}
+    with (folder / FILE).open("a", encoding="utf-8") as file:
+        file.write("\n" + json.dumps(line))  # in front, so that a line cut by a kill spoils no other
+
+
+def seconds_worked(folder: Path) -> float:
+    """Seconds in which at least one process worked in a folder."""
+    spans: list[list[float]] = []
+    under_way: dict[str, list[float]] = {}
+    for text in (folder / FILE).read_text(encoding="utf-8").splitlines():
+        with contextlib.suppress(json.JSONDecodeError):
+            line = json.loads(text)
+            if line["begins"] or line["by"] not in under_way:
+                under_way[line["by"]] = [line["at"], line["at"]]
+                spans.append(under_way[line["by"]])
+            under_way[line["by"]][1] = line["at"]
+    total, until = 0.0, 0.0
+    for start, end in sorted(spans):
+        total += max(0.0, end - max(start, until))
+        until = max(until, end)
+    return total

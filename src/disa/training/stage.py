@@ -1,0 +1,54 @@
+"""The training stage: one method's policy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from disa.anchor import Anchor
+from disa.lm.models import Models
+from disa.lm.sampling import SamplingConfig
+from disa.runs.folders import StageFolder
+from disa.runs.records import Prompt, ScoredTrajectory
+from disa.runs.stage import Stage
+from disa.tasks import Task
+from disa.training import run
+from disa.training.config import TrainingConfig
+from disa.training.methods import METHODS
+
+
+def training_stage(
+    method: str,
+    config: TrainingConfig,
+    folder: str,
+    sampling: SamplingConfig,
+    task: Task,
+    models: Models,
+    prompts: Callable[[], list[Prompt]],
+    inputs: dict[str, StageFolder],
+    anchor: Callable[[], StageFolder],
+    scores: Callable[[], dict[str, StageFolder]],
+) -> Stage:
+    """Describe the training of one method; only what the method reads becomes an input.
+
+    Parameters
+    ----------
+    prompts : callable
+        Training prompts.
+    anchor, scores : callable
+        The frozen log Z, and everything scored.
+    """
+    frozen = anchor() if METHODS[method].anchor else None
+    scored = scores() if config.reads_trajectories(method) else {}
+
+    def work(stage: StageFolder) -> None:
+        rows = prompts()
+        known = {row.prompt_id for row in rows}
+        offline = [row for folder in scored.values() for row in folder.rows(ScoredTrajectory)]
+        offline = [row for row in offline if row.prompt_id in known and row.reward is not None]
+        loaded = Anchor.load(frozen.path) if frozen else None
+        run.run_training(stage, method, config, sampling, task, rows, models.paths["reference"], loaded, offline)
+
+    identity = {"training": config.method_identity(method), "sampling": sampling.identity()}
+    identity |= {"reward": task.reward_fingerprint} | models.identity("reference")
+    inputs = inputs | ({"anchor": frozen} if frozen else {}) | scored
+    return Stage("training", folder, run.VERSION, identity, inputs, work, by="launch")
