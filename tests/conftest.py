@@ -12,9 +12,14 @@ import copy  # noqa: E402
 import shutil  # noqa: E402
 from pathlib import Path  # noqa: E402
 
+import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 import yaml  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
+
+# A busy machine is no failure of the code; pytest's own time limit holds.
+hypothesis.settings.register_profile("no_deadline", deadline=None)
+hypothesis.settings.load_profile("no_deadline")
 
 # Shapes and dtypes in the annotations of these modules are checked at every call.
 install_import_hook(["disa.objectives", "disa.training.audit"], "beartype.beartype")

@@ -171,8 +171,8 @@ def other_weights():
 @pytest.mark.parametrize(
     "change",
     [
-        {"law": SamplingConfig(max_completion_length=SPACE.length_limit, temperature=0.9)},
-        {"law": SamplingConfig(max_completion_length=SPACE.length_limit, temperature=1.1)},
+        {"sampling": SamplingConfig(max_completion_length=SPACE.length_limit, temperature=0.9)},
+        {"sampling": SamplingConfig(max_completion_length=SPACE.length_limit, temperature=1.1)},
         {"models": other_weights()},
     ],
     ids=["colder", "warmer", "other weights"],
