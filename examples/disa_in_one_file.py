@@ -139,7 +139,7 @@ def balance_loss(log_pi, log_ref, reward, log_z, group_size, prior_strength=1.0)
     return (delta - baseline).square().mean()
 
 
-def train(policy, reference, tokenizer, log_z, steps, group_size=8):
+def train(policy, reference, tokenizer, log_z, steps, group_size=16):
     """Trajectory balance on the policy's own completions; log Z is frozen and has no gradient."""
     assert not log_z.requires_grad
     policy.requires_grad_(True)
@@ -177,7 +177,7 @@ def summary(model, tokenizer):
     return f"success {correct.sum(dim=1).mean():.3f}, effective solutions {modes.mean():.2f} of {every:.2f}"
 
 
-def main(seed=0, warm_up_steps=(500, 150), per_prompt=64, steps=250):
+def main(seed=0, warm_up_steps=(500, 150), per_prompt=64, steps=150):
     """The whole method; returns the estimates of log Z and the three models."""
     torch.manual_seed(seed)
     tokenizer = small_tokenizer()
