@@ -13,10 +13,11 @@ from decimal import Decimal
 from fractions import Fraction
 
 from disa.rewards.maths.answers import Gold
-from disa.rewards.maths.compare import Sequence, parse_structure
-from disa.rewards.maths.exact import parse_exact
+from disa.rewards.maths.formula import readings
 from disa.rewards.maths.notation import clean, key
+from disa.rewards.maths.structure import Sequence, parse_structure
 from disa.rewards.maths.units import take_apart
+from disa.rewards.maths.value import names, parse_exact, value_at
 
 Element = Sequence | str
 ORDERED = ("()", "[]", "[)", "(]")
@@ -36,6 +37,8 @@ def write(element: Element, change: Callable[[str], str] = lambda text: text) ->
         return ", ".join(items)
     if element.kind == "{}":
         return r"\{" + ", ".join(items) + r"\}"
+    if element.kind == "cup":
+        return r" \cup ".join(items)
     if element.kind.startswith("matrix"):
         rows = [int(cells) for cells in re.findall(r"[0-9]+", element.kind)]
         cells = iter(items)
@@ -64,7 +67,7 @@ def respell(gold: Gold) -> str:
         return f"0+({text})" if is_expression(text) and re.search(r"[0-9\\]", text) else text
 
     parsed = structure(gold)
-    if isinstance(parsed, Sequence) and parsed.kind in (",", "{}"):
+    if isinstance(parsed, Sequence) and parsed.kind in (",", "{}", "cup"):
         parsed = Sequence(parsed.kind, parsed.items[::-1], parsed.text)
     return write(parsed, change) if not clean(gold.answer).startswith("\\dollar") else clean(gold.answer)
 
@@ -104,7 +107,7 @@ def sign(gold: Gold, rng: random.Random) -> str | None:
 def swapped(gold: Gold, rng: random.Random) -> str | None:
     """Two different elements of a tuple or matrix in each other's place."""
     parsed = structure(gold)
-    if not isinstance(parsed, Sequence) or parsed.kind in (",", "{}"):
+    if not isinstance(parsed, Sequence) or parsed.kind in (",", "{}", "cup"):
         return None
     items = list(parsed.items)
     pairs = [(i, j) for i in range(len(items)) for j in range(i) if write(items[i]) != write(items[j])]
@@ -166,24 +169,20 @@ def truncation(gold: Gold, rng: random.Random) -> str | None:
 
 
 def _irrational(text: str) -> str | None:
-    import sympy
-
-    from disa.rewards.maths.symbolic import parse
-
-    if not is_expression(text) or re.search(r"(?<!\\)\b[a-zA-Z]|\\(?:begin|dollar)", text):
+    found = readings(text)
+    if len(found) != 1 or names(found[0]) or not is_expression(text):
         return None
     try:
-        value = parse(text)
-        if isinstance(value, sympy.Expr) and not value.free_symbols and value.is_real and value.is_irrational:
-            return str(value.evalf(30).round(9))
-    except Exception:
+        value = value_at(found[0], {})
+    except ArithmeticError:
         return None
-    return None
+    rounded = None if value.imag or abs(value) > 10**9 else Decimal(str(value)).quantize(Decimal("1e-9"))
+    return None if rounded is None or Fraction(rounded) == parse_exact(text) else f"{rounded:f}"
 
 
 OTHER_UNITS = {
     "length": ("m", "cm", "km", "inches", "feet"), "time": ("seconds", "minutes", "hours", "days"),
-    "money": ("dollars", "cents"), "angle": ("cm", "hours"), "mass": ("g", "kg"), "weight": ("ounces", "pounds"),
+    "dollar": ("cents", "euros"), "angle": ("radians", "cm", "hours"), "mass": ("g", "kg", "pounds"),
 }  # fmt: skip
 
 
@@ -214,7 +213,7 @@ def base(gold: Gold, rng: random.Random) -> str | None:
 def container(gold: Gold, rng: random.Random) -> str | None:
     """A list or set as a tuple, a tuple as a list or set."""
     parsed = structure(gold)
-    if not isinstance(parsed, Sequence) or len(parsed.items) < 2 or parsed.kind.startswith("matrix"):
+    if not isinstance(parsed, Sequence) or len(parsed.items) < 2 or parsed.kind[:3] in ("mat", "cup"):
         return None
     kind = "()" if parsed.kind in (",", "{}") else rng.choice((",", "{}"))
     return write(Sequence(kind, parsed.items, ""))

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from disa.errors import DisaError
-from disa.rewards.maths import Gold, Verdict, exact_verdict
-from disa.rewards.maths.exact import MAX_BITS, parse_exact
+from disa.rewards.maths import Gold, Verdict, verdict_on
+from disa.rewards.maths.value import MAX_BITS, parse_exact
 
 # No deadline an example: a busy machine is no defect.
 unhurried = settings(deadline=None)
@@ -68,6 +68,8 @@ def test_a_repeating_decimal_is_the_limit_of_its_geometric_series(head, period):
         (r"\frac{4 \cdot 999^{4}}{27}", Fraction(4 * 999**4, 27)),
         ("2(3)", 6),
         ("1.5 \\times 10^{3}", 1500),
+        ("1.5e3", 1500),
+        ("1E-2", Fraction(1, 100)),
     ],
 )
 def test_arithmetic_is_valued(text, value):
@@ -88,7 +90,6 @@ def test_arithmetic_is_valued(text, value):
         "((1)",
         "1)",
         "--1",
-        "1e5",
         "9^{9^{9^{9}}}",
         "1001!",
         "(" * 50 + "1" + ")" * 50,
@@ -183,75 +184,49 @@ WRONG = [
     ("58,500", "58.5"),
     ("5", "1,2"),
 ]
-OPEN = [
-    (r"\sqrt{2}", "1.414213562"),
-    ("6m", "6"),
-    ("2n-2", "2(n-1)"),
-    (r"\pi", r"\frac{22}{7}"),
-    ("3R^2", "3r^2"),
-    ("5", "unknown"),
-    ("23", "2 3"),
-    ("12", "1\u200b2"),
-    (r"\frac{1}{2}3", r"\frac{1}{23}"),
-    ("5", r"\sqrt{25}"),
-    ("x=5", "y=5"),
-    ("n", "n+0"),
-    ("R", "r"),
-    ("5", r"x \not= 5"),
-    ("5", r"x \neq 5"),
-    ("5", r"5 \text{ or 6}"),
-    ("5", r"5 \text{ (maybe 6)}"),
-    ("5", "x \\in " * 100 + "5"),
-    ("5", r"9^{9^{9^{9}}}"),
-]
 
 
 @pytest.mark.parametrize(("gold", "answer"), CORRECT)
 def test_equal_answers_are_accepted(gold, answer):
-    assert exact_verdict(gold, answer) is Verdict.CORRECT
+    assert verdict_on(gold, answer) is Verdict.CORRECT
 
 
 @pytest.mark.parametrize(("gold", "answer"), WRONG)
 def test_different_answers_are_refused(gold, answer):
-    assert exact_verdict(gold, answer) is Verdict.WRONG
-
-
-@pytest.mark.parametrize(("gold", "answer"), OPEN)
-def test_what_needs_symbolic_comparison_is_left_open(gold, answer):
-    assert exact_verdict(gold, answer) is None
+    assert verdict_on(gold, answer) is Verdict.WRONG
 
 
 @unhurried
 @given(WHOLE, WHOLE)
 def test_whole_numbers_are_equal_exactly_when_they_are(a, b):
-    assert exact_verdict(str(a), str(b)) is (Verdict.CORRECT if a == b else Verdict.WRONG)
+    assert verdict_on(str(a), str(b)) is (Verdict.CORRECT if a == b else Verdict.WRONG)
 
 
 def test_a_gold_answer_marked_multiple_is_a_list_even_where_commas_could_group_thousands():
-    assert exact_verdict(Gold("2500,750", multiple=True), "750, 2500") is Verdict.CORRECT
-    assert exact_verdict(Gold("2,500", multiple=True), "2500") is Verdict.WRONG
-    assert exact_verdict(Gold("2,500", multiple=True), "500,2") is Verdict.CORRECT
-    assert exact_verdict(Gold("2,500"), "2500") is Verdict.CORRECT
+    assert verdict_on(Gold("2500,750", multiple=True), "750, 2500") is Verdict.CORRECT
+    assert verdict_on(Gold("2,500", multiple=True), "2500") is Verdict.WRONG
+    assert verdict_on(Gold("2,500", multiple=True), "500,2") is Verdict.CORRECT
+    assert verdict_on(Gold("2,500"), "2500") is Verdict.CORRECT
 
 
 def test_a_unit_given_apart_counts_like_one_in_the_answer():
     area = Gold("$166$", unit="$cm^2$")
-    assert exact_verdict(area, "166") is Verdict.CORRECT
-    assert exact_verdict(area, r"166 \text{ cm}^2") is Verdict.CORRECT
-    assert exact_verdict(area, r"166 \text{ m}^2") is Verdict.WRONG
-    assert exact_verdict(area, r"0.0166 \text{ m}^2") is Verdict.CORRECT
+    assert verdict_on(area, "166") is Verdict.CORRECT
+    assert verdict_on(area, r"166 \text{ cm}^2") is Verdict.CORRECT
+    assert verdict_on(area, r"166 \text{ m}^2") is Verdict.WRONG
+    assert verdict_on(area, r"0.0166 \text{ m}^2") is Verdict.CORRECT
 
 
 def test_a_tolerance_is_absolute_and_includes_its_end():
     gold = Gold("4.2", unit="%", error="1e-1")
-    assert [exact_verdict(gold, text) for text in ("4.1", "4.3\\%", "4.2")] == [Verdict.CORRECT] * 3
-    assert [exact_verdict(gold, text) for text in ("4.09", "4.31\\%", "0.042")] == [Verdict.WRONG] * 3
+    assert [verdict_on(gold, text) for text in ("4.1", "4.3\\%", "4.2")] == [Verdict.CORRECT] * 3
+    assert [verdict_on(gold, text) for text in ("4.09", "4.31\\%", "0.042")] == [Verdict.WRONG] * 3
 
 
 def test_a_percent_sign_is_optional_only_where_that_is_asked_for():
-    assert exact_verdict("10\\%", "10", percent_optional=True) is Verdict.CORRECT
-    assert exact_verdict("10\\%", "0.1", percent_optional=True) is Verdict.WRONG
-    assert exact_verdict(Gold("10", unit="%"), "10\\%") is Verdict.CORRECT
+    assert verdict_on("10\\%", "10", percent_optional=True) is Verdict.CORRECT
+    assert verdict_on("10\\%", "0.1", percent_optional=True) is Verdict.WRONG
+    assert verdict_on(Gold("10", unit="%"), "10\\%") is Verdict.CORRECT
 
 
 def test_rows_of_a_data_set_become_gold_answers():

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from disa.errors import DisaError
-from disa.rewards.maths import Gold, Verdict, exact_verdict, extract_answer
+from disa.rewards.maths import Gold, Verdict, extract_answer, verdict_on
 
 FOLDER = Path(os.environ.get("DISA_DATA", Path(__file__).parents[2].parent / "shared" / "data")) / "maths"
 ROWS = {
@@ -38,7 +38,7 @@ def test_every_gold_answer_accepts_itself(name):
                 without.add(row["id"])
                 continue
             answer = extract_answer(f"\\boxed{{{gold.answer}}}")
-            if answer is None or exact_verdict(gold, answer) is not Verdict.CORRECT:
+            if answer is None or verdict_on(gold, answer) is not Verdict.CORRECT:
                 refused.append(row["id"])
     assert rows == ROWS[name]
     assert refused == []

@@ -338,7 +338,7 @@ def test_undecided_maths_and_code_verdicts_become_none(jsonl, monkeypatch):
 
     class Maths:
         def __init__(self, **settings):
-            assert settings == {"workers": 2, "pattern": None}
+            assert settings == {"pattern": None}
 
         def check(self, golds, completions):
             assert golds == [maths.Gold("1, 2", multiple=True, unit="km")] * 3

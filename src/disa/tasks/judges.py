@@ -39,7 +39,7 @@ def make_judge(
     if verifier == "exact":
         return ExactJudge(pattern)
     if verifier == "maths":
-        return MathsJudge(pattern, workers)
+        return MathsJudge(pattern)
     if verifier == "code":
         return CodeJudge(workers)
     return CustomJudge(CustomReward(verifier, reward_range, conversational=messages))
@@ -72,10 +72,10 @@ class MathsJudge:
 
     reward_range = (0.0, 1.0)
 
-    def __init__(self, pattern: str | None, workers: int) -> None:
-        self._pattern, self._workers = pattern, workers
+    def __init__(self, pattern: str | None) -> None:
+        self._pattern = pattern
         self._verifier: MathsVerifier | None = None
-        self.fingerprint = f"maths:1:{digest(pattern)}"
+        self.fingerprint = f"maths:2:{digest(pattern)}"
 
     def __call__(
         self, golds: Sequence[dict[str, Any]], prompts: Sequence[str], completions: Sequence[str]
@@ -84,7 +84,7 @@ class MathsJudge:
         from disa.rewards.maths import Gold, MathsVerifier
 
         if self._verifier is None:
-            self._verifier = MathsVerifier(workers=self._workers, pattern=self._pattern)
+            self._verifier = MathsVerifier(pattern=self._pattern)
         return [verdict.reward for verdict in self._verifier.check([Gold.from_row(g) for g in golds], completions)]
 
 

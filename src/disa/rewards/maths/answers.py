@@ -18,7 +18,7 @@ class Verdict(enum.StrEnum):
     CORRECT = "correct"
     WRONG = "wrong"
     UNDECIDED = "undecided"
-    """The checker hung, crashed or cannot read the gold answer: neither right nor wrong, to be counted apart."""
+    """Neither right nor wrong, as the gold answer cannot be read, or nothing decides in bounded time; counted apart."""
 
     @property
     def reward(self) -> float | None:

@@ -1,48 +1,30 @@
-r"""Compare an answer with the gold answer: structure first, then every element by exact arithmetic where it decides.
+r"""Compare an answer with the gold answer: structure first, then the value of every element.
 
-``(1,2)``, ``1,2``, ``\{1,2\}`` and ``[1,2]`` are different things: a tuple (or open interval) has an order, a list
-and a set have none, and the brackets of an interval count. Elements are split off here, so that the symbolic comparison
-only ever sees single expressions.
+``(1,2)``, ``1,2``, ``\{1,2\}`` and ``[1,2]`` are different things: a tuple (or open interval) has an order, a list and
+a set have none, and the brackets of an interval count. Values are only ever compared of single expressions.
 """
 
 from __future__ import annotations
 
-import functools
-import math
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
 from fractions import Fraction
 
 from disa.rewards.maths.answers import Gold, Verdict, as_gold
-from disa.rewards.maths.exact import parse_exact
-from disa.rewards.maths.notation import clean, closing, key, nesting, split_top
-from disa.rewards.maths.units import take_apart, unit_of
-
-Leaf = Callable[[str, str], bool | None]
-"""Symbolic comparison of a gold and an answer's expression; None where it cannot say."""
+from disa.rewards.maths.formula import readings
+from disa.rewards.maths.notation import clean, key, nesting, split_top
+from disa.rewards.maths.relation import same_relation
+from disa.rewards.maths.structure import NAME, Sequence, is_infinite, parse_structure
+from disa.rewards.maths.units import Kind, Labelled, take_apart, unit_of
+from disa.rewards.maths.value import names, parse_exact, same_value, within
 
 # Brackets within brackets that are taken apart by recursion; gold answers of the measured benchmarks have at most 3.
 _MAX_NESTING = 30
-_UNORDERED = (",", "{}")
-_MATRIX = re.compile(r"\\begin\{[pb]?(?:small)?matrix\}(.*)\\end\{[pb]?(?:small)?matrix\}", re.DOTALL)
-_THOUSANDS = re.compile(r"[-+]?(?:\\dollar ?)?[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?(?![0-9,])[^,;]*")
-_NAME = re.compile(
-    r"(?:\\?[a-zA-Z]+|\\text\{[^{}]*\})(?:_\{?[^{}=]*\}?)?(?:\s*\([a-zA-Z, ]+\))?'*|\([a-zA-Z, _0-9{}]+\)"
-)
+_UNORDERED = (",", "{}", "cup")
+_NOT_EQUATION = re.compile(r"<|>|\\(?:le|ge|ne|approx|equiv|sim|cong|wedge|to|Rightarrow|implies)(?![a-zA-Z])")
 
 
-@dataclass(frozen=True, slots=True)
-class Sequence:
-    """Several elements and what holds them together: ``,`` for a bare list, brackets, or a matrix's shape."""
-
-    kind: str
-    items: tuple[Sequence | str, ...]
-    text: str
-
-
-def exact_verdict(gold: str | Gold, answer: str, *, percent_optional: bool = False) -> Verdict | None:
-    r"""Verdict where structure and exact arithmetic decide, None where symbolic comparison is needed.
+def verdict_on(gold: str | Gold, answer: str, *, percent_optional: bool = False) -> Verdict:
+    r"""Whether an answer is the gold answer.
 
     Parameters
     ----------
@@ -52,110 +34,35 @@ def exact_verdict(gold: str | Gold, answer: str, *, percent_optional: bool = Fal
     percent_optional : bool
         Whether a percent sign may be left out or added (``10`` for ``10\%``), as some graders have it.
     """
-    same = decide(as_gold(gold), answer, lambda left, right: None, percent_optional=percent_optional)
-    return None if same is None else Verdict.CORRECT if same else Verdict.WRONG
+    try:
+        same = _decide(as_gold(gold), answer, percent_optional)
+    except RecursionError:  # the caller's own stack may leave less room than nesting is allowed to take
+        same = None
+    return Verdict.UNDECIDED if same is None else Verdict.CORRECT if same else Verdict.WRONG
 
 
-def decide(gold: Gold, answer: str, leaf: Leaf, *, percent_optional: bool = False) -> bool | None:
-    """Whether an answer is the gold answer, with a symbolic comparison for what exact arithmetic leaves open."""
+def _decide(gold: Gold, answer: str, percent_optional: bool) -> bool | None:
     gold_text, answer_text = clean(gold.answer), clean(answer)
     if not answer_text:
         return False
     if key(gold_text) == key(answer_text):
         return True
     if max(map(nesting, (gold_text, answer_text))) > _MAX_NESTING:
-        return leaf(gold_text, answer_text)
-    comparison = _Comparison(gold, leaf, percent_optional or gold.unit in ("%", "\\%"))
+        return None if nesting(gold_text) > _MAX_NESTING else False
+    comparison = _Comparison(gold, percent_optional or gold.unit in ("%", "\\%"))
     structure = parse_structure(gold_text, gold.multiple)
     as_list = isinstance(structure, Sequence) and structure.kind == ","
     return comparison.same(structure, parse_structure(answer_text, as_list))
 
 
-@functools.lru_cache(maxsize=8192)
-def parse_structure(text: str, commas_separate: bool = False) -> Sequence | str:
-    """A cleaned answer as nested sequences of single expressions.
-
-    Parameters
-    ----------
-    text : str
-    commas_separate : bool
-        Read ``2,500`` as two numbers; otherwise commas before three digits group thousands.
-    """
-    grouped = not commas_separate and _THOUSANDS.fullmatch(text)
-    parts = [part for part in split_top(text, ",;") if part]
-    if len(parts) > 1 and not grouped:
-        return Sequence(",", _flat(parts), text)
-    text = _exact_side(parts[0] if len(parts) == 1 else text)
-    return _bracketed(text) or _matrix(text) or _plus_minus(text) or _unwrapped(text)
-
-
-def _exact_side(text: str) -> str:
-    r"""``2/3`` of ``2/3 \approx 0.67``; what follows where nothing, or only a name, comes before."""
-    before, sign, after = (part.strip() for part in text.partition("\\approx"))
-    return after if sign and (not before or _NAME.fullmatch(before)) else before
-
-
-def _flat(parts: list[str]) -> tuple[Sequence | str, ...]:
-    r"""Elements of a list or set; one with ``\pm`` counts as its two."""
-    items: list[Sequence | str] = []
-    for part in parts:
-        item = parse_structure(part)
-        items.extend(item.items if isinstance(item, Sequence) and item.kind == "," else [item])
-    return tuple(items)
-
-
-def _bracketed(text: str) -> Sequence | str | None:
-    opening = "\\{" if text.startswith("\\{") else text[:1]
-    end = closing(text, 0) if opening in ("(", "[", "\\{") else None
-    if end is None or text[end:] not in (")", "]", "\\}"):
-        return None
-    inner = text[len(opening) : end].strip()
-    parts = split_top(inner, ",;")
-    if opening == "\\{":
-        return Sequence("{}", _flat(parts), text)
-    if len(parts) > 1:
-        return Sequence(opening + text[end:], tuple(parse_structure(part) for part in parts), text)
-    return parse_structure(inner) if opening == "(" and inner and text[end:] == ")" else None
-
-
-def _matrix(text: str) -> Sequence | None:
-    match = _MATRIX.fullmatch(text)
-    if match is None or "\\begin" in match[1]:
-        return None
-    rows = [row.split("&") for row in match[1].strip().split("\n")]
-    cells = tuple(parse_structure(cell.strip()) for row in rows for cell in row)
-    return Sequence(f"matrix {[len(row) for row in rows]}", cells, text)
-
-
-def _plus_minus(text: str) -> Sequence | None:
-    if not re.search(r"\\(?:pm|mp)(?![a-zA-Z])", text):
-        return None
-    both = []
-    for upper, lower in (("+", "-"), ("-", "+")):
-        one = re.sub(r"\\pm(?![a-zA-Z])", upper, text)
-        both.append(parse_structure(re.sub(r"\\mp(?![a-zA-Z])", lower, one).strip().removeprefix("+").strip()))
-    return Sequence(",", tuple(both), text)
-
-
-def _unwrapped(text: str) -> Sequence | str:
-    r"""An answer that is all ``\text{...}``: read as it stands where it has digits or commas, else kept as words."""
-    match = re.fullmatch(r"\\text\{([^{}]*)\}", text)
-    if match is None:
-        return text
-    inner = match[1].strip(" .")
-    if "," in inner:
-        return Sequence(",", tuple(f"\\text{{{part.strip()}}}" for part in inner.split(",") if part.strip()), text)
-    return parse_structure(inner) if re.fullmatch(r"[-+]?[0-9].*", inner) else text
-
-
 class _Comparison:
-    """One gold answer's units, tolerance and symbolic comparison, applied to structures and elements.
+    """One gold answer's units and tolerance, applied to structures and elements.
 
-    Every method says True, False, or None where exact arithmetic does not decide and ``leaf`` cannot say.
+    Every method says True, False, or None where that cannot be decided.
     """
 
-    def __init__(self, gold: Gold, leaf: Leaf, percent_optional: bool) -> None:
-        self.leaf, self.percent_optional = leaf, percent_optional
+    def __init__(self, gold: Gold, percent_optional: bool) -> None:
+        self.percent_optional = percent_optional
         self.error = gold.tolerance
         self.kind, self.size = unit_of(gold.unit) if gold.unit else (None, Fraction(1))
 
@@ -163,9 +70,11 @@ class _Comparison:
         """Structures or elements."""
         if isinstance(gold, str) and isinstance(answer, str):
             return self.same_element(gold, answer)
+        if isinstance(gold, str) and isinstance(answer, Sequence) and (named := _by_names(gold, answer)) is not None:
+            return self.same(*named)
         if isinstance(answer, str) and (right := _right_side(answer)) != answer:
             return self.same(gold, parse_structure(right))
-        if isinstance(gold, str) and (right := _right_side(gold, of_a_name=True)) != gold:
+        if isinstance(gold, str) and (right := _right_side(gold)) != gold:
             return self.same(parse_structure(right), answer)
         if isinstance(gold, Sequence) and isinstance(answer, Sequence):
             return self.same_sequence(gold, answer)
@@ -177,17 +86,29 @@ class _Comparison:
         assert isinstance(one, str) and isinstance(other, Sequence)
         if parse_exact(take_apart(one).body) is not None or _words(one) is not None:
             return False
-        # An interval and an inequality, say: two notations of one thing.
-        return self.leaf(*(side if isinstance(side, str) else side.text for side in (gold, answer)))
+        # A set in words, or in a notation that is not taken apart, such as \mathbb{R} \setminus S.
+        if _NOT_EQUATION.search(one):
+            return None
+        readable = readings(take_apart(one).body) and not re.search(r"\\(?:mathbb|text|emptyset)", one)
+        return False if readable or (one is answer and other.kind != "cup" and "\\mathbb" not in one) else None
 
     def same_sequence(self, gold: Sequence, answer: Sequence) -> bool | None:
-        """The same number of elements, in the same order where the kind has one."""
-        if len(gold.items) != len(answer.items):
-            return False
+        """The same elements, in the same order where the kind has one."""
+        if gold.kind == "()" and answer.kind == "," and (values := _named_values(answer)) is not None:
+            names = sorted(values)
+            return self.same_sequence(gold, Sequence("()", tuple(values[name] for name in names), answer.text))
         if gold.kind in _UNORDERED and answer.kind in _UNORDERED:
+            if (gold.kind == "cup") != (answer.kind == "cup"):
+                return None if any(isinstance(i, Sequence) for i in (*gold.items, *answer.items)) else False
             return self.same_unordered(gold, answer)
+        if len(gold.items) != len(answer.items):
+            return None if "cup" in (gold.kind, answer.kind) else False
         if gold.kind != answer.kind:
-            return False
+            vectors = ("<>", "matrix " + str([1] * len(gold.items)), f"matrix [{len(gold.items)}]")
+            if not (
+                gold.kind in vectors + ("()",) and answer.kind in vectors + ("()",) and "<>" in (gold.kind, answer.kind)
+            ):
+                return False
         verdicts = []
         for left, right in zip(gold.items, answer.items, strict=True):
             verdicts.append(self.same(left, right))
@@ -197,8 +118,11 @@ class _Comparison:
 
     def same_unordered(self, gold: Sequence, answer: Sequence) -> bool | None:
         """Each element of the gold answer finds one of its own; equality is transitive, so the first will do."""
-        left_over, unknown = list(answer.items), False
-        for item in gold.items:
+        mine, left_over = self.distinct(gold), self.distinct(answer)
+        if len(mine) != len(left_over):
+            return None if "cup" in (gold.kind, answer.kind) else False
+        unknown = False
+        for item in mine:
             verdicts: list[bool | None] = []
             for candidate in left_over:
                 verdicts.append(self.same(item, candidate))
@@ -211,25 +135,48 @@ class _Comparison:
                 unknown = True
         return None if unknown else True
 
+    def distinct(self, sequence: Sequence) -> list[Sequence | str]:
+        """Elements; those of a set once each."""
+        found: list[Sequence | str] = []
+        for item in sequence.items:
+            # The size of a set is small where it is an answer; a long one keeps what it repeats.
+            if sequence.kind != "{}" or len(found) > 20 or not any(self.same(other, item) for other in found):
+                found.append(item)
+        return found
+
     def same_element(self, gold: str, answer: str) -> bool | None:
-        """Single expressions, equations included."""
+        """Single expressions, equations and other relations included."""
         if key(gold) == key(answer):
             return True
+        relations = [bool(_NOT_EQUATION.search(text)) for text in (gold, answer)]
         gold_sides, answer_sides = split_top(gold, "="), split_top(answer, "=")
+        if any(relations):
+            return (
+                same_relation(gold, answer)
+                if all(relations)
+                else False
+                if relations[1] and len(gold_sides) == 1
+                else None
+            )
+        gold_right = _right_side(gold)
         if len(gold_sides) > 1 and len(answer_sides) > 1:
-            if key(gold_sides[0]) != key(answer_sides[0]):
-                return self.leaf(gold, answer)
-            return self.same(parse_structure(gold_sides[-1]), parse_structure(answer_sides[-1]))
-        if (right := _right_side(gold, of_a_name=True)) != gold:
-            return self.same(parse_structure(right), answer)
+            left, right = (
+                sides[-1] if NAME.fullmatch(sides[0]) is None and NAME.fullmatch(sides[-1]) else sides[0]
+                for sides in (gold_sides, answer_sides)
+            )
+            if key(left) == key(right) and _right_side(answer) != answer and gold_right != gold:
+                return self.same(parse_structure(gold_right), parse_structure(_right_side(answer)))
+            return same_relation(gold, answer)
+        if len(answer_sides) > 1:
+            right = _right_side(answer)
+            return False if right == answer else self.same(gold, parse_structure(right))
         if len(gold_sides) > 1:
-            return self.leaf(gold, answer)
+            return self.same(parse_structure(gold_right), answer) if gold_right != gold else None
         if (right := _right_side(answer)) != answer:
-            values = {value for side in answer_sides if (value := _number(side)) is not None}
-            return False if len(values) > 1 else self.same(gold, parse_structure(right))
-        return self.same_value(gold, answer)
+            return self.same(gold, parse_structure(right))
+        return self.same_labelled(gold, answer)
 
-    def same_value(self, gold: str, answer: str) -> bool | None:
+    def same_labelled(self, gold: str, answer: str) -> bool | None:
         """Numbers with their labels, words, and expressions."""
         words, in_text = _words(gold), gold.startswith("\\text{")
         # Bare letters may be variables, whose case counts.
@@ -238,62 +185,137 @@ class _Comparison:
             return True
         if in_text and words is not None:
             return False
+        if words is not None and len(words) > 3 and _words(answer) is not None:
+            return None if sorted(words) == sorted(_words(answer) or "") else False
+        if re.fullmatch("[A-Z]{3,}", gold) and sorted(gold) == sorted(answer):
+            return None  # a product, or the name of a figure
+        if ":" in gold and ":" in answer:
+            return self.same_ratio(gold, answer)
         left, right = take_apart(gold), take_apart(answer)
-        kind, size = (left.kind, left.size) if left.kind is not None else (self.kind, self.size)
-        if kind is not None and right.kind is not None and kind != right.kind:
+        if not left.body or not right.body or ":" in left.body or ":" in right.body:
             return False
         if left.base is not None and right.base is not None and left.base != right.base:
             return False
-        scale = right.size / size if kind is not None and right.kind is not None else Fraction(1)
-        if not self.percent_optional:
-            scale *= Fraction(1, 100 if right.percent else 1) / Fraction(1, 100 if left.percent else 1)
-        if not left.body or not right.body:
+        scale = self.scale(left, right)
+        if scale is None:
             return False
-        gold_value, answer_value = _number(left.body), _number(right.body)
-        if gold_value is not None and answer_value is not None:
-            if self.error is not None and not math.isinf(gold_value) and not math.isinf(answer_value):
-                return abs(answer_value * scale - gold_value) <= self.error
-            return answer_value * scale == gold_value
-        if ":" in left.body and ":" in right.body:
-            return _same_ratio(left.body, right.body)
-        if scale == 1:
-            return True if key(left.body) == key(right.body) else self.leaf(left.body, right.body)
-        return self.leaf(left.body, rf"\frac{{{scale.numerator}}}{{{scale.denominator}}} \cdot ({right.body})")
+        equal = self.same_number(left.body, right.body, scale)
+        if equal is False and "\\pi" in left.body + right.body and (degrees := _bare_angle(self.kind, left, right)):
+            equal = self.same_number(left.body, right.body, degrees)
+        if right.unknown and right.unknown != left.unknown:
+            # A word that is not understood is never right; several are no unit.
+            return False if equal is False or " " in right.unknown.strip("? ") or left.kind is not None else None
+        return equal
+
+    def scale(self, left: Labelled, right: Labelled) -> str | None:
+        """By what the answer is to be multiplied, None where kinds differ; a unit that is left out is the other's."""
+        kind, size = (left.kind, left.size) if left.kind is not None else (self.kind, self.size)
+        ratio, angle = right.times / left.times, ""
+        if kind is not None and right.kind is not None and not right.unknown:
+            if kind != right.kind and {kind, right.kind} != {(("angle", 1),), (("radian", 1),)}:
+                return None
+            if kind != right.kind:
+                angle = r" \cdot \frac{180}{\pi}" if kind[0][0] == "angle" else r" \cdot \frac{\pi}{180}"
+            ratio *= right.size / size
+        if not self.percent_optional:
+            ratio *= Fraction(1, 100 if right.percent else 1) / Fraction(1, 100 if left.percent else 1)
+        return "" if ratio == 1 and not angle else rf"\frac{{{ratio.numerator}}}{{{ratio.denominator}}}{angle}"
+
+    def same_number(self, gold: str, answer: str, scale: str) -> bool | None:
+        """Values, the answer's scaled."""
+        infinite = [is_infinite(text) for text in (gold, answer)]
+        if any(infinite):
+            return infinite[0] == infinite[1] if all(infinite) else False
+        if key(gold) == key(answer) and not scale:
+            return True
+        scaled = rf"{scale} \cdot ({answer})" if scale else answer
+        if self.error is not None and (left := parse_exact(gold)) is not None:
+            return within(left, scaled, self.error)
+        return same_value(gold, scaled)
+
+    def same_ratio(self, gold: str, answer: str) -> bool | None:
+        """``3:1`` and ``6:2``; clock times, whose minutes have two digits, are no ratios."""
+        clocks = [_clock(text) for text in (gold, answer)]
+        if all(clocks):
+            (time, half), (other, other_half) = clocks
+            return time == other and (half is None or other_half is None or half == other_half)
+        sides = [[part.strip() for part in text.split(":")] for text in (gold, answer)]
+        zeros = [[same_value("0", part) for part in side] for side in sides]
+        if zeros[0] != zeros[1] or len(sides[0]) != len(sides[1]) or all(zeros[0]):
+            return None if None in zeros[0] else False
+        first = zeros[0].index(False) if False in zeros[0] else 0
+        left, right = ([rf"\frac{{{part}}}{{{side[first]}}}" for part in side] for side in sides)
+        verdicts = [same_value(*pair) for pair in zip(left, right, strict=True)]
+        return False if False in verdicts else None if None in verdicts else True
 
 
-def _right_side(text: str, *, of_a_name: bool = False) -> str:
+def _clock(text: str) -> tuple[str, str | None] | None:
+    """Hours and minutes, and which half of the day, of a clock time."""
+    match = re.fullmatch(r"([01]?[0-9]|2[0-4]) ?: ?([0-5][0-9](?: ?: ?[0-5][0-9])?)(.*)", text)
+    half = {"am": "am", "pm": "pm", "": None}.get(re.sub(r"\\text|[^a-z]", "", match[3].lower()), "?") if match else "?"
+    return None if match is None or half == "?" else (re.sub(" ", "", f"{int(match[1])}:{match[2]}"), half)
+
+
+def _right_side(text: str) -> str:
     r"""What an equation or ``x \in`` says its left side is; the text itself where it says nothing of the kind.
 
-    ``of_a_name``: only where the left side is a variable, a function or a tuple of them, or all sides are numbers.
+    The left side is a variable, a function, or a tuple of them, or all sides are numbers, which have to be equal.
     """
     sides = split_top(text, "=")
     if len(sides) > 1:
-        named = _NAME.fullmatch(sides[0]) or all(_number(side) is not None for side in sides)
-        return sides[-1] if named or not of_a_name else text
+        if _NOT_EQUATION.search(text) or not all(sides):
+            return text
+        if not NAME.fullmatch(sides[0]) and NAME.fullmatch(sides[-1]):
+            sides.reverse()
+        numbers = [side for side in sides if not NAME.fullmatch(side)]
+        constants = [value for side in numbers[:8] if (value := _constant(side)) is not None]
+        agree = all(same_value(value, constants[-1]) for value in constants[:-1])
+        agree = agree and (not numbers or sides[-1] == numbers[-1])
+        return sides[-1] if agree and (NAME.fullmatch(sides[0]) or len(constants) == len(sides)) else text
     before, *after = re.split(r"\\in(?![a-zA-Z])", text)
-    return after[0].strip() if len(after) == 1 and _NAME.fullmatch(before.strip()) else text
+    return after[0].strip() if len(after) == 1 and NAME.fullmatch(before.strip()) else text
 
 
-def _number(text: str) -> Fraction | float | None:
-    """Exact value; an infinity is a float, which compares with any Fraction."""
-    infinite = {"\\infty": math.inf, "+\\infty": math.inf, "-\\infty": -math.inf}.get(key(text))
-    if infinite is not None:
-        return infinite
+def _bare_angle(kind: Kind | None, left: Labelled, right: Labelled) -> str:
+    """What makes a multiple of pi without a unit, which is in radians, an angle in the other's degrees, or back."""
+    kinds = [left.kind or kind, right.kind]
+    factors = {((("angle", 1),), None): r"\frac{180}{\pi}", (None, (("angle", 1),)): r"\frac{\pi}{180}"}
+    return factors.get((kinds[0], kinds[1]), "")
+
+
+def _constant(text: str) -> str | None:
+    """An expression without variables, and without its label; None for any other."""
     label = take_apart(text)
-    value = parse_exact(label.body)
-    return value / 100 if value is not None and label.percent else value
+    found = readings(label.body)
+    if not found or any(names(tree) for tree in found):
+        return None
+    return rf"\frac{{{label.body}}}{{100}}" if label.percent else label.body
+
+
+def _named_values(answer: Sequence) -> dict[str, Sequence | str] | None:
+    """Value by name of a list of equations, None for any other list."""
+    values: dict[str, Sequence | str] = {}
+    for item in answer.items:
+        sides = split_top(item, "=") if isinstance(item, str) else []
+        if len(sides) != 2 or not NAME.fullmatch(sides[0]):
+            return None
+        values[key(sides[0])] = parse_structure(sides[1])
+    return values if len(values) == len(answer.items) > 1 else None
+
+
+def _by_names(gold: str, answer: Sequence) -> tuple[Sequence | str, Sequence] | None:
+    """``(x,y)=(1,2)`` against ``x=1, y=2``: both as tuples in the gold answer's order."""
+    sides = split_top(gold, "=")
+    values = _named_values(answer) if answer.kind == "," and len(sides) == 2 else None
+    if values is None or not sides[0].startswith("("):
+        return None
+    order = [key(name) for name in split_top(sides[0][1:-1], ",")]
+    if sorted(order) != sorted(values):
+        return None
+    return parse_structure(sides[1]), Sequence("()", tuple(values[name] for name in order), answer.text)
 
 
 def _words(text: str) -> str | None:
     r"""Words in one spelling: ``\text{(C)}`` and ``C`` are ``c``; None for anything else."""
     match = re.fullmatch(r"(?:\\text\{([^{}]*)\}|([a-zA-Z][a-zA-Z' -]*))", text)
     return " ".join(re.sub(r"[^\w:/-]+", " ", match[1] or match[2] or "").casefold().split()) if match else None
-
-
-def _same_ratio(gold: str, answer: str) -> bool | None:
-    """``3:1`` and ``6:2``."""
-    sides = [[parse_exact(part.strip()) for part in text.split(":")] for text in (gold, answer)]
-    if any(part is None for side in sides for part in side):
-        return None
-    left, right = sides
-    return len(left) == len(right) and all(a * right[0] == b * left[0] for a, b in zip(left, right, strict=True))

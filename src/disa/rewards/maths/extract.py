@@ -39,13 +39,20 @@ def extract_answer(text: str, pattern: str | None = None) -> str | None:
     return answer.strip() or None if answer is not None else None
 
 
+# What TeX would box without braces, and models write: one word up to a space, a dollar sign or the end of a sentence.
+_UNBRACED = re.compile(
+    r"(?:\\[a-zA-Z]+\s*(?=[\[{]))?(?:\{[^{}]*\}|\[[^\[\]]*\]|\([^()]*\)|\\[{}]|[^\s$\\{}]|\\[a-zA-Z]+)+"
+)
+
+
 def _last_box(text: str) -> str | None:
     start, command = max((text.rfind(command), command) for command in ("\\boxed", "\\fbox"))
     if start < 0:
         return None
     window = text[start + len(command) : start + _REACH].lstrip()
     if not window.startswith("{"):
-        return None
+        bare = _UNBRACED.match(window)
+        return bare[0].rstrip(".,;:!?*)") or None if bare else None
     depth = 0
     # A backslash hides the brace behind it: \{ and \} are set brackets.
     for brace in _BRACES.finditer(window):
