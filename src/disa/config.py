@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+import typing
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+"""What every library takes as a seed."""
 
 
 class StageConfig(BaseModel):
@@ -16,6 +20,17 @@ class StageConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _no_truth_value_for_a_number(cls, values: Any) -> Any:
+        """Refuse ``steps: true``, which would count as 1."""
+        for name, field in cls.model_fields.items():
+            types = types_in(field.annotation)
+            if types & {int, float} and not types & {bool, Any} and isinstance(values, dict):
+                if found := _truth_values(values.get(name)):
+                    raise ValueError(f"{name} is {str(found[0]).lower()}, expected a number")
+        return values
+
     def identity(self) -> dict[str, Any]:
         """The fields that determine the stage's result, as plain JSON values."""
         speed = {n for n, f in type(self).model_fields.items() if (f.json_schema_extra or {}).get("speed_only")}
@@ -25,3 +40,14 @@ class StageConfig(BaseModel):
 def speed_only(default: Any, **constraints: Any) -> Any:
     """A field that changes how fast or how visibly a stage runs, but never its result."""
     return Field(default, json_schema_extra={"speed_only": True}, **constraints)
+
+
+def types_in(annotation: Any) -> set[Any]:
+    """Every plain type within a field's annotation."""
+    parts = typing.get_args(annotation)
+    return set().union(*map(types_in, parts)) if parts else {annotation}
+
+
+def _truth_values(value: Any) -> list[bool]:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    return [value] if isinstance(value, bool) else [found for part in inner for found in _truth_values(part)]

@@ -2,8 +2,7 @@
 
 tasks -> (warmup) -> proposals -> scoring -> partition -> anchor -> training -> evaluation -> report
 
-Each stage describes itself beside its own code (``tasks/stage.py`` and so on): inputs, identity, work. Here they are
-put together, and each is skipped where it is done already.
+Each stage describes itself beside its own code: inputs, identity, work. Here they are put together.
 """
 
 from __future__ import annotations
@@ -17,10 +16,13 @@ from disa.errors import DisaError
 from disa.evaluation.stage import evaluation_stage
 from disa.lm.fingerprint import take_fingerprint
 from disa.lm.models import Models
+from disa.lm.sampling import SamplingConfig
+from disa.partition.config import PartitionConfig
 from disa.partition.plan import Plan
 from disa.partition.regression import PromptFeatures, reference_features
 from disa.partition.rounds import further_draws, round_target
 from disa.partition.stage import partition_stage
+from disa.preflight import preflight
 from disa.proposals.rounds import round_stage
 from disa.proposals.run import proposals_stage
 from disa.recipe import Recipe
@@ -34,7 +36,7 @@ from disa.runs.sharing import SHARING
 from disa.runs.stage import Stage
 from disa.scoring.run import scoring_stage
 from disa.stages import STAGES
-from disa.tasks import make_task
+from disa.tasks import Task, make_task
 from disa.tasks.stage import tasks_stage
 from disa.training.config import TrainingConfig
 from disa.training.stage import training_stage
@@ -70,9 +72,13 @@ class Pipeline:
         say: Callable[[str], None],
         finished: Mapping[str, StageFolder] | None = None,
     ) -> None:
-        self.recipe, self.run_dir, self._say, self._may_work = recipe, Path(recipe.run_dir), say, may_work
+        self.recipe, self.run_dir, self._print, self._may_work = recipe, Path(recipe.run_dir), say, may_work
         self.task = make_task(recipe.tasks)
         self._done: dict[str, StageFolder] = dict(finished or {})
+
+    def _say(self, *lines: str) -> None:
+        for line in lines:
+            self._print(line)
 
     @property
     def work(self) -> str:
@@ -82,9 +88,14 @@ class Pipeline:
     def run(self, until: str = STAGES[-1]) -> None:
         """Bring every stage up to ``until`` to its finished state."""
         with shared(self.run_dir, self.work):
+            if until != "tasks":
+                self._check()
             for name in STAGES[: STAGES.index(until) + 1]:
                 if name != "warmup" or self.recipe.warmup:
                     getattr(self, name)()
+
+    def _check(self) -> None:
+        self._say(*preflight(self.recipe, self.task, self._calibrated).warnings)
 
     def tasks(self) -> StageFolder:
         """Prompts of every split."""
@@ -111,13 +122,9 @@ class Pipeline:
         return folders
 
     def _score(self, drawn: StageFolder, number: int = 0) -> StageFolder:
-        config, sampling, proposals = self.recipe.scoring, self.recipe.sampling, self.recipe.proposals
-        here = self.models.has_proposal or not proposals.drawn_elsewhere
-        return self._stage(
-            scoring_stage(
-                config, sampling, self.task, self.models, self._calibrated, drawn, proposal_here=here, number=number
-            )
-        )
+        here = self.models.has_proposal or not self.recipe.proposals.drawn_elsewhere
+        given = self.recipe.scoring, *self._given, self._calibrated, drawn
+        return self._stage(scoring_stage(*given, proposal_here=here, number=number))
 
     def _round(self, number: int, earlier: dict[str, StageFolder]) -> StageFolder:
         """Draw further trajectories where everything drawn so far leaves log Z uncertain."""
@@ -129,10 +136,9 @@ class Pipeline:
             rows = [r for folder in earlier.values() for r in folder.rows(ScoredTrajectory) if r.prompt_id in wanted]
             return further_draws(number, config, *target, prompts, rows)
 
-        identity, train = round_target(config, *target), functools.partial(self._prompts, "train")
-        inputs = self._inputs() | earlier
-        stage = round_stage(number, config, self.recipe.sampling, self.models, train, inputs, identity, plan, self._say)
-        return self._stage(stage)
+        train = functools.partial(self._prompts, "train")
+        given = config, self.recipe.sampling, self.models, train, self._inputs() | earlier
+        return self._stage(round_stage(number, *given, round_target(config, *target), plan, self._say))
 
     def partition(self) -> StageFolder:
         """Estimates of log Z."""
@@ -150,10 +156,8 @@ class Pipeline:
 
     def train(self, method: str, config: TrainingConfig, folder: str) -> StageFolder:
         """Train one method under given settings into a folder of its own."""
-        train, given = functools.partial(self._prompts, "train"), (self.recipe.sampling, self.task, self.models)
-        return self._stage(
-            training_stage(method, config, folder, *given, train, self._inputs(), self.anchor, self.scores)
-        )
+        given = *self._given, functools.partial(self._prompts, "train"), self._inputs()
+        return self._stage(training_stage(method, config, folder, *given, self.anchor, self.scores))
 
     def evaluation(self) -> list[StageFolder]:
         """One folder per model: the reference and every trained policy."""
@@ -165,10 +169,8 @@ class Pipeline:
         self, name: str, trained: StageFolder | None, folder: str, splits: tuple[str, ...] = EVALUATED_SPLITS
     ) -> StageFolder:
         """Sample and judge one model, the reference where none is trained, on some splits into a folder of its own."""
-        config, given = self.recipe.evaluation, (self.recipe.sampling, self.task, self.models)
-        return self._stage(
-            evaluation_stage(name, config, folder, *given, self._prompts, splits, self._inputs(), trained)
-        )
+        given = *self._given, self._prompts, splits, self._inputs()
+        return self._stage(evaluation_stage(name, self.recipe.evaluation, folder, *given, trained))
 
     def report(self) -> StageFolder:
         """Tables, figures and the page."""
@@ -176,10 +178,7 @@ class Pipeline:
         return self._stage(report_stage(self.recipe, self._calibrated, *finished, lambda: list(self._done.values())))
 
     def _stage(self, stage: Stage) -> StageFolder:
-        """Open a stage once per pipeline; do its work unless it is done, or refuse where it may not.
-
-        Where several processes run the pipeline, they share the work as ``stage.by`` says.
-        """
+        """Open a stage once per pipeline; do its work unless it is done, or refuse where it may not."""
         name = stage.folder
         if name in self._done:
             return self._done[name]
@@ -195,17 +194,19 @@ class Pipeline:
             )
         else:
             waiting = functools.partial(self._say, f"{name}: another process works here, waiting for it")
-            SHARING[stage.by](folder, stage.work, waiting)
+            try:
+                SHARING[stage.by](folder, stage.work, waiting)
+            except KeyboardInterrupt:
+                self._say(f"{name}: interrupted; {folder.kept()}")
+                raise
             self._say(f"{name}: done in {folder.manifest['seconds']:.1f} s")
+            self._say(*(f"  {line}" for line in stage.says(folder)))
         self._done[name] = folder
         return folder
 
     def _prompts(self, *splits: str) -> list[Prompt]:
-        by_split: dict[str, list[Prompt]] = {split: [] for split in splits}
-        for row in self.tasks().rows(Prompt):
-            if row.split in by_split:
-                by_split[row.split].append(row)
-        return [row for rows in by_split.values() for row in rows]
+        rows = self.tasks().rows(Prompt)
+        return [row for split in splits for row in rows if row.split == split]
 
     def _calibrated(self) -> list[Prompt]:
         """Prompts that get a log Z."""
@@ -222,11 +223,15 @@ class Pipeline:
             folder / "reference", folder / "proposal" if self.recipe.warmup.proposal else None, made_here=True
         )
 
+    @property
+    def _given(self) -> tuple[SamplingConfig, Task, Models]:
+        return self.recipe.sampling, self.task, self.models
+
     def _inputs(self) -> dict[str, StageFolder]:
         """What every stage that runs a model reads."""
         return {"tasks": self.tasks()} | ({"warmup": self.warmup()} if self.recipe.warmup else {})
 
-    def _target(self) -> tuple:
+    def _target(self) -> tuple[PartitionConfig, float, tuple[float, float]]:
         return self.recipe.partition, self.recipe.training.inverse_temperature, self.task.reward_range
 
     def _features(self, prompts: list[Prompt]) -> PromptFeatures:

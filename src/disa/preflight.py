@@ -1,4 +1,4 @@
-"""What can be checked in the first seconds of a run: a recipe that cannot end well is refused before it costs anything."""
+"""What can be checked in the first seconds of a run, so that a recipe that cannot end well costs nothing."""
 
 from __future__ import annotations
 
@@ -62,18 +62,18 @@ def preflight(recipe: Recipe, task: Task, prompts: Callable[[], list[Prompt]]) -
     try:
         recipe.training.check_prompts(recipe.training.methods, len(by_split.get("train", ())))
     except ValueError as error:
-        raise DisaError(str(error), where="recipe, field training.prompts_per_step") from error
+        problem, _, fix = str(error).rpartition(": ")
+        raise DisaError(problem, where="recipe, field training.prompts_per_step", fix=fix) from error
     facts.append("prompts: " + ", ".join(f"{len(rows)} {split}" for split, rows in by_split.items()))
     first = [prompt for rows in by_split.values() for prompt in rows[:MOST_PROMPTS]]
-    for config, tokenizer in zip(configs.values(), tokenizers.values(), strict=True):
-        longest = _longest(recipe, first, config, tokenizer)
-        facts.append(f"longest of {len(first)} prompts: {longest} tokens")
+    if models:
+        tokenizer = next(iter(tokenizers.values()))  # the reference's, by which all stages encode
+        facts.append(f"longest of {len(first)} prompts: {_longest(recipe, first, configs, tokenizer)} tokens")
         if tokenizer.chat_template is not None and not recipe.sampling.conversational:
             warnings.append(
-                "the tokenizer has a chat template, and prompts go to the model as plain text; an instruction-tuned "
-                "model wants sampling.conversational: true"
+                "warning: the tokenizer has a chat template, and prompts go to the model as plain text; an "
+                "instruction-tuned model wants sampling.conversational: true"
             )
-        break  # all encode alike, and the proposal must not be shorter-sighted than its sampler, who checks it
     return Checked(facts, warnings)
 
 
@@ -103,10 +103,10 @@ def _check_alike(models: dict[str, str], tokenizers: dict[str, PreTrainedTokeniz
         differing = sorted(t for t in ours.keys() | theirs.keys() if ours.get(t) != theirs.get(t))
         example = f"{differing[0]!r} is {theirs.get(differing[0])} and there {ours.get(differing[0])}"
         raise DisaError(
-            f"the ids of {len(differing)} tokens are not those of {models['reference']} ({example}), and a trajectory's "
-            "ids must mean the same to both",
+            f"the ids of {len(differing)} tokens are not those of {models['reference']} ({example}), and "
+            "a trajectory's ids must mean the same to both",
             where=where,
-            fix="use a proposal of the reference's family, or import its trajectories as text (proposals.engine: import)",
+            fix="use a proposal of the reference's family, or import its trajectories as text (engine: import)",
         )
     stops = {
         role: list(declared_stop_token_ids(load_generation_config(path), tokenizers["reference"]))
@@ -114,18 +114,22 @@ def _check_alike(models: dict[str, str], tokenizers: dict[str, PreTrainedTokeniz
     }
     if stops["reference"] != stops["proposal"]:
         raise DisaError(
-            f"its stop tokens are {stops['proposal']} and those of {models['reference']} {stops['reference']}, and both "
-            "must end completions alike",
+            f"its stop tokens are {stops['proposal']} and those of {models['reference']} {stops['reference']}, and "
+            "both must end completions alike",
             where=where,
             fix="give a copy of one of them the other's eos_token_id in generation_config.json",
         )
 
 
 def _longest(
-    recipe: Recipe, prompts: list[Prompt], config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase
+    recipe: Recipe,
+    prompts: list[Prompt],
+    configs: dict[str, PretrainedConfig],
+    tokenizer: PreTrainedTokenizerBase,
 ) -> int:
-    """Number of tokens of the longest prompt, which fits the context with a whole completion."""
-    lengths = {p.prompt_id: encode_prompt(tokenizer, p.prompt, recipe.sampling) for p in prompts}
-    prompt_id = max(lengths, key=lambda i: len(lengths[i]))
-    check_context(config, lengths[prompt_id], recipe.sampling, where=f"prompt {prompt_id}")
-    return len(lengths[prompt_id])
+    """Number of tokens of the longest prompt, which fits every model's context with a whole completion."""
+    encoded = {p.prompt_id: encode_prompt(tokenizer, p.prompt, recipe.sampling) for p in prompts}
+    longest = max(encoded, key=lambda prompt_id: len(encoded[prompt_id]))
+    for role, config in configs.items():
+        check_context(config, encoded[longest], recipe.sampling, where=f"prompt {longest}, {role}")
+    return len(encoded[longest])

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import ValidationError, model_validator
 
 from disa.comparison.config import ComparisonConfig, check_points
-from disa.config import StageConfig
+from disa.config import StageConfig, types_in
 from disa.errors import DisaError
 from disa.evaluation.config import EvaluationConfig
 from disa.lm.sampling import SamplingConfig
@@ -81,6 +82,19 @@ class Recipe(StageConfig):
         return self
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML in which a key that stands twice is an error: of two ``steps`` the first would be lost unseen."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: list[Any] = []
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key} stands twice", key_node.start_mark)
+            seen.append(key)
+        return super().construct_mapping(node, deep)
+
+
 def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     """Read a YAML recipe and apply ``stage.key=value`` overrides (values are YAML too).
 
@@ -93,7 +107,7 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     if not path.is_file():
         raise DisaError("recipe not found", where=str(path), fix="check the path; recipes/ has examples")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)  # a SafeLoader
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         problem = " ".join(str(error).split())
         raise DisaError(f"not valid YAML ({problem})", where=str(path), fix="correct the line it names") from error
@@ -134,10 +148,39 @@ def _first_problem(error: ValidationError, path: Path) -> DisaError:
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
-        return DisaError(f"unknown key{more}", where=f"{path}, field {field}", fix="remove or correct the key")
+        return DisaError(f"unknown key{more}", where=f"{path}, field {field}", fix=_nearest(problem["loc"]))
     if problem["type"] in ("union_tag_invalid", "union_tag_not_found"):
         message = f"unknown task '{problem['ctx']['tag']}'" if "tag" in problem["ctx"] else "no task is named"
         return DisaError(message, where=f"{path}, field tasks.name", fix=f"choose one of {', '.join(TASKS)}")
     given = "" if problem["type"] in ("missing", "value_error") else f", found {problem['input']!r}"
     where = f"{path}, field {field}" if field else str(path)
     return DisaError(f"{message}{given}{more}", where=where, fix="correct the value")
+
+
+def _nearest(loc: tuple[int | str, ...]) -> str:
+    """Name the known key that an unknown one was meant to be: a like one beside it, or the same in another section."""
+    *sections, key = loc
+    models: list[Any] = [Recipe]
+    for part in sections:
+        if part in TASKS:
+            models = [m for m in models if get_args(m.model_fields["name"].annotation) == (part,)]
+        elif isinstance(part, str):
+            models = _sections(models).get(part, [])
+    beside = list(dict.fromkeys(name for model in models for name in model.model_fields))
+    if close := difflib.get_close_matches(str(key), beside, n=1):
+        return f"did you mean {close[0]}?"
+    sections_with_it = [s for s, models in _sections([Recipe]).items() if any(key in m.model_fields for m in models)]
+    if sections_with_it:
+        return f"did you mean {' or '.join(f'{section}.{key}' for section in sections_with_it)}?"
+    return f"remove it; known here: {', '.join(beside)}"
+
+
+def _sections(models: list[Any]) -> dict[str, list[Any]]:
+    """Fields of these models that are sections of their own, with the models each may be."""
+    found: dict[str, list[Any]] = {}
+    for model in models:
+        for name, field in model.model_fields.items():
+            inner = [m for m in types_in(field.annotation) if isinstance(m, type) and issubclass(m, StageConfig)]
+            if inner:
+                found.setdefault(name, []).extend(inner)
+    return found

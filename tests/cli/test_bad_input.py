@@ -64,7 +64,7 @@ class Run:
     def files(self):
         """Digest of every file, wherever in the run directory it lies: a superseded folder has moved."""
         # Locks, and the note of what they are held for, are no results.
-        locks = (".lock", ".work")
+        locks = (".lock", ".work")  # and .worked, a note of times
         files = [p for p in self.path.rglob("*") if p.is_file() and not p.name.startswith(locks)]
         return collections.Counter(hashlib.sha256(p.read_bytes()).hexdigest() for p in files)
 
@@ -109,9 +109,40 @@ def yaml_error(run):
     return run.command("run")
 
 
-@case(r"recipe\.yaml, field training\.stepz: unknown key")
+@case(r"recipe\.yaml, field training\.stepz: unknown key\. Fix: did you mean steps\?")
 def unknown_key(run):
     return run.command("run", "training.stepz=3")
+
+
+@case(r"field inverse_temperature: unknown key\. Fix: did you mean training\.inverse_temperature\?")
+def key_of_another_section(run):
+    return run.command("run", "inverse_temperature=3")
+
+
+@case(r"field tasks\.colours: unknown key\. Fix: did you mean colors\?")
+def key_of_a_task_misspelt(run):
+    return run.command("run", "tasks.colours=3")
+
+
+@case(r"recipe\.yaml: not valid YAML \(key training stands twice in .* line \d+")
+def key_that_stands_twice(run):
+    run.recipe.write_text(run.recipe.read_text() + "training: {steps: 1}\n")
+    return run.command("run")
+
+
+@case(r"recipe\.yaml, field training: steps is true, expected a number")
+def truth_value_for_a_number(run):
+    return run.command("run", "training.steps=true")
+
+
+@case(r"recipe\.yaml, field training: steps_of is true, expected a number")
+def truth_value_within_a_mapping(run):
+    return run.command("run", "training.steps_of={grpo: true}")
+
+
+@case(r"field training\.seed: .*greater than or equal to 0, found -1")
+def negative_seed(run):
+    return run.command("run", "training.seed=-1")
 
 
 @case(r"recipe\.yaml, field training\.steps: .*integer.*found 'many'")
@@ -353,7 +384,7 @@ def prompt_longer_than_the_context(run):
     return run.command("warmup", "warmup.small_model.context_length=16")
 
 
-@case(r"prompt \w+: prompt of \d+ tokens plus .* exceeds the model's context of 20")
+@case(r"prompt \w+, reference: prompt of \d+ tokens plus .* exceeds the model's context of 20")
 def prompt_longer_than_a_given_model_s_context(run):
     config = run.given_models() / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"max_position_embeddings": 20}))

@@ -95,7 +95,7 @@ def failing(monkeypatch, tmp_path):
 
 def test_an_interrupt_exits_with_130_and_says_that_nothing_is_lost(failing, capsys):
     assert main(failing(KeyboardInterrupt())) == 130
-    assert capsys.readouterr().err == "disa: interrupted; finished rows are kept, run the same command to continue\n"
+    assert capsys.readouterr().err == "disa: interrupted; run the same command to continue\n"
 
 
 def test_a_bug_exits_with_1_without_a_traceback(failing, capsys):

@@ -56,7 +56,7 @@ def test_other_work_moves_the_folder_aside_and_loses_nothing(change, done, tmp_p
     new = stage(tmp_path, **change)
     assert not new.finished
     new.begin()
-    assert [p.name for p in new.path.iterdir()] == ["started.json"]
+    assert sorted(p.name for p in new.path.iterdir()) == [".worked", "started.json"]
     assert {p.name: p.read_bytes() for p in (tmp_path / "superseded" / "1_tasks.0").iterdir()} == before
 
 

@@ -114,7 +114,7 @@ def test_a_deleted_stage_is_made_again_with_the_same_rows_and_nothing_downstream
 
 def test_until_stops_behind_its_stage(tiny_recipe, write_recipe, tmp_path):
     lines = run(write_recipe(tiny_recipe | {"run_dir": str(tmp_path / "new")}), until="tasks")
-    assert [line.split(":")[0] for line in lines] == ["1_tasks"]
+    assert [line.split(":")[0] for line in lines] == ["1_tasks", "  3 heldout, 6 train, 24 warmup prompts"]
     assert sorted(p.name for p in (tmp_path / "new").iterdir() if p.is_dir()) == ["1_tasks"]
 
 

@@ -96,14 +96,14 @@ def test_text_without_ids_of_the_references_tokenizer_is_tokenised_and_marked(tm
 def test_a_cut_text_is_accepted_only_where_it_ends_at_the_limit_in_these_tokens_too(tmp_path):
     row = {"prompt_id": "id-0", "completion": "abca", "truncated": True}
     assert draws(load([write(tmp_path / "a.jsonl", [row])]), "id-0") == [Draw([1, 2, 3, 1], True, None, True)]
-    with pytest.raises(DisaError, match="line 1: the text was cut, and it has 3 tokens where the limit is 4.*Fix: "):
+    with pytest.raises(DisaError, match="row 0: the text was cut, and it has 3 tokens where the limit is 4.*Fix: "):
         load([write(tmp_path / "a.jsonl", [row | {"completion": "abc"}])])
 
 
 REFUSED = {
-    "no completion": ({"completion": None}, "line 2: fields are missing"),
-    "no prompt": ({"prompt_id": None}, "line 2: fields are missing"),
-    "text that is a number": ({"completion": 3}, "line 2, field completion: expected str, found 3"),
+    "no completion": ({"completion": None}, "row 1: fields are missing"),
+    "no prompt": ({"prompt_id": None}, "row 1: fields are missing"),
+    "text that is a number": ({"completion": 3}, "row 1, field completion: expected str, found 3"),
     "ids that are text": ({"completion_ids": ["a"]}, "field completion_ids: expected list of token ids"),
     "truncated that is a number": ({"truncated": 1}, "field truncated: expected bool, found 1"),
     "log_prob that is true": ({"log_prob": True}, "field log_prob: expected float, found True"),
@@ -130,8 +130,8 @@ def test_files_that_are_missing_unreadable_or_of_another_run_are_refused(tmp_pat
     with pytest.raises(DisaError, match="gone.jsonl: file not found.*Fix: "):
         load([str(tmp_path / "gone.jsonl")])
     for name, content, message in [
-        ("a.jsonl", b"{", "line 1: not valid JSON"),
-        ("a.jsonl", b"[1]", "line 1: expected an object, found list"),
+        ("a.jsonl", b"{", "row 0: not valid JSON"),
+        ("a.jsonl", b"[1]", "row 0: holds a list, expected an object"),
         ("a.parquet", b"PAR1", "not a readable Parquet file"),
     ]:
         (tmp_path / name).write_bytes(content)

@@ -146,8 +146,15 @@ def test_an_unusable_row_is_named_by_file_row_and_field(rows, message, jsonl):
 
 
 def test_a_mark_that_is_not_there_is_an_error(jsonl):
-    with pytest.raises(DisaError, match="row 0, field answer: nothing follows '####' in 'Paris'"):
+    with pytest.raises(DisaError, match="row 0, field answer: nothing follows '####' in 'Paris'.*set answer_after: ''"):
         task_of(exact(jsonl(CAPITALS), answer_after="####")).prompts("train")
+
+
+def test_a_worked_solution_as_a_maths_answer_is_refused_with_the_way_to_its_answer(jsonl):
+    source = exact(jsonl([{"prompt": "a", "answer": "1+1=2\n#### 2"}])) | {"verifier": "maths"}
+    with pytest.raises(DisaError, match="row 0, field answer: .* holds a worked solution.*set answer_after: '####'"):
+        task_of(source).prompts("train")
+    assert task_of(source | {"answer_after": "####"}).prompts("train")
 
 
 def test_incomplete_rows_can_be_left_out_and_are_reported(jsonl):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +23,12 @@ from disa.runs.records import ScoredTrajectory, read_rows
 
 ALARMING_ERRORS = 4.0
 """Standard errors of the null test's log ratio: beyond them the two models' log-probabilities do not agree."""
+
+
+def inspect(options: argparse.Namespace) -> int:
+    """What ``disa inspect`` does."""
+    betas = options.inverse_temperature
+    return inspect_path(options.path, as_json=options.json, figures=options.figures, inverse_temperatures=betas)
 
 
 def inspect_path(

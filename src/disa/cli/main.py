@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 import traceback
 from collections.abc import Sequence
@@ -27,10 +28,11 @@ _SUMMARIES = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code: 0 done, 2 the user can fix it, 1 a bug, 130 interrupted."""
     options = _parser().parse_args(arguments)
+    module, _, function = options.command.partition(":")
     try:
-        return options.command(options)
+        return getattr(importlib.import_module(f"disa.cli.{module}"), function)(options)
     except KeyboardInterrupt:
-        print("disa: interrupted; finished rows are kept, run the same command to continue", file=sys.stderr)
+        print("disa: interrupted; run the same command to continue", file=sys.stderr)
         return 130
     except Exception as error:
         if fixable := _fixable(error):
@@ -65,17 +67,36 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="run a recipe from tasks to report, continuing where it stopped")
     _recipe_arguments(run)
     run.add_argument("--until", choices=STAGES, default=STAGES[-1], metavar="STAGE", help="last stage to run")
-    run.set_defaults(command=_run)
+    run.set_defaults(command="run:run_stages", only=None)
 
     for name in STAGES:
         stage = commands.add_parser(name, help=f"one stage: {_SUMMARIES[name]}")
         _recipe_arguments(stage)
-        stage.set_defaults(command=_one_stage, stage=name)
+        stage.set_defaults(command="run:run_stages", until=name, only=name)
+
+    check = commands.add_parser("check", help="what a run would refuse, in seconds: reward, models, prompts, sizes")
+    _recipe_arguments(check)
+    check.set_defaults(command="check:check")
+
+    init = commands.add_parser("init", help="write a commented recipe for a model and a data set")
+    init.add_argument("--model", required=True, metavar="FOLDER|HUB_ID", help="the reference")
+    init.add_argument("--proposal", metavar="FOLDER|HUB_ID", help="a stronger model of the same family")
+    init.add_argument(
+        "--dataset", required=True, metavar="FILE|HUB_ID|NAME", help=".jsonl or .parquet, hub id, benchmark or puzzle"
+    )
+    init.add_argument("--verifier", metavar="NAME", help="maths (default), code, exact, or FILE.py:FUNCTION")
+    init.add_argument("--output", default="recipe.yaml", metavar="FILE.yaml", help="where to (recipe.yaml)")
+    init.add_argument("--debug", action="store_true", help="show tracebacks")
+    init.set_defaults(command="init:init")
+
+    schema = commands.add_parser("schema", help="print the JSON schema of a recipe, for editors")
+    schema.add_argument("--debug", action="store_true", help="show tracebacks")
+    schema.set_defaults(command="init:schema")
 
     study = commands.add_parser("study", help="error of log Z by proposal strength, inverse temperature and size")
     _recipe_arguments(study)
     study.add_argument("--page", metavar="FILE.md", help="put tables and figures between this page's study markers")
-    study.set_defaults(command=_study)
+    study.set_defaults(command="study:run_study")
 
     inspect = commands.add_parser("inspect", help="verdict on a run directory or an anchor")
     inspect.add_argument("path", metavar="RUN|ANCHOR", help="run directory, or anchor folder")
@@ -88,22 +109,22 @@ def _parser() -> argparse.ArgumentParser:
         help="log Z, mean reward and KL of the target at these too; no new trajectories are needed",
     )
     inspect.add_argument("--debug", action="store_true", help="show tracebacks")
-    inspect.set_defaults(command=_inspect)
+    inspect.set_defaults(command="inspect:inspect")
 
     compare = commands.add_parser("compare", help="methods x seeds from one recipe, side by side, continuing")
     _recipe_arguments(compare)
     compare.add_argument("--methods", metavar="NAME,...", help="work on these methods of the recipe only")
     compare.add_argument("--seeds", metavar="N,...", help="work on these seeds of the recipe only")
     compare.add_argument("--table", action="store_true", help="do no work: the table of what is finished")
-    compare.set_defaults(command=_compare)
+    compare.set_defaults(command="compare:compare")
 
     evaluate = commands.add_parser("evaluate", help="Mean@k and pass@k of any models on tasks, side by side")
     add_evaluate(evaluate)
-    evaluate.set_defaults(command=_evaluate)
+    evaluate.set_defaults(command="evaluate:evaluate")
 
     judge = commands.add_parser("judge", help="diversity of correct solutions, with a language model as judge")
     add_judge(judge)
-    judge.set_defaults(command=_judge)
+    judge.set_defaults(command="judge:judge")
 
     plan = commands.add_parser("plan", help="tokens, operations, memory and time of every stage, here and on a cluster")
     _recipe_arguments(plan)
@@ -118,13 +139,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     plan.add_argument("--against", metavar="RUN", help="compare with the times of a finished run")
     plan.add_argument("--json", action="store_true", help="print one JSON object instead")
-    plan.set_defaults(command=_plan)
+    plan.set_defaults(command="plan:plan")
 
     verl = commands.add_parser("verl", help="train a recipe's policy with verl on a Ray cluster")
     _recipe_arguments(verl)
     verl.add_argument("--anchor", metavar="DIR", help="anchor folder; by default the run's 5_anchor")
     verl.add_argument("--check", action="store_true", help="check and write the configuration, but start nothing")
-    verl.set_defaults(command=_verl)
+    verl.set_defaults(command="verl:train")
     return parser
 
 
@@ -153,59 +174,3 @@ def _numbers(text: str) -> list[float]:
 
 
 _numbers.__name__ = "list of numbers"  # argparse puts it into its message
-
-
-def _run(options: argparse.Namespace) -> int:
-    from disa.cli.run import run_stages
-
-    return run_stages(options.recipe, options.overrides, until=options.until, only=None)
-
-
-def _one_stage(options: argparse.Namespace) -> int:
-    from disa.cli.run import run_stages
-
-    return run_stages(options.recipe, options.overrides, until=options.stage, only=options.stage)
-
-
-def _study(options: argparse.Namespace) -> int:
-    from disa.cli.study import study
-
-    return study(options.recipe, options.overrides, page=options.page)
-
-
-def _inspect(options: argparse.Namespace) -> int:
-    from disa.cli.inspect import inspect_path
-
-    return inspect_path(
-        options.path, as_json=options.json, figures=options.figures, inverse_temperatures=options.inverse_temperature
-    )
-
-
-def _compare(options: argparse.Namespace) -> int:
-    from disa.cli.compare import compare
-
-    return compare(options)
-
-
-def _evaluate(options: argparse.Namespace) -> int:
-    from disa.cli.evaluate import evaluate
-
-    return evaluate(options)
-
-
-def _plan(options: argparse.Namespace) -> int:
-    from disa.cli.plan import plan
-
-    return plan(options)
-
-
-def _verl(options: argparse.Namespace) -> int:
-    from disa.cli.verl import train
-
-    return train(options)
-
-
-def _judge(options: argparse.Namespace) -> int:
-    from disa.cli.judge import judge
-
-    return judge(options)

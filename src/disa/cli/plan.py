@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from disa.cli.quiet import quiet_libraries
 from disa.errors import DisaError
 from disa.planning.cluster import GPUS, Cluster
 from disa.recipe import load_recipe
@@ -26,13 +26,10 @@ def plan(options: argparse.Namespace) -> int:
     recipe = load_recipe(options.recipe, options.overrides)
     cluster = _cluster(options)
     refuse_launch("disa plan")
-    from transformers.utils import logging
-
     from disa.planning.plan import make_plan
     from disa.planning.rehearsal import rehearse
 
-    logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+    quiet_libraries()
     rehearsal = rehearse(recipe)
     plans = make_plan(recipe, rehearsal, cluster=cluster, against=options.against and Path(options.against))
     if options.json:

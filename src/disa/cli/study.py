@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import shlex
 import shutil
 import warnings
@@ -16,6 +17,11 @@ from disa.runs.folders import read_json
 from disa.runs.locks import shared
 from disa.runs.processes import refuse_launch
 from disa.runs.provenance import digest
+
+
+def run_study(options: argparse.Namespace) -> int:
+    """What ``disa study`` does."""
+    return study(options.recipe, options.overrides, page=options.page)
 
 
 def study(recipe_path: str, overrides: list[str], *, page: str | None) -> int:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from disa.config import StageConfig
+from disa.config import Seed, StageConfig
 from disa.training.config import TrainingConfig
 from disa.training.methods import METHOD_SPECIFIC_FIELDS, METHODS, MethodName
 
@@ -42,7 +42,7 @@ class SearchConfig(StageConfig):
     """Candidates of single methods, as many as points."""
     steps: int | None = Field(None, ge=1)
     """Optimiser steps of a candidate; null for training.steps."""
-    seed: int = 1000
+    seed: Seed = 1000
     """Training seed of the candidates; none of the seeds compared, so that its luck does not come back in them."""
     criterion: Literal["mean", "pass", "kl_to_target"] = "mean"
     """What chooses, for all methods alike: highest Mean@k or pass@k at the largest k, or lowest KL to the target."""

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from disa.config import StageConfig, speed_only
+from disa.config import Seed, StageConfig, speed_only
 
 
 class EvaluationConfig(StageConfig):
@@ -20,7 +20,7 @@ class EvaluationConfig(StageConfig):
     """Training prompts evaluated beside all held-out ones (the first so many), to tell learning from generalising."""
     compute: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of sampling and scoring."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the samples; the same uniform numbers for every model."""
     batch_size: int = speed_only(256, ge=1)
     """Completions drawn at once."""

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from disa.config import StageConfig, speed_only
+from disa.config import Seed, StageConfig, speed_only
 
 
 class GenerationSettings(StageConfig):
@@ -24,7 +24,7 @@ class GenerationSettings(StageConfig):
     """Draw from the smallest set of most likely tokens with at least this probability."""
     max_tokens: int = Field(1024, ge=1)
     """Length limit in tokens."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the draws, and of the choice of problems where there is a limit."""
     prompt_format: Literal["auto", "chat", "text"] = "auto"
     """``chat`` sends one user message, ``text`` the bare prompt; ``auto`` is ``chat`` where the tokenizer has a

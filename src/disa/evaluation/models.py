@@ -125,7 +125,7 @@ class _Local:
         settings, encoded = self._settings, {}
         for prompt in {p.prompt_id: p for p, _ in jobs}.values():
             encoded[prompt.prompt_id] = encode_prompt(self._tokenizer, prompt.prompt, self._law)
-            check_context(self._model, encoded[prompt.prompt_id], self._law, where=f"prompt {prompt.prompt_id}")
+            check_context(self._model.config, encoded[prompt.prompt_id], self._law, where=f"prompt {prompt.prompt_id}")
         result = []
         for start in range(0, len(jobs), settings.batch_size):
             batch = jobs[start : start + settings.batch_size]

@@ -78,7 +78,7 @@ def _evaluate_block(
 ) -> list[EvaluationRecord]:
     encoded = {p.prompt_id: encode_prompt(tokenizer, p.prompt, sampling) for p in block}
     for prompt in block:
-        check_context(model, encoded[prompt.prompt_id], sampling, where=f"prompt {prompt.prompt_id}")
+        check_context(model.config, encoded[prompt.prompt_id], sampling, where=f"prompt {prompt.prompt_id}")
     jobs = [(p, draw) for p in block for draw in range(config.samples_per_prompt)]
     draws, compute = [], effective_dtype(config.compute)
     for start in range(0, len(jobs), config.batch_size):

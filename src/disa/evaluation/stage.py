@@ -10,8 +10,8 @@ from disa.lm.loading import load_model
 from disa.lm.models import Models
 from disa.lm.sampling import SamplingConfig
 from disa.runs.folders import StageFolder
-from disa.runs.records import Prompt
-from disa.runs.stage import Stage
+from disa.runs.records import EvaluationRecord, Prompt
+from disa.runs.stage import Stage, share
 from disa.tasks import Task
 
 
@@ -38,4 +38,11 @@ def evaluation_stage(
     identity = {"evaluation": config.identity(), "sampling": sampling.identity(), "splits": list(splits)}
     identity |= {"reward": task.reward_fingerprint} | models.identity("reference")
     inputs = inputs | ({"training": trained} if trained else {})
-    return Stage("evaluation", folder, run.VERSION, identity, inputs, work, by="parts")
+    return Stage("evaluation", folder, run.VERSION, identity, inputs, work, by="parts", says=_says)
+
+
+def _says(folder: StageFolder) -> list[str]:
+    rows = folder.rows(EvaluationRecord)
+    rewards = [row.reward for row in rows if row.reward is not None]
+    mean = f"mean reward {sum(rewards) / len(rewards):.3f}" if rewards else "no reward decided"
+    return [f"{mean}, cut {share(sum(row.truncated for row in rows), len(rows))}"]

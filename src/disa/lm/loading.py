@@ -17,9 +17,11 @@ from typing import Any
 
 import torch
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -65,6 +67,37 @@ def autocast(compute: str) -> contextlib.AbstractContextManager[None]:
     return torch.autocast(device().type, dtype=torch.bfloat16, enabled=compute == "bfloat16")
 
 
+def load_config(path: str | Path) -> PretrainedConfig:
+    """Load a model's configuration without its weights.
+
+    Raises
+    ------
+    DisaError
+        Where the folder or hub id holds none, or holds adapters alone.
+    """
+    refuse_adapters(path)
+    with _refuse_unloadable(path):
+        return AutoConfig.from_pretrained(str(path))
+
+
+def refuse_adapters(path: str | Path) -> None:
+    """Refuse a folder of PEFT adapters: transformers would load them over their base model, and other code the base.
+
+    Raises
+    ------
+    DisaError
+        Where the folder holds adapters and no model.
+    """
+    folder = Path(path)
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        raise DisaError(
+            "a folder of adapters, expected a whole model",
+            where=str(path),
+            fix="merge them: AutoPeftModelForCausalLM.from_pretrained(FOLDER).merge_and_unload().save_pretrained(NEW), "
+            "with the tokenizer beside it",
+        )
+
+
 def load_model(path: str | Path) -> PreTrainedModel:
     """Load a causal language model in float32, in evaluation mode, frozen, on :func:`device`.
 
@@ -73,6 +106,7 @@ def load_model(path: str | Path) -> PreTrainedModel:
     DisaError
         Where the folder or hub id holds no loadable model.
     """
+    refuse_adapters(path)
     with _refuse_unloadable(path):
         model = AutoModelForCausalLM.from_pretrained(str(path), dtype=torch.float32)
     return model.eval().requires_grad_(False).to(device())
@@ -110,6 +144,14 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def load_generation_config(path: str | Path) -> GenerationConfig:
+    """What a model declares about generation, without its weights."""
+    try:
+        return GenerationConfig.from_pretrained(str(path))
+    except OSError:  # a folder without such a file: transformers then derives it from the model's configuration
+        return GenerationConfig.from_model_config(load_config(path))
 
 
 @contextlib.contextmanager

@@ -7,15 +7,16 @@ cannot share prompts go the plain way, one padded row per completion.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from disa.errors import DisaError
+from disa.lm.batches import batches_by_length
 from disa.lm.head import head_log_probs
 from disa.lm.loading import autocast
 from disa.lm.shared_prefix import PackedGroups, hidden_states, logit_transform, unsupported
@@ -32,6 +33,7 @@ def sequence_log_probs(
     temperature: float = 1.0,
     compute: str = "float32",
     tokens_per_batch: int = 16384,
+    advance: Callable[[int], None] = lambda rows: None,
 ) -> np.ndarray:
     """``log p(y | x) = sum_t log softmax(logits_t / T)[y_t]`` of every completion.
 
@@ -46,6 +48,8 @@ def sequence_log_probs(
     compute : {"float32", "bfloat16"}
     tokens_per_batch : int
         Prompt plus completion tokens at once, padding included.
+    advance : callable
+        Called with the number of rows of every batch that is done.
 
     Returns
     -------
@@ -61,7 +65,8 @@ def sequence_log_probs(
     shared = unsupported(model) is None
     batches = _group_batches(prompt_ids, completion_ids, tokens_per_batch)
     if not shared:
-        batches = _batches([len(p) + len(c) for p, c in zip(prompt_ids, completion_ids, strict=True)], tokens_per_batch)
+        lengths = [len(p) + len(c) for p, c in zip(prompt_ids, completion_ids, strict=True)]
+        batches = batches_by_length(lengths, tokens_per_batch)
     result = np.zeros(len(completion_ids), dtype=np.float64)
     for rows in batches:
         make = PackedCompletions if shared else PaddedCompletions
@@ -70,6 +75,7 @@ def sequence_log_probs(
             log_p, _ = token_log_probs(model, batch, temperature=temperature)
         sums = torch.zeros(len(rows), dtype=torch.float64, device=model.device)
         result[rows] = sums.index_add_(0, batch.row, log_p.double()).cpu().numpy()
+        advance(len(rows))
     return result
 
 
@@ -164,13 +170,24 @@ class PaddedCompletions(_Completions):
         return output.last_hidden_state.flatten(0, 1)
 
 
-def _check(model: PreTrainedModel, prompt_ids: Ids, completion_ids: Ids) -> None:
-    if setting := logit_transform(model):
+def check_architecture(config: PretrainedConfig) -> None:
+    """Refuse a model whose logits are not those of its LM head alone; its configuration tells.
+
+    Raises
+    ------
+    DisaError
+        Naming the setting.
+    """
+    if setting := logit_transform(config):
         raise DisaError(
             f"model setting {setting} changes logits behind the LM head, which scoring does not support",
-            where=str(model.config.name_or_path),
+            where=str(config.name_or_path),
             fix="use a model without it (Llama, Qwen2/3, Mistral and Gemma 3 have none)",
         )
+
+
+def _check(model: PreTrainedModel, prompt_ids: Ids, completion_ids: Ids) -> None:
+    check_architecture(model.config)
     if len(prompt_ids) != len(completion_ids):
         raise ValueError(f"{len(prompt_ids)} prompts but {len(completion_ids)} completions")
     if not all(len(p) for p in prompt_ids):
@@ -215,17 +232,5 @@ def _group_batches(prompt_ids: Ids, completion_ids: Ids, tokens_per_batch: int) 
             yield batch
             batch, prompts, longest = [], 0, completion
         batch, prompts = batch + rows, prompts + 1
-    if batch:
-        yield batch
-
-
-def _batches(lengths: Sequence[int], tokens_per_batch: int) -> Iterator[list[int]]:
-    """Row indices in batches of similar length whose padded size stays within the budget."""
-    batch: list[int] = []
-    for row in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
-        if batch and (len(batch) + 1) * lengths[row] > tokens_per_batch:
-            yield batch
-            batch = []
-        batch.append(row)
     if batch:
         yield batch

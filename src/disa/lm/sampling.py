@@ -15,7 +15,7 @@ from disa.config import StageConfig
 from disa.errors import DisaError
 
 if TYPE_CHECKING:
-    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 class SamplingConfig(StageConfig):
@@ -99,15 +99,15 @@ def declared_stop_token_ids(generation: GenerationConfig, tokenizer: PreTrainedT
     return tuple(sorted({tokenizer.eos_token_id, *declared}))
 
 
-def check_context(model: PreTrainedModel, prompt_ids: list[int], sampling: SamplingConfig, *, where: str) -> None:
-    """Refuse a prompt that, with a full-length completion, does not fit the model's context.
+def check_context(config: PretrainedConfig, prompt_ids: list[int], sampling: SamplingConfig, *, where: str) -> None:
+    """Refuse a prompt that, with a full-length completion, does not fit the context that a model's configuration says.
 
     Raises
     ------
     DisaError
         Naming the row.
     """
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    context = getattr(config.get_text_config(), "max_position_embeddings", None)
     if context is not None and len(prompt_ids) + sampling.max_completion_length > context:
         raise DisaError(
             f"prompt of {len(prompt_ids)} tokens plus sampling.max_completion_length {sampling.max_completion_length} "

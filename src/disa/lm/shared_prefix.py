@@ -23,7 +23,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig, PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -52,9 +52,9 @@ def causal_lm(model: nn.Module) -> PreTrainedModel:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def logit_transform(model: PreTrainedModel) -> str | None:
-    """The setting by which the model changes logits behind its LM head, where it does."""
-    config = model.config.get_text_config()
+def logit_transform(config: PretrainedConfig) -> str | None:
+    """The setting by which a model changes logits behind its LM head, where it does."""
+    config = config.get_text_config()
     return next((name for name in _LOGIT_TRANSFORMS if getattr(config, name, None) not in (None, 1.0)), None)
 
 
@@ -70,7 +70,7 @@ def unsupported(model: nn.Module, *, training: bool = False) -> str | None:
         return "it drops attention weights"
     if not isinstance(model.get_output_embeddings(), nn.Linear):
         return "its LM head is not a plain linear layer"
-    if setting := logit_transform(model):
+    if setting := logit_transform(config):
         return f"its setting {setting} changes logits behind the LM head"
     return None
 

@@ -5,12 +5,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from disa.errors import DisaError
+from disa.lm.batches import batches_by_length
 from disa.partition.log_weights import Array
 from disa.runs.provenance import Fingerprint, digest
 
@@ -70,7 +71,7 @@ def prompt_features(
     model: Any = reference.base_model  # the decoder without its LM head
     device: Any = reference.device
     with torch.inference_mode():
-        for batch in _batches(lengths, tokens_per_batch):
+        for batch in batches_by_length(lengths, tokens_per_batch):
             ids = [torch.tensor(prompt_ids[i]) for i in batch]
             # Padding on the right: causal attention never looks at it, and the mask leaves it out of the mean.
             mask = pad_sequence([torch.ones_like(row) for row in ids], batch_first=True).to(device)
@@ -81,15 +82,3 @@ def prompt_features(
             for i, row in zip(batch, (sums / mask.sum(dim=1, keepdim=True)).cpu().numpy(), strict=True):
                 rows[i] = row
     return np.array(rows)
-
-
-def _batches(lengths: Sequence[int], tokens_per_batch: int) -> Iterator[list[int]]:
-    """Yield indices of prompts of similar length whose padded size stays within the budget."""
-    batch: list[int] = []
-    for i in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
-        if batch and (len(batch) + 1) * lengths[i] > tokens_per_batch:
-            yield batch
-            batch = []
-        batch.append(i)
-    if batch:
-        yield batch

@@ -24,6 +24,9 @@ from disa.runs.stage import Stage
 
 VERSION = 3
 
+MOSTLY_FLAGGED = 0.5
+"""Share of flagged prompts beyond which a run warns."""
+
 COVERAGE_THRESHOLDS = np.array([0.0, 1.0, 2.0, 3.0, 5.0, 10.0])
 """Nats of log(pi_ref / mu) at which the coverage of the reference's successes is reported."""
 
@@ -59,7 +62,19 @@ def partition_stage(
     identity = {"partition": config.identity(), "inverse_temperature": beta, "reward_range": list(reward_range)}
     # What the flag capped depends on.
     identity["capped"] = adaptive and {"cap": adaptive.cap, "precision": adaptive.precision}
-    return Stage("partition", "4_partition", VERSION, identity, scores, work)
+    return Stage("partition", "4_partition", VERSION, identity, scores, work, says=_says)
+
+
+def _says(folder: StageFolder) -> list[str]:
+    found = folder.manifest["verdict"]
+    flags = ", ".join(f"{name} {row['prompts']}" for name, row in found["flags"].items())
+    line = f"log Z of {found['prompts']} prompts: {found['good']} without a flag" + (f"; {flags}" if flags else "")
+    if found["flagged"] <= MOSTLY_FLAGGED * found["prompts"]:
+        return [line]
+    return [
+        line,
+        f"warning: more than {MOSTLY_FLAGGED:.0%} of the prompts are flagged; see disa inspect before training",
+    ]
 
 
 def run_partition(

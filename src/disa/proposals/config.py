@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from disa.config import StageConfig, speed_only
+from disa.config import Seed, StageConfig, speed_only
 from disa.errors import DisaError
 from disa.lm.openai_client import Endpoint
 
@@ -82,7 +82,7 @@ class ProposalsConfig(StageConfig):
     reference's share of ``per_prompt`` is drawn in addition."""
     compute: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of sampling."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed; with prompt id, source and draw index it determines a trajectory's random numbers."""
     batch_size: int = speed_only(256, ge=1)
     """Completions drawn at once."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from transformers import AutoConfig, GenerationConfig
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from disa.lm.loading import load_generation_config
 from disa.lm.sampling import SamplingConfig, declared_stop_token_ids
 from disa.proposals.config import ProposalsConfig
 from disa.proposals.imported import ImportedTrajectories
@@ -38,7 +38,7 @@ def make_engines(
     """
     if config.engine == "transformers":
         return {}
-    stops = declared_stop_token_ids(_generation_config(str(paths["reference"])), tokenizer)
+    stops = declared_stop_token_ids(load_generation_config(paths["reference"]), tokenizer)
     if config.engine == "import":
         return {"proposal": ImportedTrajectories(config.files, prompts, tokenizer, sampling, stops)}
     if config.engine == "openai":
@@ -53,11 +53,3 @@ def make_engines(
     options = {"gpu_memory_utilization": 0.9 / len(models)} | config.vllm
     models = {path: VLLMEngine(path, sampling, stops, config.compute, options) for path in models}
     return {source: models[str(path)] for source, path in paths.items()}
-
-
-def _generation_config(path: str) -> GenerationConfig:
-    """What the model declares about generation, without its weights."""
-    try:
-        return GenerationConfig.from_pretrained(path)
-    except OSError:  # a folder without such a file: transformers then derives it from the model's configuration
-        return GenerationConfig.from_model_config(AutoConfig.from_pretrained(path))

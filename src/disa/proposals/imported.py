@@ -12,14 +12,11 @@ Rows of a ``2_proposals`` or ``3_scoring`` folder are taken as they are: their l
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from disa.errors import DisaError
@@ -27,6 +24,7 @@ from disa.lm.sampler import Draw
 from disa.lm.sampling import SamplingConfig, decode_completion
 from disa.proposals.protocol import Job
 from disa.runs.files import file_digest
+from disa.runs.foreign import foreign_rows
 from disa.runs.records import Prompt
 
 VERSION = 2
@@ -77,7 +75,8 @@ class ImportedTrajectories:
         self._draws: dict[str, list[Draw]] = {p.prompt_id: [] for p in prompts}
         self.left_out = 0
         """Rows of prompts that the run does not have, and draws of the reference."""
-        for where, row in _rows(files):
+        for where, found in (row for file in files for row in foreign_rows(Path(file))):
+            row = _checked(found, where)
             prompt_id = known.get(row["prompt_id"] or row["prompt"])
             if prompt_id is None or row["of_the_reference"]:
                 self.left_out += 1
@@ -108,7 +107,9 @@ def files_digest(files: Sequence[str]) -> list[str]:
     DisaError
         Where a file is missing.
     """
-    return [file_digest(_existing(file)) for file in files]
+    if missing := [file for file in files if not Path(file).is_file()]:
+        raise DisaError("file not found", where=missing[0], fix="correct proposals.files")
+    return [file_digest(Path(file)) for file in files]
 
 
 def text_draw(
@@ -189,39 +190,8 @@ def _check_length(ids: Sequence[int], sampling: SamplingConfig, where: str) -> N
         )
 
 
-def _rows(files: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Rows of all files, each with where it stands."""
-    for file in files:
-        path = _existing(file)
-        read = _parquet if path.suffix == ".parquet" else _jsonl
-        for where, row in read(path):
-            yield where, _checked(row, where)
-
-
-def _jsonl(path: Path) -> Iterator[tuple[str, Any]]:
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            where = f"{path}, line {number}"
-            try:
-                if line.strip():
-                    yield where, json.loads(line)
-            except ValueError as error:
-                raise DisaError("not valid JSON", where=where, fix="write one JSON object a line") from error
-
-
-def _parquet(path: Path) -> Iterator[tuple[str, Any]]:
-    try:
-        table = pq.read_table(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DisaError("not a readable Parquet file", where=str(path), fix="write it again") from error
-    for number, row in enumerate(table.to_pylist()):
-        yield f"{path}, row {number}", row
-
-
-def _checked(row: Any, where: str) -> dict[str, Any]:
+def _checked(row: dict[str, Any], where: str) -> dict[str, Any]:
     """Known fields of a row, None where they are missing."""
-    if not isinstance(row, dict):
-        raise DisaError(f"expected an object, found {type(row).__name__}", where=where, fix="write one object a line")
     values = {name: row.get(name) for name in _FIELDS}
     for name, value in values.items():
         if value is not None and not _fits(name, value):
@@ -240,10 +210,3 @@ def _fits(name: str, value: Any) -> bool:
     if name == "completion_ids":
         return isinstance(value, list) and all(type(token) is int for token in value)
     return type(value) in _FIELDS[name]
-
-
-def _existing(file: str) -> Path:
-    path = Path(file)
-    if not path.is_file():
-        raise DisaError("file not found", where=file, fix="correct proposals.files")
-    return path

@@ -21,9 +21,12 @@ from disa.proposals.protocol import Engine, Job, job_seed
 from disa.runs.folders import StageFolder
 from disa.runs.parts import Advance, blocks_of, make_parts
 from disa.runs.records import Prompt, Trajectory
-from disa.runs.stage import Stage
+from disa.runs.stage import Stage, share
 
 VERSION = 1
+
+MOSTLY_CUT = 0.5
+"""Share of cut completions beyond which a run warns."""
 
 Plan = Mapping[str, Mapping[str, range]]
 """Prompt id and source to the numbers of the draws to make."""
@@ -44,7 +47,20 @@ def proposals_stage(
     def work(stage: StageFolder) -> None:
         draw_trajectories(stage, config, sampling, models, prompts())
 
-    return Stage("proposals", "2_proposals", VERSION, identity, inputs, work, by="parts")
+    return Stage("proposals", "2_proposals", VERSION, identity, inputs, work, by="parts", says=_says)
+
+
+def _says(folder: StageFolder) -> list[str]:
+    rows = folder.rows(Trajectory)
+    drawn = {source: [row.truncated for row in rows if row.source == source] for source in ROLES}
+    cut = {source: share(sum(marks), len(marks)) for source, marks in drawn.items() if marks}
+    lines = ["cut at the length limit: " + ", ".join(f"{source} {part}" for source, part in cut.items())]
+    return lines + [
+        f"warning: more than {MOSTLY_CUT:.0%} of the {source}'s completions are cut: the target is one over unfinished "
+        "texts; raise sampling.max_completion_length, or check prompt form and stop tokens"
+        for source, marks in drawn.items()
+        if sum(marks) > MOSTLY_CUT * len(marks)
+    ]
 
 
 def draw_trajectories(
@@ -135,7 +151,7 @@ def draw_block(
     encoded = {p.prompt_id: encode_prompt(tokenizer, p.prompt, sampling) for p in prompts}
     for prompt in prompts:
         for model in models.values():
-            check_context(model, encoded[prompt.prompt_id], sampling, where=f"prompt {prompt.prompt_id}")
+            check_context(model.config, encoded[prompt.prompt_id], sampling, where=f"prompt {prompt.prompt_id}")
     for source in ("reference", "proposal"):
         jobs = [(p.prompt_id, draw) for p in prompts for draw in plan[p.prompt_id][source]]
         for start in range(0, len(jobs), config.batch_size):

@@ -26,6 +26,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from disa.errors import DisaError
+from disa.runs import worked
 from disa.runs.files import file_digest, whole_file
 from disa.runs.locks import WAIT, awaited, offered, try_lock
 from disa.runs.provenance import digest
@@ -98,12 +99,12 @@ class StageFolder:
     def begin(self) -> None:
         """Continue matching half-done work, or move anything else aside and start afresh."""
         marker = self.path / "started.json"
-        if marker.is_file() and read_json(marker).get("fingerprint") == self.fingerprint:
-            return
-        if self.path.exists() and any(self.path.iterdir()):
-            self._supersede()
-        self.path.mkdir(parents=True, exist_ok=True)
-        write_json(marker, self._contract | {"fingerprint": self.fingerprint, "started_at": time.time()})
+        if not (marker.is_file() and read_json(marker).get("fingerprint") == self.fingerprint):
+            if self.path.exists() and any(self.path.iterdir()):
+                self._supersede()
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_json(marker, self._contract | {"fingerprint": self.fingerprint, "started_at": time.time()})
+        worked.note(self.path, begins=True)
 
     def _supersede(self) -> None:
         attic = self._run_dir / "superseded"
@@ -120,6 +121,7 @@ class StageFolder:
     def write_part(self, key: str, rows: list[Row], row_type: type[Row]) -> None:
         """Write one part whole."""
         write_rows(self.part(key), rows, row_type)
+        worked.note(self.path)
 
     def alone(self, waiting: Callable[[], None] = lambda: None) -> contextlib.AbstractContextManager[None]:
         """Hold this stage among all processes that work in the run directory.
@@ -181,13 +183,21 @@ class StageFolder:
         """Number of rows in the parts that are there, whoever made them."""
         return sum(rows.get(path.stem, 0) for path in self.path.glob("*.parquet"))
 
+    def kept(self) -> str:
+        """What an interrupted stage goes on from: its newest checkpoint, or its finished parts."""
+        steps = [int(path.name.removeprefix("checkpoint-")) for path in self.path.rglob("checkpoint-[0-9]*")]
+        if steps:
+            return f"it goes on from the checkpoint of step {max(steps)}"
+        parts = len(list(self.path.glob("*.parquet")))
+        return f"{parts} finished parts are kept" if parts else "nothing was finished yet, it begins again"
+
     def rows(self, row_type: type[Row]) -> list[Row]:
         """All rows of the finished stage, in the order of their parts' keys."""
         return read_rows(self.path, row_type)
 
     def finish(self, **facts: Any) -> None:
         """Write the manifest: from here on the stage is skipped until something it depends on changes."""
-        started = read_json(self.path / "started.json")["started_at"]
+        worked.note(self.path)
         for left in self.path.rglob(".*.tmp"):
             if left.is_dir():  # a model whose saving was killed
                 shutil.rmtree(left)
@@ -195,7 +205,7 @@ class StageFolder:
             "manifest_version": MANIFEST_VERSION,
             "fingerprint": self.fingerprint,
             "content": digest([self.fingerprint, _hash_files(self.path)]),
-            "seconds": round(time.time() - started, 3),
+            "seconds": round(worked.seconds_worked(self.path), 3),
             "packages": {name: _installed_version(name) for name in _RECORDED_PACKAGES},
         }
         # Of processes that made the parts together, the first one finishes.
@@ -205,7 +215,7 @@ class StageFolder:
 
 def _hash_files(folder: Path) -> dict[str, str]:
     """Digests of the stage's result files; checkpoints, logs and markers are not results."""
-    skip = {"started.json", "manifest.json"}
+    skip = {"started.json", "manifest.json", worked.FILE}
     # Step logs hold wall times: as content they would make the same training give another run downstream.
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.suffix not in (".tmp", ".jsonl"))
     files = [p for p in files if p.name not in skip]

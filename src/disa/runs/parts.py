@@ -10,7 +10,7 @@ from disa.runs.progress import progress_bar
 from disa.runs.records import Row
 
 Item = TypeVar("Item")
-Advance = Callable[[int], None]
+Advance = Callable[[float], None]
 """Called with the number of rows made since the last call, for the progress bar."""
 
 

@@ -65,30 +65,22 @@ class Trajectory:
     """Cut at the length limit, without a stop token: an atom of its own in the distribution."""
     log_sampler: float | None
     """Log-probability under the model it was drawn from, as the sampler computed it; null where it did not say."""
-    retokenised: bool = False
+    retokenised: bool = dataclasses.field(default=False, kw_only=True)
     """The sampler gave text only, and ``completion_ids`` are what the reference's tokenizer makes of it."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class ScoredTrajectory:
+class ScoredTrajectory(Trajectory):
     """A trajectory with both models' log-probabilities and its reward. Written by ``scoring``."""
 
     VERSION: ClassVar[int] = 3
     READS: ClassVar[tuple[int, ...]] = (2,)
 
-    prompt_id: str
-    draw: int
-    source: str
-    completion: str
-    completion_ids: list[int]
-    truncated: bool
-    log_sampler: float | None
     log_ref: float
     log_proposal: float | None
     """Null where neither the proposal's weights nor its own word are at hand: no importance weight then."""
     reward: float | None
     """Null where the verifier came to no verdict: such a row takes no part in any estimate or loss."""
-    retokenised: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -27,3 +27,10 @@ class Stage:
     """Fills the folder and ends with :meth:`StageFolder.finish`."""
     by: Literal["one", "parts", "launch"] = "one"
     """How processes share the work: one does it while others wait, all make parts, or one launch trains together."""
+    says: Callable[[StageFolder], list[str]] = lambda folder: []
+    """What a person must know of the result: a line of figures, and warnings where they are beyond their bounds."""
+
+
+def share(part: int, whole: int) -> str:
+    """A share in per cent, as such lines show it."""
+    return f"{100 * part / max(1, whole):.1f}%"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -15,7 +16,7 @@ from disa.lm.shared_prefix import unsupported
 from disa.runs.folders import StageFolder, write_json
 from disa.runs.parts import Advance, blocks_of, make_parts
 from disa.runs.records import Prompt, ScoredTrajectory, Trajectory
-from disa.runs.stage import Stage
+from disa.runs.stage import Stage, share
 from disa.scoring.config import ScoringConfig
 from disa.scoring.parity import check_parity, parity_report
 from disa.tasks import Task
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 VERSION = 2
+
+MOSTLY_UNDECIDED = 0.1
+"""Share of undecided rewards beyond which a run warns."""
 
 _log = logging.getLogger(__name__)
 
@@ -60,7 +64,23 @@ def scoring_stage(
 
     identity = {"scoring": config.identity(), "reward": task.reward_fingerprint}
     folder = f"3_scoring/round-{number}" if number else "3_scoring"
-    return Stage("scoring", folder, VERSION, identity, {"proposals": drawn}, work, by="parts")
+    return Stage("scoring", folder, VERSION, identity, {"proposals": drawn}, work, by="parts", says=_says)
+
+
+def _says(folder: StageFolder) -> list[str]:
+    rows = folder.rows(ScoredTrajectory)
+    rewards = {source: [r.reward for r in decided(rows) if r.source == source] for source in ROLES}
+    means = ", ".join(f"{source} {sum(found) / len(found):.3f}" for source, found in rewards.items() if found)
+    undecided = len(rows) - len(decided(rows))
+    lines = [f"mean reward: {means or 'none'}" + (f"; undecided {share(undecided, len(rows))}" if undecided else "")]
+    if len(distinct := {reward for found in rewards.values() for reward in found}) == 1:
+        lines.append(
+            f"warning: every reward is {distinct.pop():g}, so the target is the reference itself; check the verifier, "
+            "the form of the prompts and the length limit"
+        )
+    if undecided > MOSTLY_UNDECIDED * len(rows):
+        lines.append(f"warning: more than {MOSTLY_UNDECIDED:.0%} of the rewards are undecided and left out")
+    return lines
 
 
 def run_scoring(
@@ -101,7 +121,7 @@ def run_scoring(
 
     def make(block: Sequence[Trajectory], advance: Advance) -> list[ScoredTrajectory]:
         rewards = checked_rewards(task, [by_id[t.prompt_id] for t in block], [t.completion for t in block])
-        return _score_block(block, rewards, encoded, models, config, sampling)
+        return _score_block(block, rewards, encoded, models, config, sampling, advance)
 
     blocks = blocks_of(trajectories, config.trajectories_per_part, digits=8)
     make_parts(stage, blocks, len, make, ScoredTrajectory, "scoring: trajectories")
@@ -131,6 +151,7 @@ def _score_block(
     models: dict[str, PreTrainedModel],
     config: ScoringConfig,
     sampling: SamplingConfig,
+    advance: Advance,
 ) -> list[ScoredTrajectory]:
     prompt_ids = [encoded[t.prompt_id] for t in block]
     completion_ids = [t.completion_ids for t in block]
@@ -143,6 +164,7 @@ def _score_block(
             temperature=sampling.temperature,
             compute=effective_dtype(config.compute),
             tokens_per_batch=config.tokens_per_batch,
+            advance=lambda rows: advance(rows / len(distinct)),
         )
         for key, model in distinct.items()
     }
@@ -152,17 +174,10 @@ def _score_block(
     log_proposal = scores[id(models["proposal"])].tolist() if "proposal" in models else said
     return [
         ScoredTrajectory(
-            prompt_id=t.prompt_id,
-            draw=t.draw,
-            source=t.source,
-            completion=t.completion,
-            completion_ids=t.completion_ids,
-            truncated=t.truncated,
-            log_sampler=t.log_sampler,
+            **{field.name: getattr(t, field.name) for field in dataclasses.fields(t)},
             log_ref=float(log_ref[i]),
             log_proposal=log_proposal[i],
             reward=rewards[i],
-            retokenised=t.retokenised,
         )
         for i, t in enumerate(block)
     ]

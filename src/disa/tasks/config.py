@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import string
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from disa.config import StageConfig
+from disa.config import Seed, StageConfig
 
 
 class TaskConfig(StageConfig):
@@ -23,8 +23,17 @@ class TaskConfig(StageConfig):
     """Prompts of the supervised warm-up's demonstrations."""
     min_solutions: int = Field(1, ge=1)
     """Smallest number of distinct solutions of a prompt."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the instances."""
+
+    places: ClassVar[tuple[str, ...]] = ()
+    """What the prompt template has to leave room for."""
+
+    @model_validator(mode="after")
+    def _complete_template(self) -> TaskConfig:
+        if self.places:
+            _require_places(self.prompt_template, *self.places)
+        return self
 
     def size(self, split: str) -> int:
         """Number of prompts in a split."""
@@ -34,6 +43,7 @@ class TaskConfig(StageConfig):
 class CountdownConfig(TaskConfig):
     """Reach a target with each of some numbers exactly once."""
 
+    places: ClassVar[tuple[str, ...]] = ("{numbers}", "{target}")
     name: Literal["countdown"]
     """Selects this task."""
     numbers: int = Field(3, ge=3, le=5)
@@ -53,13 +63,13 @@ class CountdownConfig(TaskConfig):
     def _consistent(self) -> CountdownConfig:
         if self.low >= self.high:
             raise ValueError(f"low {self.low} must be smaller than high {self.high}")
-        _require_places(self.prompt_template, "{numbers}", "{target}")
         return self
 
 
 class GraphColoringConfig(TaskConfig):
     """Colour a graph's vertices so that no edge joins two of the same colour."""
 
+    places: ClassVar[tuple[str, ...]] = ("{edges}", "{colors}")
     name: Literal["graph_coloring"]
     """Selects this task."""
     vertices: int = Field(6, ge=3, le=8)
@@ -71,15 +81,11 @@ class GraphColoringConfig(TaskConfig):
     prompt_template: str = "{edges}/{colors}:"
     """Prompt text; ``{edges}`` (such as ``ab bd``) and ``{colors}`` are filled in."""
 
-    @model_validator(mode="after")
-    def _complete_template(self) -> GraphColoringConfig:
-        _require_places(self.prompt_template, "{edges}", "{colors}")
-        return self
-
 
 class Puzzle24Config(TaskConfig):
     """Reach 24 with each of four numbers exactly once."""
 
+    places: ClassVar[tuple[str, ...]] = ("{numbers}",)
     name: Literal["puzzle24"]
     """Selects this task."""
     train_prompts: int = Field(256, ge=1)
@@ -99,13 +105,13 @@ class Puzzle24Config(TaskConfig):
     def _consistent(self) -> Puzzle24Config:
         if self.low >= self.high:
             raise ValueError(f"low {self.low} must be smaller than high {self.high}")
-        _require_places(self.prompt_template, "{numbers}")
         return self
 
 
 class NQueensConfig(TaskConfig):
     """Put back the queens removed from a board on which no two attack each other."""
 
+    places: ClassVar[tuple[str, ...]] = ("{board}",)
     name: Literal["n_queens"]
     """Selects this task."""
     warmup_prompts: int = Field(2048, ge=0)
@@ -125,13 +131,13 @@ class NQueensConfig(TaskConfig):
             raise ValueError(
                 f"min_removed {self.min_removed} <= max_removed {self.max_removed} <= queens {self.queens} must hold"
             )
-        _require_places(self.prompt_template, "{board}")
         return self
 
 
 class ShortestPathConfig(TaskConfig):
     """Name a shortest path between two vertices of a small graph."""
 
+    places: ClassVar[tuple[str, ...]] = ("{edges}", "{ends}")
     name: Literal["shortest_path"]
     """Selects this task."""
     vertices: int = Field(10, ge=4, le=12)
@@ -144,11 +150,6 @@ class ShortestPathConfig(TaskConfig):
     """Smallest number of shortest paths of a prompt: most random pairs of vertices have one."""
     prompt_template: str = "{edges}/{ends}:"
     """Prompt text; ``{edges}`` (such as ``ab bd``) and ``{ends}`` (such as ``ad``) are filled in."""
-
-    @model_validator(mode="after")
-    def _complete_template(self) -> ShortestPathConfig:
-        _require_places(self.prompt_template, "{edges}", "{ends}")
-        return self
 
 
 def _require_places(template: str, *places: str) -> None:

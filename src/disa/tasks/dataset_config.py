@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from disa.config import StageConfig, speed_only
+from disa.config import Seed, StageConfig, speed_only
 from disa.tasks.benchmarks import BENCHMARKS
 
 Column = Literal[
@@ -97,7 +97,7 @@ class DatasetConfig(StageConfig):
     """Hand prompts and completions to custom rewards as lists of messages, as TRL does for chat data."""
     verifier_workers: int = speed_only(2, ge=1)
     """Worker processes of the maths verifier, and programs the code verifier runs at once."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the hash split and of which prompts are kept where there are too many."""
 
     @model_validator(mode="after")

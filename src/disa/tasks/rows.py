@@ -14,6 +14,8 @@ from disa.tasks.sources import RawRow, label_of
 if TYPE_CHECKING:
     from disa.tasks.dataset_config import SourceConfig
 
+_WORKED = "####"
+"""What GSM8K and its copies put in front of the answer in a worked solution."""
 _THOUSANDS = re.compile(r"[+-]?\d{1,3}(,\d{3})+")
 
 
@@ -104,6 +106,11 @@ def _answers(source: SourceConfig, row: RawRow, columns: dict[str, str]) -> dict
     marker = source.answer_after
     if marker is None:
         marker = BENCHMARKS[source.benchmark].answer_after if source.benchmark else ""
+    if not marker and source.verifier == "maths" and any(_WORKED in answer for answer in answers):
+        problem = (
+            f"column {columns.get('answer', 'answer')!r} holds a worked solution, and its answer follows {_WORKED}"
+        )
+        raise row.error("answer", problem, fix=f"set answer_after: '{_WORKED}'")
     if marker:
         answers = [_after(row, answer, marker) for answer in answers]
     gold: dict[str, Any] = {"answers": answers}
@@ -137,7 +144,11 @@ def _answer(row: RawRow, value: Any) -> str:
 def _after(row: RawRow, answer: str, marker: str) -> str:
     _, found, rest = answer.rpartition(marker)
     if not found or not rest.strip():
-        raise row.error("answer", f"nothing follows {marker!r} in {answer[-60:]!r}", fix="correct answer_after")
+        raise row.error(
+            "answer",
+            f"nothing follows {marker!r} in {answer[-60:]!r}",
+            fix="set answer_after: '' where the column holds the answer alone, or name another column",
+        )
     rest = rest.strip()
     return rest.replace(",", "") if _THOUSANDS.fullmatch(rest) else rest
 

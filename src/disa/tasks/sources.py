@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from disa.errors import DisaError
 from disa.runs.files import file_digest
+from disa.runs.foreign import foreign_rows
 from disa.tasks.benchmarks import BENCHMARKS
 
 if TYPE_CHECKING:
@@ -105,50 +101,9 @@ def read_source(source: SourceConfig) -> RawSource:
     rows, files = [], {}
     for path in paths:
         shown = str(path) if source.path is not None else f"{label}, {path.name}"
-        rows += [RawRow(values, i, f"{shown}, row {i}") for i, values in enumerate(_read_file(path, shown))]
+        rows += [RawRow(values, i, where) for i, (where, values) in enumerate(foreign_rows(path, shown))]
         files[path.name] = file_digest(path)
     return RawSource(label, [dataclasses.replace(row, index=i) for i, row in enumerate(rows)], files)
-
-
-def _read_file(path: Path, shown: str) -> Iterator[dict[str, Any]]:
-    if not path.is_file():
-        raise DisaError("file not found", where=shown, fix="check the path; it is relative to the working directory")
-    if path.suffix == ".jsonl":
-        return _read_jsonl(path, shown)
-    if path.suffix == ".parquet":
-        return _read_parquet(path, shown)
-    raise DisaError(
-        f"files of type {path.suffix or 'none'} are not read", where=shown, fix="give a .jsonl or .parquet file"
-    )
-
-
-def _read_jsonl(path: Path, shown: str) -> Iterator[dict[str, Any]]:
-    row = 0
-    with path.open("rb") as file:
-        for line in file:
-            if not line.strip():
-                continue
-            where = f"{shown}, row {row}"
-            try:
-                values = json.loads(line)
-            except (json.JSONDecodeError, UnicodeDecodeError) as error:
-                raise DisaError(f"not valid JSON ({error})", where=where, fix="write one JSON object a line") from error
-            if not isinstance(values, dict):
-                raise DisaError(
-                    f"holds a {type(values).__name__}, expected an object",
-                    where=where,
-                    fix="write one JSON object a line",
-                )
-            yield values
-            row += 1
-
-
-def _read_parquet(path: Path, shown: str) -> Iterator[dict[str, Any]]:
-    try:
-        yield from pq.read_table(path).to_pylist()
-    except (pa.ArrowException, OSError) as error:
-        problem = f"not a readable Parquet file ({str(error).splitlines()[0]})"
-        raise DisaError(problem, where=shown, fix="give a complete Parquet file") from error
 
 
 def _download(name: str) -> list[Path]:

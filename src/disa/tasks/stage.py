@@ -23,4 +23,8 @@ def tasks_stage(task: Task) -> Stage:
         stage.finish(prompts=counts, data=report and report.facts)
 
     identity = task.config.identity() | {"task": task.fingerprint}
-    return Stage("tasks", "1_tasks", VERSION, identity, {}, work)
+    return Stage("tasks", "1_tasks", VERSION, identity, {}, work, says=_says)
+
+
+def _says(folder: StageFolder) -> list[str]:
+    return [", ".join(f"{count} {split}" for split, count in folder.manifest["prompts"].items() if count) + " prompts"]

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from disa.config import StageConfig, speed_only
+from disa.config import Seed, StageConfig, speed_only
 from disa.training.methods import METHOD_SPECIFIC_FIELDS, METHODS, MethodName
 
 
@@ -85,7 +85,7 @@ class TrainingConfig(StageConfig):
     """Draw the completions with vLLM; null draws them with transformers."""
     compute: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the passes; weights stay float32."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of prompt order and sampling."""
     save_every: int = speed_only(50, ge=1)
     """Steps between checkpoints: what a kill can cost."""

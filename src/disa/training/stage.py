@@ -10,6 +10,7 @@ from disa.lm.sampling import SamplingConfig
 from disa.runs.folders import StageFolder
 from disa.runs.records import Prompt, ScoredTrajectory
 from disa.runs.stage import Stage
+from disa.runs.step_log import read_step_log
 from disa.tasks import Task
 from disa.training import run
 from disa.training.config import TrainingConfig
@@ -51,4 +52,17 @@ def training_stage(
     identity = {"training": config.method_identity(method), "sampling": sampling.identity()}
     identity |= {"reward": task.reward_fingerprint} | models.identity("reference")
     inputs = inputs | ({"anchor": frozen} if frozen else {}) | scored
-    return Stage("training", folder, run.VERSION, identity, inputs, work, by="launch")
+    return Stage("training", folder, run.VERSION, identity, inputs, work, by="launch", says=_says)
+
+
+def _says(folder: StageFolder) -> list[str]:
+    """Of the whole log, not its last line alone: one step without a reward says little."""
+    logged = [line for line in read_step_log(folder.path / "steps.jsonl") if "reward" in line]
+    if not logged:
+        return []
+    names = ("reward", "kl_to_target", "completions/clipped_ratio")
+    last = ", ".join(f"{name} {logged[-1][name]:.3f}" for name in names if name in logged[-1])
+    lines = [f"last logged step: {last}"]
+    if all(line["reward"] == 0 for line in logged):
+        lines.append("warning: the reward was 0 in every logged step, so nothing was learnt from it")
+    return lines

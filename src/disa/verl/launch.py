@@ -68,7 +68,7 @@ def launch(recipe: Recipe, *, anchor: str | Path | None, check_only: bool, say: 
     longest: list[int] = []
     for prompt in (*train, *validation):
         longest = max(longest, encode_prompt(tokenizer, prompt.prompt, sampling), key=len)
-    check_context(model, longest, sampling, where="verl, longest prompt")
+    check_context(model.config, longest, sampling, where="verl, longest prompt")
     folder = run_dir / "verl"
     config = compose_config(
         recipe,

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from disa.config import StageConfig, speed_only
+from disa.config import Seed, StageConfig, speed_only
 
 
 class SmallModelConfig(StageConfig):
@@ -60,7 +60,7 @@ class WarmupConfig(StageConfig):
     """Peak learning rate (AdamW, cosine decay, 5% linear warm-up)."""
     compute: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the forward and backward passes; weights stay float32."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of initial weights, demonstrations and batch order."""
     log_every: int = speed_only(50, ge=1)
     """Steps between loss lines in the log."""

@@ -88,7 +88,7 @@ def supervise(
     else:
         model, tokenizer = base_model(config, task.alphabet)
     longest = max((encode_prompt(tokenizer, p.prompt, sampling) for p in prompts), key=len, default=[])
-    check_context(model, longest, sampling, where="tasks")
+    check_context(model.config, longest, sampling, where="tasks")
     checkpoints, log = folder / f"checkpoints-{name}", StepLog(folder / f"{name}.jsonl", f"warm-up: {name}")
     trainer = SFTTrainer(
         model=model,
