@@ -33,8 +33,11 @@ class StageConfig(BaseModel):
 
     def identity(self) -> dict[str, Any]:
         """The fields that determine the stage's result, as plain JSON values."""
-        speed = {n for n, f in type(self).model_fields.items() if (f.json_schema_extra or {}).get("speed_only")}
-        return self.model_dump(mode="json", exclude=speed)
+        fields = type(self).model_fields.items()
+        kept = {name for name, field in fields if not (field.json_schema_extra or {}).get("speed_only")}
+        inner = {name: value for name in kept if isinstance(value := getattr(self, name), StageConfig)}
+        plain = self.model_dump(mode="json", include=kept - inner.keys())
+        return plain | {name: value.identity() for name, value in inner.items()}
 
 
 def speed_only(default: Any, **constraints: Any) -> Any:

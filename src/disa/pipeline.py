@@ -18,11 +18,11 @@ from disa.lm.fingerprint import take_fingerprint
 from disa.lm.models import Models
 from disa.lm.sampling import SamplingConfig
 from disa.partition.config import PartitionConfig
-from disa.partition.plan import Plan
 from disa.partition.regression import PromptFeatures, reference_features
 from disa.partition.rounds import further_draws, round_target
 from disa.partition.stage import partition_stage
 from disa.preflight import preflight
+from disa.proposals.config import DrawPlan
 from disa.proposals.rounds import round_stage
 from disa.proposals.run import proposals_stage
 from disa.recipe import Recipe
@@ -43,7 +43,6 @@ from disa.training.stage import training_stage
 from disa.warmup.run import warmup_stage
 
 EVALUATED_SPLITS = ("heldout", "train")
-"""What a run evaluates on."""
 
 
 class NotFinished(DisaError):
@@ -73,7 +72,7 @@ class Pipeline:
         finished: Mapping[str, StageFolder] | None = None,
     ) -> None:
         self.recipe, self.run_dir, self._print, self._may_work = recipe, Path(recipe.run_dir), say, may_work
-        self.task = make_task(recipe.tasks)
+        self.task, self._checked = make_task(recipe.tasks), False
         self._done: dict[str, StageFolder] = dict(finished or {})
 
     def _say(self, *lines: str) -> None:
@@ -88,14 +87,15 @@ class Pipeline:
     def run(self, until: str = STAGES[-1]) -> None:
         """Bring every stage up to ``until`` to its finished state."""
         with shared(self.run_dir, self.work):
-            if until != "tasks":
-                self._check()
             for name in STAGES[: STAGES.index(until) + 1]:
                 if name != "warmup" or self.recipe.warmup:
                     getattr(self, name)()
 
     def _check(self) -> None:
-        self._say(*preflight(self.recipe, self.task, self._calibrated).warnings)
+        """Refuse a recipe that cannot end well, once, before the first stage behind the tasks works."""
+        if not self._checked:
+            self._checked = True
+            self._say(*preflight(self.recipe, self.task, self._calibrated).warnings)
 
     def tasks(self) -> StageFolder:
         """Prompts of every split."""
@@ -127,10 +127,9 @@ class Pipeline:
         return self._stage(scoring_stage(*given, proposal_here=here, number=number))
 
     def _round(self, number: int, earlier: dict[str, StageFolder]) -> StageFolder:
-        """Draw further trajectories where everything drawn so far leaves log Z uncertain."""
         config, target = self.recipe.proposals, self._target()
 
-        def plan() -> Plan:
+        def plan() -> DrawPlan:
             prompts = self._calibrated()
             wanted = {prompt.prompt_id for prompt in prompts}
             rows = [r for folder in earlier.values() for r in folder.rows(ScoredTrajectory) if r.prompt_id in wanted]
@@ -193,6 +192,8 @@ class Pipeline:
                 fix=f"run 'disa {stage.name} RECIPE' first, or 'disa run RECIPE' for all stages",
             )
         else:
+            if stage.name != "tasks":
+                self._check()
             waiting = functools.partial(self._say, f"{name}: another process works here, waiting for it")
             try:
                 SHARING[stage.by](folder, stage.work, waiting)

@@ -66,7 +66,7 @@ def preflight(recipe: Recipe, task: Task, prompts: Callable[[], list[Prompt]]) -
         raise DisaError(problem, where="recipe, field training.prompts_per_step", fix=fix) from error
     facts.append("prompts: " + ", ".join(f"{len(rows)} {split}" for split, rows in by_split.items()))
     first = [prompt for rows in by_split.values() for prompt in rows[:MOST_PROMPTS]]
-    if models:
+    if models and first:
         tokenizer = next(iter(tokenizers.values()))  # the reference's, by which all stages encode
         facts.append(f"longest of {len(first)} prompts: {_longest(recipe, first, configs, tokenizer)} tokens")
         if tokenizer.chat_template is not None and not recipe.sampling.conversational:

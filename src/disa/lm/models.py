@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING
 
 from disa.lm.loading import load_model, load_tokenizer
 from disa.runs.files import folder_digest
+from disa.runs.records import SOURCES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-ROLES = ("reference", "proposal")
 
 
 class Models:
@@ -43,7 +42,7 @@ class Models:
             self._digests[path] = folder_digest(Path(path)) if Path(path).is_dir() else str(path)
         return self._digests[path]
 
-    def load(self, roles: Sequence[str] = ROLES) -> dict[str, PreTrainedModel]:
+    def load(self, roles: Sequence[str] = SOURCES) -> dict[str, PreTrainedModel]:
         """Frozen models by role; the same object twice where they are one."""
         loaded = {path: load_model(path) for path in {self.paths[role]: None for role in roles}}
         return {role: loaded[self.paths[role]] for role in roles}

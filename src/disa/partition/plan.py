@@ -17,12 +17,8 @@ from disa.partition.allocation import Counts, capped, next_round, reached
 from disa.partition.draws import collect_draws, trajectory_columns
 from disa.partition.log_weights import Array
 from disa.partition.verdict import MENDED_BY_DRAWS
-from disa.runs.records import PartitionEstimate, ScoredTrajectory
-
-SOURCES = ("reference", "proposal")
-
-Plan = dict[str, dict[str, range]]
-"""Prompt id and source to the numbers of the draws to make."""
+from disa.proposals.config import DrawPlan
+from disa.runs.records import SOURCES, PartitionEstimate, ScoredTrajectory
 
 
 def plan_round(
@@ -35,7 +31,7 @@ def plan_round(
     outlook: float,
     beta: float,
     reward_range: tuple[float, float],
-) -> Plan:
+) -> DrawPlan:
     """Spend ``budget`` further draws on the prompts of these rows.
 
     Undecided rows (reward None) say nothing about log Z, but they were drawn: they count towards the cap, and the next
@@ -84,7 +80,7 @@ def plan_round(
     }
 
 
-def resample_flagged(rows: Sequence[ScoredTrajectory], flags: Mapping[str, Sequence[str]]) -> Plan:
+def resample_flagged(rows: Sequence[ScoredTrajectory], flags: Mapping[str, Sequence[str]]) -> DrawPlan:
     """Double the draws of every prompt with a flag that draws may remove, of either source.
 
     The share of reference draws, and with it the mixture that weights are taken against, stays. As flags look at

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from disa.partition.config import PartitionConfig
-from disa.partition.plan import Plan, plan_round, require_weights, resample_flagged
+from disa.partition.plan import plan_round, require_weights, resample_flagged
 from disa.partition.stage import VERSION, estimate_drawn
-from disa.proposals.config import ProposalsConfig
+from disa.proposals.config import DrawPlan, ProposalsConfig
 from disa.runs.records import Prompt, ScoredTrajectory
 
 
@@ -31,7 +31,7 @@ def further_draws(
     reward_range: tuple[float, float],
     prompts: list[Prompt],
     rows: list[ScoredTrajectory],
-) -> Plan:
+) -> DrawPlan:
     """Draws of round ``number`` after everything scored so far, of the training prompts.
 
     Parameters

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -9,6 +10,9 @@ from pydantic import Field, field_validator, model_validator
 from disa.config import Seed, StageConfig, speed_only
 from disa.errors import DisaError
 from disa.lm.openai_client import Endpoint
+
+DrawPlan = Mapping[str, Mapping[str, range]]
+"""Prompt id and source to the numbers of the draws to make."""
 
 
 class AdaptiveConfig(StageConfig):
@@ -130,14 +134,8 @@ class ProposalsConfig(StageConfig):
         return self.engine == "import" or bool(self.openai and self.openai.proposal)
 
     def identity(self) -> dict[str, Any]:
-        """Without what is not in use: plain budgets and engines keep the identity they had before there were others.
-
-        Nor with ``resample``, which leaves the first draws as they are: its rounds have an identity of their own.
-        """
-        unused = {"vllm": self.engine != "vllm", "openai": not self.openai, "files": not self.files}
-        unused |= {"adaptive": not self.adaptive, "engine": self.engine == "transformers", "resample": True}
-        values = super().identity() | {"openai": self.openai and self.openai.identity()}
-        return {name: value for name, value in values.items() if not unused.get(name)}
+        """Without ``resample``, which leaves the first draws as they are: its rounds have an identity of their own."""
+        return {name: value for name, value in super().identity().items() if name != "resample"}
 
     def counts(self, split: str) -> dict[str, int]:
         """Draws per source for a prompt of this split; the pilot's where the budget is adaptive."""

@@ -11,8 +11,8 @@ from typing import Any
 
 from disa.lm.models import Models
 from disa.lm.sampling import SamplingConfig
-from disa.proposals.config import ProposalsConfig
-from disa.proposals.run import VERSION, Plan, draw_trajectories
+from disa.proposals.config import DrawPlan, ProposalsConfig
+from disa.proposals.run import VERSION, draw_trajectories
 from disa.runs.folders import StageFolder, read_json, write_json
 from disa.runs.records import Prompt
 from disa.runs.stage import Stage
@@ -26,7 +26,7 @@ def round_stage(
     prompts: Callable[[], list[Prompt]],
     inputs: dict[str, StageFolder],
     target: dict[str, Any],
-    plan: Callable[[], Plan],
+    plan: Callable[[], DrawPlan],
     say: Callable[[str], None],
 ) -> Stage:
     """Describe one round.
@@ -61,7 +61,7 @@ def round_stage(
     return Stage("scoring", f"2_proposals/round-{number}", VERSION, identity, inputs, work, by="parts")
 
 
-def _written_down(stage: StageFolder, plan: Callable[[], Plan]) -> Plan:
+def _written_down(stage: StageFolder, plan: Callable[[], DrawPlan]) -> DrawPlan:
     """The plan, in a file before its first draw is made: a killed round goes on with the same."""
     path = stage.path / "allocation.json"
     if not path.is_file():

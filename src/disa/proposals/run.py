@@ -10,26 +10,23 @@ from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from disa.lm.loading import effective_dtype
-from disa.lm.models import ROLES, Models
+from disa.lm.models import Models
 from disa.lm.sampler import Draw, sample, uniforms
 from disa.lm.sampling import SamplingConfig, check_context, decode_completion, encode_prompt
-from disa.proposals.config import ProposalsConfig
+from disa.proposals.config import DrawPlan, ProposalsConfig
 from disa.proposals.engines import make_engines
 from disa.proposals.imported import VERSION as IMPORTER_VERSION
 from disa.proposals.imported import ImportedTrajectories, files_digest
 from disa.proposals.protocol import Engine, Job, job_seed
 from disa.runs.folders import StageFolder
 from disa.runs.parts import Advance, blocks_of, make_parts
-from disa.runs.records import Prompt, Trajectory
+from disa.runs.records import SOURCES, Prompt, Trajectory
 from disa.runs.stage import Stage, share
 
 VERSION = 1
 
 MOSTLY_CUT = 0.5
 """Share of cut completions beyond which a run warns."""
-
-Plan = Mapping[str, Mapping[str, range]]
-"""Prompt id and source to the numbers of the draws to make."""
 
 
 def proposals_stage(
@@ -41,7 +38,7 @@ def proposals_stage(
 ) -> Stage:
     """Describe the stage that draws the first trajectories of all prompts."""
     identity = {"proposals": config.identity(), "sampling": sampling.identity()}
-    identity |= models.identity(*ROLES)
+    identity |= models.identity(*SOURCES)
     identity |= {"files": files_digest(config.files), "importer": IMPORTER_VERSION} if config.files else {}
 
     def work(stage: StageFolder) -> None:
@@ -52,7 +49,7 @@ def proposals_stage(
 
 def _says(folder: StageFolder) -> list[str]:
     rows = folder.rows(Trajectory)
-    drawn = {source: [row.truncated for row in rows if row.source == source] for source in ROLES}
+    drawn = {source: [row.truncated for row in rows if row.source == source] for source in SOURCES}
     cut = {source: share(sum(marks), len(marks)) for source, marks in drawn.items() if marks}
     lines = ["cut at the length limit: " + ", ".join(f"{source} {part}" for source, part in cut.items())]
     return lines + [
@@ -69,12 +66,12 @@ def draw_trajectories(
     sampling: SamplingConfig,
     models: Models,
     prompts: list[Prompt],
-    plan: Plan | None = None,
+    plan: DrawPlan | None = None,
 ) -> None:
     """Draw by the recipe's engine; models that it runs elsewhere are not loaded here."""
     tokenizer = models.tokenizer()
     engines = make_engines(config, sampling, prompts, models.paths, tokenizer)
-    here = models.load([role for role in ROLES if role not in engines])
+    here = models.load([role for role in SOURCES if role not in engines])
     run_proposals(stage, config, sampling, prompts, here, tokenizer, plan, engines)
 
 
@@ -85,7 +82,7 @@ def run_proposals(
     prompts: list[Prompt],
     models: dict[str, PreTrainedModel],
     tokenizer: Tokenizer,
-    plan: Plan | None = None,
+    plan: DrawPlan | None = None,
     engines: Mapping[str, Engine] | None = None,
 ) -> None:
     """Write one part per block of prompts, beside any other processes that do the same.
@@ -140,7 +137,7 @@ def _engine_facts(stage: StageFolder, config: ProposalsConfig, engines: Mapping[
 
 def draw_block(
     prompts: Sequence[Prompt],
-    plan: Plan,
+    plan: DrawPlan,
     config: ProposalsConfig,
     sampling: SamplingConfig,
     models: dict[str, PreTrainedModel],

@@ -9,13 +9,12 @@ import yaml
 
 from disa.anchor import Anchor
 from disa.evaluation.metrics import summarise, summary_to_json
-from disa.lm.models import ROLES
 from disa.recipe import Recipe
 from disa.report.content import ReportContent
 from disa.report.tables import metrics_table_text
 from disa.report.write import write_report
 from disa.runs.folders import StageFolder, write_json
-from disa.runs.records import EvaluationRecord, Prompt
+from disa.runs.records import SOURCES, EvaluationRecord, Prompt
 from disa.runs.stage import Stage
 from disa.runs.step_log import read_step_log
 
@@ -53,7 +52,7 @@ def _parity(folders: dict[str, StageFolder]) -> dict[str, Any]:
     """The parity report of the first draws, with those of the rounds beside it."""
     found = {label: folder.manifest["parity"] for label, folder in folders.items()}
     first = found.pop("scoring")
-    return first | {f"{label} {s}": r[s] for label, r in found.items() for s in ROLES if s in r}
+    return first | {f"{label} {s}": r[s] for label, r in found.items() for s in SOURCES if s in r}
 
 
 def run_report(

@@ -26,6 +26,9 @@ import pyarrow.parquet as pq
 from disa.errors import DisaError
 from disa.runs.files import whole_file
 
+SOURCES = ("reference", "proposal")
+"""The models that trajectories are drawn from."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Prompt:

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 from disa.errors import DisaError
 from disa.lm.loading import effective_dtype
 from disa.lm.log_probs import sequence_log_probs
-from disa.lm.models import ROLES, Models
+from disa.lm.models import Models
 from disa.lm.sampling import SamplingConfig, encode_prompt
 from disa.lm.shared_prefix import unsupported
 from disa.runs.folders import StageFolder, write_json
 from disa.runs.parts import Advance, blocks_of, make_parts
-from disa.runs.records import Prompt, ScoredTrajectory, Trajectory
+from disa.runs.records import SOURCES, Prompt, ScoredTrajectory, Trajectory
 from disa.runs.stage import Stage, share
 from disa.scoring.config import ScoringConfig
 from disa.scoring.parity import check_parity, parity_report
@@ -58,7 +58,7 @@ def scoring_stage(
 
     def work(stage: StageFolder) -> None:
         rows = drawn.rows(Trajectory)
-        roles = (ROLES if proposal_here else ROLES[:1]) if rows or not number else ()
+        roles = (SOURCES if proposal_here else SOURCES[:1]) if rows or not number else ()
         here, tokenizer = models.load(roles), models.tokenizer()
         run_scoring(stage, config, sampling, task, prompts(), rows, here, tokenizer, verdict_needed=not number)
 
@@ -69,7 +69,7 @@ def scoring_stage(
 
 def _says(folder: StageFolder) -> list[str]:
     rows = folder.rows(ScoredTrajectory)
-    rewards = {source: [r.reward for r in decided(rows) if r.source == source] for source in ROLES}
+    rewards = {source: [r.reward for r in decided(rows) if r.source == source] for source in SOURCES}
     means = ", ".join(f"{source} {sum(found) / len(found):.3f}" for source, found in rewards.items() if found)
     undecided = len(rows) - len(decided(rows))
     lines = [f"mean reward: {means or 'none'}" + (f"; undecided {share(undecided, len(rows))}" if undecided else "")]

@@ -19,12 +19,8 @@ class Countdown(Task):
 
     name = "countdown"
     version = 1
+    characters = "0123456789+-*/() "
     config: CountdownConfig
-
-    @property
-    def alphabet(self) -> str:
-        """Digits, operators, parentheses, and the template's own characters."""
-        return "0123456789+-*/() " + self.config.prompt_template.format(numbers="", target="")
 
     def draw(self, rng: random.Random) -> dict[str, Any] | None:
         """Random numbers in sorted order, and a target drawn uniformly among those with enough solutions."""

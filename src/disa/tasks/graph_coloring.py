@@ -17,12 +17,8 @@ class GraphColoring(Task):
 
     name = "graph_coloring"
     version = 2
+    characters = VERTICES[:8] + "0123456789 "
     config: GraphColoringConfig
-
-    @property
-    def alphabet(self) -> str:
-        """Vertex letters, digits, space, and the template's own characters."""
-        return VERTICES[:8] + "0123456789 " + self.config.prompt_template.format(edges="", colors="")
 
     def draw(self, rng: random.Random) -> dict[str, Any] | None:
         """A random graph in which every vertex has an edge and enough colourings exist."""

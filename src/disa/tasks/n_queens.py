@@ -18,12 +18,8 @@ class NQueens(Task):
 
     name = "n_queens"
     version = 1
+    characters = "123456789" + _EMPTY
     config: NQueensConfig
-
-    @property
-    def alphabet(self) -> str:
-        """Digits, the mark of an empty row, and the template's own characters."""
-        return "123456789" + _EMPTY + self.config.prompt_template.format(board="")
 
     def draw(self, rng: random.Random) -> dict[str, Any] | None:
         """A random valid board without some of its queens, where enough boards complete it."""

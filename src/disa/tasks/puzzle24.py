@@ -18,11 +18,6 @@ class Puzzle24(Countdown):
     version = 1
     config: Puzzle24Config
 
-    @property
-    def alphabet(self) -> str:
-        """Digits, operators, parentheses, and the template's own characters."""
-        return "0123456789+-*/() " + self.config.prompt_template.format(numbers="")
-
     def draw(self, rng: random.Random) -> dict[str, Any] | None:
         """Random numbers in sorted order that reach 24 in enough ways."""
         numbers = sorted(rng.randint(self.config.low, self.config.high) for _ in range(NUMBERS))

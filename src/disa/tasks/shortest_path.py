@@ -17,12 +17,8 @@ class ShortestPath(Task):
 
     name = "shortest_path"
     version = 1
+    characters = VERTICES + " "
     config: ShortestPathConfig
-
-    @property
-    def alphabet(self) -> str:
-        """Vertex letters, space, and the template's own characters."""
-        return VERTICES + " " + self.config.prompt_template.format(edges="", ends="")
 
     def draw(self, rng: random.Random) -> dict[str, Any] | None:
         """A random graph and two of its vertices, far enough apart and with enough shortest paths."""

@@ -57,10 +57,13 @@ class Task(ABC):
         """Name, version and range of the reward."""
         return f"{self.fingerprint}{list(self.reward_range)}"
 
+    characters: str = ""
+    """Those of generated prompts and solutions beside the template's own."""
+
     @property
-    @abstractmethod
     def alphabet(self) -> str:
         """Every character of a prompt, a demonstration or a solution: what a character tokenizer needs."""
+        return self.characters + self.config.prompt_template.format(**{p.strip("{}"): "" for p in self.config.places})
 
     @abstractmethod
     def mode(self, prompt: Prompt, completion: str) -> str | None:

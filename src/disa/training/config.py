@@ -124,10 +124,6 @@ class TrainingConfig(StageConfig):
                     f"{asked}, but {method} has {prompts} training prompts: lower it, or give more prompts"
                 )
 
-    def identity(self) -> dict[str, Any]:
-        """Without ``vllm`` where it is null: runs with transformers keep the identity that they had before."""
-        return {name: value for name, value in super().identity().items() if name != "vllm" or self.vllm}
-
     @property
     def completions_per_step(self) -> int:
         """Completions an optimiser step sees."""
