@@ -272,6 +272,9 @@ KINDS = {
         ("2e^3", "2000", W),
     ],
     "the imaginary unit": [
+        (r"\frac{1}{2}", "2^{i^2}", C),
+        (r"x", "x^{i^4}", C),
+        ("2", "2^{i^2}", W),
         ("5i", r"5\mathrm{i}", C),
         ("5i", "5I", W),
         (r"\frac{1-i}{2}", r"\frac{1}{1+i}", C),
