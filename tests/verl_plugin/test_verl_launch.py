@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ if importlib.util.find_spec("verl") is None:  # anything else that is missing is
 
 import ray
 from omegaconf import OmegaConf, open_dict
+from transformers import LlamaConfig, LlamaForCausalLM
 from verl import DataProto
 from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY
 from verl.trainer.ppo.reward import get_custom_reward_fn
@@ -27,13 +29,16 @@ from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token
 from disa.anchor import Anchor
 from disa.cli.main import main
 from disa.errors import DisaError
-from disa.lm.loading import load_tokenizer
+from disa.lm.loading import load_model, load_tokenizer
 from disa.lm.sampling import encode_prompt
 from disa.recipe import load_recipe
 from disa.runs.records import Prompt, read_rows
 from disa.tasks import make_task
+from disa.verl.export import export_checkpoint
 from disa.verl.launch import check_registry, launch
 from disa.verl.settings import REQUIRED, check_config, compose_config
+
+FACTS = {"reference": "/model", "prompts": 6, "prompt_length": 20, "reward": "own", "anchor": "0" * 16}
 
 
 def start(recipe_file, *overrides, anchor=None, check_only=True):
@@ -64,7 +69,7 @@ def test_the_configuration_says_what_the_recipe_says(checked):
     # Four steps of two prompts: two passes over six prompts, in batches of two.
     assert (config.trainer.total_training_steps, config.trainer.total_epochs) == (4, 2)
     assert config.algorithm.disa.baseline_prior_strength == 1.0
-    assert config.trainer.default_local_dir == str(folder / "checkpoints")
+    assert Path(config.trainer.default_local_dir).parent == folder / "checkpoints"
     kwargs = config.reward.custom_reward_function.reward_kwargs
     assert json.loads(kwargs.task) == recipe.tasks.model_dump(mode="json")
 
@@ -80,9 +85,9 @@ def test_the_recipe_for_two_nodes_is_one_that_verl_accepts(pytestconfig, tmp_pat
 
 
 def test_every_required_setting_is_checked_and_the_message_gives_its_reason(checked):
-    recipe, folder, config = checked
-    reference = config.actor_rollout_ref.model.path
-    check_config(config, reference, folder)
+    _, _, config = checked
+    longest = config.data.max_prompt_length
+    check_config(config, config, longest)
     for key, (wanted, why) in REQUIRED.items():
         if isinstance(wanted, bool):
             other = not wanted
@@ -92,8 +97,109 @@ def test_every_required_setting_is_checked_and_the_message_gives_its_reason(chec
         with open_dict(changed):
             OmegaConf.update(changed, key, other, merge=False)
         with pytest.raises(DisaError) as refused:
-            check_config(changed, reference, folder)
+            check_config(changed, config, longest)
         assert key in str(refused.value) and why in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "+trainer.v1.sync.parameter_sync_step=2",
+        "trainer.v1.sampler.custom_sampler.path=sampler.py",
+        "trainer.resume_from_path=/old/global_step_4",
+        "trainer.critic_warmup=100",
+        "actor_rollout_ref.rollout.quantization=fp8",
+        "+actor_rollout_ref.rollout.engine_kwargs.vllm.logits_processors=[truncate]",
+        "actor_rollout_ref.rollout.agent.default_agent_loop=tool_agent",
+        "actor_rollout_ref.rollout.calculate_log_probs=false",
+        "data.custom_cls.path=other.py",
+        "data.truncation=left",
+        "data.train_max_samples=2",
+        "actor_rollout_ref.model.hf_config_path=/other",
+        "actor_rollout_ref.model.lora_adapter_path=/other",
+        "+actor_rollout_ref.model.override_config.rope_theta=1",
+        "actor_rollout_ref.actor.fsdp_config.qat.enable=true",
+        "custom_reward_function.path=other.py",
+        "reward_model.enable=true",
+        "skip.rollout.enable=true",
+        "algorithm.disa.prompts=1",
+        "+a_setting_of_a_later_release=1",
+    ],
+)
+def test_a_setting_that_is_not_known_to_leave_law_and_objective_alone_is_refused(conversational_run, tmp_path, setting):
+    recipe = load_recipe(conversational_run, [f"verl.{setting}"])
+    name = setting.partition("=")[0].removeprefix("+")
+    with pytest.raises(DisaError, match=f"{name} is .*expected .*may change the sampling law or the objective"):
+        compose_config(recipe, folder=tmp_path, **FACTS)
+
+
+def test_attention_is_sdpa_without_flash_attention_and_may_be_chosen(conversational_run, checked):
+    assert importlib.util.find_spec("flash_attn") is None
+    key = "actor_rollout_ref.model.override_config.attn_implementation"
+    assert OmegaConf.select(checked[2], key) == "sdpa"
+    folder, _ = start(conversational_run, f"verl.{key}=eager", "verl.trainer.nnodes=2")
+    assert OmegaConf.select(OmegaConf.load(folder / "config.yaml"), key) == "eager"
+    with pytest.raises(DisaError, match="attn_implementation is 'local', expected one of"):
+        start(conversational_run, f"verl.{key}=local")
+
+
+def test_the_recipes_precision_is_that_of_training_and_rollout(checked):
+    # verl computes in bfloat16 unless this very key says otherwise, whatever fsdp_config.dtype is.
+    part = checked[2].actor_rollout_ref
+    assert part.actor.fsdp_config.mixed_precision.param_dtype == "float32"
+    assert part.ref.fsdp_config.mixed_precision.param_dtype == "float32"
+    assert part.rollout.dtype == "float32"
+
+
+@pytest.mark.parametrize(
+    ("settings", "same"),
+    [
+        ({"anchor": "f" * 16}, False),
+        ({"reward": "other"}, False),
+        ({"reference": "/other"}, False),
+        ({"set": "training.learning_rate=0.5"}, False),
+        ({"set": "training.inverse_temperature=7"}, False),
+        ({"set": "verl.actor_rollout_ref.rollout.dtype=bfloat16"}, False),
+        ({"set": "verl.trainer.nnodes=3"}, True),
+        ({"set": "verl.actor_rollout_ref.rollout.gpu_memory_utilization=0.3"}, True),
+        ({"set": "training.save_every=1"}, True),
+    ],
+)
+def test_checkpoints_belong_to_their_anchor_and_training_and_are_not_continued_by_another(
+    conversational_run, tmp_path, settings, same
+):
+    first = compose_config(load_recipe(conversational_run), folder=tmp_path, **FACTS)
+    overrides = [settings.pop("set")] if "set" in settings else []
+    second = compose_config(load_recipe(conversational_run, overrides), folder=tmp_path, **FACTS | settings)
+    assert first.trainer.resume_mode == second.trainer.resume_mode == "auto"
+    assert (first.trainer.default_local_dir == second.trainer.default_local_dir) is same
+
+
+def test_verl_builds_a_model_with_the_trl_that_is_installed():
+    from verl.models.transformers.monkey_patch import apply_monkey_patch
+
+    config = LlamaConfig(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=8)
+    # What verl's FSDP engine does to every model; trl 1.16 has no value-head class to be patched.
+    apply_monkey_patch(LlamaForCausalLM(config), use_remove_padding=True)
+
+
+def test_an_exported_checkpoint_has_the_trained_float32_weights(checked, tmp_path):
+    recipe, _, _ = checked
+    model = load_model(recipe.models.reference)
+    actor = tmp_path / "checkpoints" / "global_step_3" / "actor"
+    model.save_pretrained(actor / "huggingface")
+    load_tokenizer(recipe.models.reference).save_pretrained(actor / "huggingface")
+    generator = torch.Generator().manual_seed(0)
+    trained = {name: torch.randn(w.shape, generator=generator) for name, w in model.state_dict().items()}
+    with pytest.raises(DisaError, match="has no checkpoint"):
+        export_checkpoint(tmp_path / "checkpoints", tmp_path / "model")
+    torch.save(trained, actor / "model_world_size_1_rank_0.pt")
+    (actor / "fsdp_config.json").write_text(json.dumps({"FSDP_version": 2, "world_size": 1}))
+    (tmp_path / "checkpoints" / "latest_checkpointed_iteration.txt").write_text("3")
+    assert export_checkpoint(tmp_path / "checkpoints", tmp_path / "model") == 3
+    found = load_model(tmp_path / "model")
+    assert all(torch.equal(w, trained[name]) for name, w in found.state_dict().items())
+    assert found.generation_config.eos_token_id == model.generation_config.eos_token_id
 
 
 @pytest.mark.parametrize(
@@ -101,7 +207,9 @@ def test_every_required_setting_is_checked_and_the_message_gives_its_reason(chec
     [
         ("verl.trainer.nodes=2", "Could not override 'trainer.nodes'"),
         ("verl.actor_rollout_ref.actor.ppo_mini_batch_size=1", "ppo_mini_batch_size is 1, expected 2"),
-        ("verl.data.train_files=other.parquet", "train_files is 'other.parquet'.*carry the anchor's log Z"),
+        ("verl.data.train_files=other.parquet", "train_files is 'other.parquet', expected '.*/verl/train.parquet'"),
+        ("verl.data.max_prompt_length=5", "max_prompt_length is 5, expected at least"),
+        ("verl.actor_rollout_ref.rollout.max_model_len=8", "max_model_len is 8, expected at least"),
         ("verl.actor_rollout_ref.rollout.temperature=0.7", "temperature is 0.7, the anchor was estimated for 1.0"),
         ("verl.data.max_response_length=6", "max_completion_length is 6, the anchor was estimated for 7"),
         ("training.inverse_temperature=3", "stage partition has no finished output for this recipe"),

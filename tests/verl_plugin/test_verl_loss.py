@@ -25,6 +25,7 @@ from verl.workers.engine.utils import prepare_micro_batches
 from verl.workers.utils.losses import ppo_loss
 from verl.workers.utils.padding import response_to_nested
 
+from disa.errors import DisaError
 from disa.objectives.trajectory_balance import (
     anchored_baseline,
     trajectory_balance_loss,
@@ -58,7 +59,7 @@ class Batch:
         uid = [f"prompt{g}" for g in self.group.tolist()] + ["padding"] * padding
         self.uid = np.array(uid, dtype=object)
 
-    def advantages(self, prior_strength):
+    def advantages(self, prior_strength, due=None):
         """verl's own steps: score at the last token, KL into the reward, advantage estimator."""
         scores = torch.zeros(self.rows + self.padding, max(self.lengths))
         for i in range(self.rows):
@@ -67,7 +68,9 @@ class Batch:
         tensors |= {"old_log_probs": padded(self.old), "ref_log_prob": padded(self.ref)}
         data = DataProto.from_dict(tensors=tensors, non_tensors={"uid": self.uid})
         data, _ = apply_kl_penalty(data, FixedKLController(1.0), kl_penalty="kl")
-        config = {"disa": {"baseline_prior_strength": prior_strength}}
+        config = {
+            "disa": {"baseline_prior_strength": prior_strength, "prompts": 1, "completions_per_prompt": due or ROWS}
+        }
         return compute_advantage(data, adv_estimator="disa", config=config).batch["advantages"]
 
     def mini_batch(self, prior_strength):
@@ -100,6 +103,13 @@ class Batch:
             baseline = anchored_baseline(at_sampling[decided], self.group[decided], prior_strength=prior_strength)
         # verl divides by the size of the whole batch, undecided rows included.
         return trajectory_balance_loss(delta[decided], baseline) * decided.sum() / ROWS
+
+
+def test_completions_that_verl_lost_stop_the_step():
+    batch = Batch(0, padding=2)
+    with pytest.raises(DisaError, match=f"2 of the step's {ROWS + 2} completions are missing"):
+        batch.advantages(1.0, due=ROWS + 2)
+    assert batch.advantages(1.0).shape[0] == ROWS + 2
 
 
 def padded(rows):

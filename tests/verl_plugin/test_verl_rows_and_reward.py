@@ -26,6 +26,7 @@ def score(text, row=ROW, **changes):
         "reward": TASK.reward_fingerprint,
         "anchor": "digest",
         "inverse_temperature": 3.0,
+        "refusals": "/nonexistent/refusals",
     }
     return compute_score("disa/countdown", text, PROMPT.payload, row, **settings | changes)
 
@@ -51,21 +52,23 @@ def undecided(completions, **columns):
     return [None] * len(completions)
 
 
-def test_a_row_of_another_anchor_is_refused():
+def test_a_row_of_another_anchor_is_refused_and_the_launcher_can_read_why(tmp_path):
     with pytest.raises(DisaError, match="comes from anchor other, training from anchor digest"):
-        score("1", ROW | {"anchor": "other"})
+        score("1", ROW | {"anchor": "other"}, refusals=str(tmp_path / "refusals"))
+    [said] = (tmp_path / "refusals").iterdir()
+    assert "comes from anchor other, training from anchor digest" in said.read_text()
 
 
-def test_a_node_with_another_version_of_the_reward_is_refused():
+def test_a_node_with_another_version_of_the_reward_is_refused(tmp_path):
     with pytest.raises(DisaError, match=r"this node's reward is countdown:.*estimated for countdown:0"):
-        score("1", reward="countdown:0[0.0, 1.0]")
+        score("1", reward="countdown:0[0.0, 1.0]", refusals=str(tmp_path))
 
 
-def test_every_field_of_a_prompt_reaches_the_reward():
+def test_every_field_of_a_prompt_reaches_the_reward(tmp_path):
     # A row without one field cannot be judged, and says which.
     for name in dataclasses.asdict(PROMPT):
         with pytest.raises(KeyError, match=name):
-            score("1", {key: value for key, value in ROW.items() if key != name})
+            score("1", {key: value for key, value in ROW.items() if key != name}, refusals=str(tmp_path))
     assert set(ROW) > set(dataclasses.asdict(PROMPT))
 
 

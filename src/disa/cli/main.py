@@ -145,6 +145,7 @@ def _parser() -> argparse.ArgumentParser:
     _recipe_arguments(verl)
     verl.add_argument("--anchor", metavar="DIR", help="anchor folder; by default the run's 5_anchor")
     verl.add_argument("--check", action="store_true", help="check and write the configuration, but start nothing")
+    verl.add_argument("--export", metavar="DIR", help="start nothing: write the last checkpoint, in float32")
     verl.set_defaults(command="verl:train")
     return parser
 

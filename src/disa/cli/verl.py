@@ -19,6 +19,7 @@ def train(options: argparse.Namespace) -> int:
         recipe,
         anchor=options.anchor,
         check_only=options.check,
+        export=options.export,
         say=lambda line: console.print(line, markup=False),
     )
     return 0

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib.metadata
+import shutil
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,9 +27,20 @@ if TYPE_CHECKING:
 
 TESTED = "0.9.1"
 """Release of verl whose configuration, registries and data path the tests run against."""
+WATCH = 5.0
+"""Seconds between looks at Ray's nodes."""
+PATIENCE = 7
+"""Looks after which Ray, by its defaults, has noticed that a node is gone."""
 
 
-def launch(recipe: Recipe, *, anchor: str | Path | None, check_only: bool, say: Callable[[str], None]) -> Path:
+def launch(
+    recipe: Recipe,
+    *,
+    anchor: str | Path | None,
+    check_only: bool,
+    say: Callable[[str], None],
+    export: str | Path | None = None,
+) -> Path:
     """Train a recipe's policy with verl; returns ``RUN/verl``.
 
     Before Ray starts: the plugin is in verl's registries, the run is finished up to its anchor, verl accepts the
@@ -44,17 +58,20 @@ def launch(recipe: Recipe, *, anchor: str | Path | None, check_only: bool, say: 
         Stop before Ray.
     say : callable
         Receives one line a step.
+    export : path, optional
+        Stop before Ray, and write the last checkpoint of this training as a model folder in float32.
 
     Raises
     ------
     DisaError
-        Where any of the checks fails.
+        Where any of the checks fails, or training ends early: a reward worker refuses, a node is lost.
     """
     _refuse_unsupported(recipe)
     check_registry()
     from omegaconf import OmegaConf
 
     from disa.pipeline import Pipeline
+    from disa.verl.export import export_checkpoint
     from disa.verl.rows import anchor_digest, write_verl_rows
     from disa.verl.settings import compose_config
 
@@ -86,9 +103,12 @@ def launch(recipe: Recipe, *, anchor: str | Path | None, check_only: bool, say: 
     OmegaConf.save(config, folder / "config.yaml")
     nodes, gpus = config.trainer.nnodes, config.trainer.n_gpus_per_node
     say(f"checked: {len(train)} prompts, anchor {frozen.path}, {nodes} nodes of {gpus} GPUs, {folder / 'config.yaml'}")
-    if not check_only:
+    if export:
+        step = export_checkpoint(Path(config.trainer.default_local_dir), Path(export))
+        say(f"step {step}, float32: {export}")
+    elif not check_only:
         del model  # the workers load their own
-        _run(config)
+        _run(config, folder / "refusals")
         say(f"trained: {config.trainer.default_local_dir}")
     return folder
 
@@ -178,10 +198,66 @@ def _fingerprint(config: DictConfig, recipe: Recipe, model: Any, tokenizer: Any)
     )
 
 
-def _run(config: DictConfig) -> None:
-    """What verl's own command line calls, with the configuration that was checked."""
+def _run(config: DictConfig, refusals: Path) -> None:
+    """What verl's own command line calls, with the configuration that was checked; the cause where it ends early."""
+    import ray
     from verl.trainer.main_ppo import TaskRunnerV1, run_ppo
     from verl.utils.device import auto_set_device
 
+    shutil.rmtree(refusals, ignore_errors=True)
     auto_set_device(config)
-    run_ppo(config, task_runner_class=TaskRunnerV1)
+    runner, ended = _Watched(TaskRunnerV1), threading.Event()
+    threading.Thread(target=runner.watch, args=(ended,), daemon=True).start()
+    try:
+        run_ppo(config, task_runner_class=runner)
+    except ray.exceptions.RayError as error:
+        cause = getattr(error, "cause", None)
+        said = [path.read_text(encoding="utf-8") for path in sorted(refusals.glob("*.txt"))]
+        again = "start again: training continues from its last checkpoint"
+        if isinstance(cause, DisaError) and said:
+            raise DisaError(f"{cause.problem}; a reward worker said: {said[0]}", where=cause.where) from error
+        if isinstance(cause, DisaError):
+            raise cause from error
+        # Its peers fail before Ray has missed a node's heartbeats.
+        for _ in range(PATIENCE):
+            if lost := runner.look():
+                break
+            time.sleep(WATCH)
+        if lost:
+            raise DisaError(f"node {lost} left the Ray cluster", where="disa verl", fix=again) from error
+        raise
+    finally:
+        ended.set()
+
+
+class _Watched:
+    """verl's task runner, killed when a node is lost: verl itself would wait for that node's completions for ever."""
+
+    def __init__(self, runner: Any) -> None:
+        self._class, self._handle, self._seen = runner, None, set()
+
+    def options(self, **options: Any) -> _Watched:
+        self._class = self._class.options(**options)
+        return self
+
+    def remote(self) -> Any:
+        self.look()
+        self._handle = self._class.remote()
+        return self._handle
+
+    def watch(self, ended: threading.Event) -> None:
+        """Look every few seconds, from the start of the runner to the end of the run."""
+        import ray
+
+        while not ended.wait(WATCH):
+            if self._handle is not None and self.look():
+                ray.kill(self._handle)
+                return
+
+    def look(self) -> str:
+        """Addresses of the nodes that were there before and are no more."""
+        import ray
+
+        nodes = {node["NodeID"]: node for node in ray.nodes()}
+        self._seen |= {key for key, node in nodes.items() if node["Alive"]}
+        return ", ".join(nodes[key]["NodeManagerAddress"] for key in self._seen if not nodes[key]["Alive"])

@@ -10,13 +10,19 @@ from typing import Any
 
 import numpy as np
 import torch
+import trl
 from torch import Tensor
 from verl.trainer.ppo.core_algos import agg_loss, register_adv_est, register_policy_loss
 
+from disa.errors import DisaError
 from disa.objectives.trajectory_balance import anchored_baseline
 
 NAME = "disa"
 AGGREGATION = "seq-mean-token-sum"
+
+# verl's FSDP engine sets an attribute on this class, whatever the model; trl has it no more.
+if not hasattr(trl, "AutoModelForCausalLMWithValueHead"):
+    trl.AutoModelForCausalLMWithValueHead = type("AutoModelForCausalLMWithValueHead", (), {})
 
 
 @register_adv_est(NAME)
@@ -39,16 +45,30 @@ def residual_advantage(
     index : ndarray of object, shape (batch,)
         Completions of one prompt share a value.
     config : mapping
-        verl's ``algorithm`` section; ``disa.baseline_prior_strength`` is n0, None for no baseline.
+        verl's ``algorithm`` section; ``disa.baseline_prior_strength`` is n0, None for no baseline, and
+        ``disa.prompts`` times ``disa.completions_per_prompt`` the size of a batch.
 
     Returns
     -------
     advantages, returns : Tensor, shape (batch, tokens)
         The same tensor, float64 nats: one value a completion at each of its tokens, 0 behind them, NaN where
         undecided.
+
+    Raises
+    ------
+    DisaError
+        Where completions are missing: verl takes a session that failed, for example in a reward worker, for padding.
     """
+    own = config["disa"]
+    there, due = int((response_mask.sum(dim=1) > 0).sum()), own["prompts"] * own["completions_per_prompt"]
+    if there != due:
+        raise DisaError(
+            f"{due - there} of the step's {due} completions are missing",
+            where="verl, step",
+            fix="look for 'Error in _run_prompt' in verl's output: a reward worker or the rollout engine failed",
+        )
     advantage = token_level_rewards.double().sum(dim=1)
-    prior_strength = config["disa"]["baseline_prior_strength"]
+    prior_strength = own["baseline_prior_strength"]
     if prior_strength is not None:
         rows = (response_mask.sum(dim=1) > 0) & ~advantage.isnan()
         group = torch.as_tensor(np.unique(index, return_inverse=True)[1], device=advantage.device)

@@ -6,6 +6,9 @@ import dataclasses
 import functools
 import json
 import math
+import os
+import socket
+from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -26,9 +29,13 @@ def compute_score(
     reward: str,
     anchor: str,
     inverse_temperature: float,
+    refusals: str,
     **others: Any,
 ) -> dict[str, float]:
     """Score of one completion, with what else verl may log of it.
+
+    verl logs an error of a reward worker and trains on without the completion. So an error is also left in a file,
+    for the launcher to find when the advantage estimator has missed the completion and stopped the run.
 
     Parameters
     ----------
@@ -43,6 +50,8 @@ def compute_score(
     reward, anchor : str
         The anchor's reward fingerprint and the digest of its file, which task and row must agree with.
     inverse_temperature : float
+    refusals : str
+        Folder for errors, seen by every node.
 
     Returns
     -------
@@ -55,6 +64,18 @@ def compute_score(
     DisaError
         Where the row belongs to another anchor, or this node's task has another reward.
     """
+    try:
+        return _score(solution_str, extra_info, task, reward, anchor, inverse_temperature)
+    except Exception as error:
+        Path(refusals).mkdir(parents=True, exist_ok=True)
+        said = str(error) if isinstance(error, DisaError) else f"{type(error).__name__}: {error}"
+        Path(refusals, f"{socket.gethostname()}-{os.getpid()}.txt").write_text(said, encoding="utf-8")
+        raise
+
+
+def _score(
+    solution_str: str, extra_info: dict[str, Any], task: str, reward: str, anchor: str, inverse_temperature: float
+) -> dict[str, float]:
     if extra_info["anchor"] != anchor:
         raise DisaError(
             f"the row's log Z comes from anchor {extra_info['anchor']}, training from anchor {anchor}",

@@ -1,0 +1,3 @@
+"""The run that is trained."""
+
+from conversational import conversational_run  # noqa: F401
