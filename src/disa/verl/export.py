@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import torch
@@ -11,7 +12,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from disa.errors import DisaError
 from disa.lm.loading import load_tokenizer
-from disa.runs.folders import read_json, replace_folder
+from disa.runs.files import whole_folder
+from disa.runs.folders import read_json
 
 
 def export_checkpoint(checkpoints: Path, target: Path) -> int:
@@ -45,13 +47,12 @@ def export_checkpoint(checkpoints: Path, target: Path) -> int:
         raise DisaError("the checkpoint holds adapters", where=str(folder), fix=fix)
     model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder / "huggingface"), dtype=torch.float32)
     model.load_state_dict(state)
-    aside = target.with_name(f"{target.name}.tmp")
-    model.save_pretrained(aside)
-    load_tokenizer(folder / "huggingface").save_pretrained(aside)
-    if (folder / "huggingface" / "generation_config.json").is_file():
-        stops = (folder / "huggingface" / "generation_config.json").read_bytes()
-        (aside / "generation_config.json").write_bytes(stops)
-    replace_folder(aside, target)
+    with whole_folder(target) as new:
+        model.save_pretrained(new)
+        load_tokenizer(folder / "huggingface").save_pretrained(new)
+        stops = folder / "huggingface" / "generation_config.json"
+        if stops.is_file():
+            shutil.copy(stops, new)
     return step
 
 

@@ -59,10 +59,12 @@ REQUIRED: dict[str, tuple[Any, str]] = {
 }
 """What verl must be set to, and why: set by the launcher, and not to be changed by the recipe."""
 
+# How the entropy that is logged is computed; entropy_coeff would be a term of the loss.
+_ENTROPY = ("entropy_from_logits_*", "entropy_checkpointing")
 _OF_FSDP = (
     *("param_offload", "optimizer_offload", "offload_policy", "reshard_after_forward", "fsdp_size", "wrap_policy.*"),
     *("forward_prefetch", "use_orig_params", "seed", "full_determinism", "ulysses_sequence_parallel_size"),
-    *("entropy_*", "use_torch_compile", "use_no_sync_for_gradient_accumulation", "pad_to_length*"),
+    *(*_ENTROPY, "use_torch_compile", "use_no_sync_for_gradient_accumulation", "pad_to_length*"),
 )
 FREE = (
     *("trainer.nnodes", "trainer.n_gpus_per_node", "trainer.device", "trainer.balance_batch", "trainer.save_freq"),
@@ -71,11 +73,7 @@ FREE = (
     *("trainer.esi_redundant_time", "trainer.ray_wait_register_center_timeout", "trainer.resume_mode"),
     *("ray_kwargs.*", "global_profiler.*", "transfer_queue.*", "*.profiler.*", f"{_ARR}.nccl_timeout"),
     *("data.dataloader_num_workers", "data.val_batch_size", "data.max_prompt_length", "reward.num_workers"),
-    *(
-        f"{part}.{key}"
-        for part in (_ACTOR, _REF)
-        for key in ("strategy", "use_torch_compile", "ulysses_*", "entropy_*")
-    ),
+    *(f"{part}.{key}" for part in (_ACTOR, _REF) for key in ("strategy", "use_torch_compile", "ulysses_*", *_ENTROPY)),
     *(f"{part}.fsdp_config.{key}" for part in (_ACTOR, _REF) for key in (*_OF_FSDP, "strategy")),
     *(f"{_ACTOR}.{key}" for key in ("ppo_max_token_len_per_gpu", "ppo_micro_batch_size*", "use_dynamic_bsz")),
     *(f"{_ACTOR}.checkpoint.*", f"{_REF}.log_prob_*", f"{_ROLLOUT}.log_prob_*", f"{_ROLLOUT}.name"),
