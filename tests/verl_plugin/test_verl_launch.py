@@ -17,6 +17,7 @@ import yaml
 if importlib.util.find_spec("verl") is None:  # anything else that is missing is an error
     pytest.skip("needs verl 0.9.1: make test-verl", allow_module_level=True)
 
+import ray
 from omegaconf import OmegaConf, open_dict
 from transformers import LlamaConfig, LlamaForCausalLM
 from verl import DataProto
@@ -25,7 +26,6 @@ from verl.trainer.ppo.reward import get_custom_reward_fn
 from verl.utils.dataset.rl_dataset import RLHFDataset
 from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token_builder
 
-import ray
 from disa.anchor import Anchor
 from disa.cli.main import main
 from disa.errors import DisaError

@@ -12,11 +12,10 @@ import types
 from datetime import timedelta
 from pathlib import Path
 
+import ray
 import torch
 from verl.plugin.platform.platform_base import PlatformBase
 from verl.plugin.platform.platform_manager import PlatformRegistry
-
-import ray
 
 SAMPLES = "DISA_TEST_SAMPLES"
 """Folder that gets a line per sampled completion."""

@@ -28,7 +28,7 @@ from ray_cluster import Cluster
 if importlib.util.find_spec("verl") is None:
     pytest.skip("needs verl and Ray: make test-verl-ray", allow_module_level=True)
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 STEPS = 4
 SECTION = {
@@ -105,9 +105,9 @@ class Training:
 def trained(conversational_run, tmp_path_factory):
     training = Training(conversational_run, tmp_path_factory.mktemp("ray"))
     try:
-        assert training.start().wait(600) == 0, training.log[-6000:]
+        assert training.start().wait(1200) == 0, training.log[-6000:]
         exported = training.start("--export", str(training.folder / "model"))
-        assert exported.wait(300) == 0, training.log[-3000:]
+        assert exported.wait(600) == 0, training.log[-3000:]
         yield training
     finally:
         training.close()
@@ -201,13 +201,13 @@ def test_a_lost_node_ends_the_run_with_its_name_and_a_second_start_continues(con
         while running.poll() is None and max(training.metrics, default=0) < 3:
             time.sleep(0.1)
         training.cluster.kill(1)
-        assert running.wait(120) == 2, training.log[-6000:]
+        assert running.wait(300) == 2, training.log[-6000:]
         said = training.log.strip().splitlines()[-1]
         assert "left the Ray cluster" in training.log and "continues from its last checkpoint" in training.log, said
         before = training.metrics
         training.cluster.start(cpus=8, gpus=1)
         again = training.start()
-        assert again.wait(400) == 0, training.log[-6000:]
+        assert again.wait(1200) == 0, training.log[-6000:]
         # The file is written anew: it holds the steps of the second start alone.
         assert max(training.metrics) == 12 and min(training.metrics) in {s + 1 for s in range(2, max(before) + 1, 2)}
     finally:
@@ -220,7 +220,7 @@ def test_a_reward_worker_that_refuses_stops_the_run_with_its_words(conversationa
         # A node whose disa has another version of the reward: as if one node had not been updated.
         training.cluster.kill(1)
         training.cluster.start(cpus=8, gpus=1, DISA_TEST_OTHER_REWARD="1")
-        assert training.start().wait(600) == 2, training.log[-6000:]
+        assert training.start().wait(1200) == 2, training.log[-6000:]
         assert "of the step's 8 completions are missing" in training.log
         assert "this node's reward is" in training.log
     finally:

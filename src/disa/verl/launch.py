@@ -200,10 +200,9 @@ def _fingerprint(config: DictConfig, recipe: Recipe, model: Any, tokenizer: Any)
 
 def _run(config: DictConfig, refusals: Path) -> None:
     """What verl's own command line calls, with the configuration that was checked; the cause where it ends early."""
+    import ray
     from verl.trainer.main_ppo import TaskRunnerV1, run_ppo
     from verl.utils.device import auto_set_device
-
-    import ray
 
     shutil.rmtree(refusals, ignore_errors=True)
     auto_set_device(config)
