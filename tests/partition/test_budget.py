@@ -256,7 +256,7 @@ def test_a_gated_prompt_gets_further_draws_from_the_reference_alone():
     proposal_draws = result.estimates.n - result.estimates.n_reference
     assert proposal_draws[:2].tolist() == [24, 24]
     assert (result.estimates.n_reference[:2] > 8).all()
-    assert list(result.estimates.method) == ["pass_rate"] * 2 + ["mixture"] * 2
+    assert ["gated" in flags for flags in result.estimates.flags] == [True, True, False, False]
 
 
 def normal(rng, q, shift):
@@ -275,12 +275,12 @@ def normal(rng, q, shift):
 
 
 @pytest.mark.parametrize("beta", [10.0, 15.0])
-def test_adaptive_beats_uniform_allocation_at_equal_budget(beta):
+def test_adaptive_beats_uniform_allocation_where_a_third_of_the_proposals_mislead(beta):
     prompts, gains = 80, []
     for seed in range(12):
         rng = np.random.default_rng(seed)
         q = np.exp(rng.uniform(np.log(0.001), np.log(0.5), prompts))
-        draw = normal(rng, q, -0.5 * rng.random(prompts) * ndtri(q))
+        draw = normal(rng, q, np.where(np.arange(prompts) % 3 == 0, -2.0, -rng.random(prompts) * ndtri(q)))
         truth = np.log1p(np.expm1(beta) * q)
         settings = {"prompts": prompts, "budget": 64 * prompts, "beta": beta, "precision": 1e-3}
         adaptive = adaptive_budget(draw, pilot=16, cap=512, **settings)

@@ -4,7 +4,7 @@ from six_outcomes import GRADES, PASSES, PROPOSAL, REFERENCE, every_sample, exac
 
 from disa.partition import estimate_log_partition_batch
 from disa.partition.draws import collect_draws
-from disa.partition.estimators import ESTIMATORS, anchored, mixture
+from disa.partition.estimators import ESTIMATORS, anchored, calibrated_weights, mixture
 from disa.partition.log_weights import linear_weights
 
 BETA = 3.0
@@ -39,7 +39,8 @@ def test_mixture_on_expected_numbers_differs_from_the_truth_by_half_a_hit():
     draws = collect_draws(**population(100), beta=BETA, reward_range=(0, 1))
     v = linear_weights(draws.log_w) * draws.soft
     w_bar = (v**2).sum() / v.sum()
-    assert mixture(draws, BETA)[0] == pytest.approx(exact_q(PASSES, BETA) + w_bar / 400, abs=ROUNDING)
+    q = exact_q(PASSES, BETA)
+    assert mixture(draws, BETA)[0] == pytest.approx((200 * q + w_bar / 2) / (200 + w_bar), abs=ROUNDING)
 
 
 def test_mixture_equals_its_formula_written_out_for_one_prompt():
@@ -47,11 +48,41 @@ def test_mixture_equals_its_formula_written_out_for_one_prompt():
     one = sample(rng, 1, 10, 30, GRADES)
     ratio = np.exp(one["log_proposal"] - one["log_ref"])
     w = 1 / (0.25 + 0.75 * ratio)
-    v = w * np.expm1(BETA * one["rewards"]) / np.expm1(BETA)
     apart = w - w.mean()
-    c = (apart @ v) / (apart @ apart + 2)
-    expected = v.mean() - c * (w.mean() - 1) + (v**2).sum() / v.sum() / 80
+    g = 1 - 40 * (w.mean() - 1) * apart / (apart @ apart + 2)
+    assert (g > 0).all()
+    v = g * w * np.expm1(BETA * one["rewards"]) / np.expm1(BETA)
+    w_bar = (v**2).sum() / v.sum()
+    expected = (v.sum() + w_bar / 2) / (40 + w_bar)
     assert mixture(collect_draws(**one, beta=BETA, reward_range=(0, 1)), BETA)[0] == pytest.approx(expected, rel=1e-9)
+
+
+def test_calibrated_weights_are_the_regression_of_v_on_w_where_none_of_them_is_negative():
+    draws = collect_draws(**sample(np.random.default_rng(5), 50, 8, 24, GRADES), beta=BETA, reward_range=(0, 1))
+    w = np.exp(draws.log_w).reshape(50, 32)
+    v, mean = w * draws.soft.reshape(50, 32), w.mean(axis=1)
+    apart = w - mean[:, None]
+    c = (apart * v).sum(axis=1) / ((apart**2).sum(axis=1) + 2)
+    calibrated = calibrated_weights(draws).reshape(50, 32)
+    positive = (calibrated > 0).all(axis=1)
+    assert positive.sum() > 40
+    found = (calibrated * draws.soft.reshape(50, 32)).mean(axis=1)
+    np.testing.assert_allclose(found[positive], (v.mean(axis=1) - c * (mean - 1))[positive], rtol=1e-9)
+
+
+def test_no_calibrated_weight_is_negative():
+    # One draw carries all the weight, so the mean of w is twice what it should be, and the line goes below 0.
+    draws = collect_draws(
+        np.ones(16),
+        prompt_index=np.zeros(16, dtype=int),
+        log_ref=np.where(np.arange(16) == 3, 0.0, -60.0),
+        log_proposal=np.where(np.arange(16) == 3, -30.0, -20.0),
+        source=np.where(np.arange(16) == 3, 1, np.where(np.arange(16) == 2, 0, 1)),
+        beta=BETA,
+        reward_range=(0, 1),
+    )
+    assert np.exp(draws.log_w).mean() == pytest.approx(1.0)
+    assert (calibrated_weights(draws) >= 0).all()
 
 
 def test_control_variate_lowers_the_error_of_the_plain_weighted_mean():
@@ -177,4 +208,4 @@ def test_weights_equal_up_to_rounding_leave_the_control_variate_out():
         beta=15.0,
     )
     # The regression of rounding noise on rounding noise would move q at random by up to 1.
-    assert batch.q[0] == pytest.approx(rewards.mean() + 1 / 128, abs=1e-9)
+    assert batch.q[0] == pytest.approx((rewards.sum() + 0.5) / 65, abs=1e-9)

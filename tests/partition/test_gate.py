@@ -1,5 +1,7 @@
 import numpy as np
 import pytest
+import scipy.stats
+from scipy.optimize import brentq
 from six_outcomes import GRADES, PASSES, PROPOSAL, REFERENCE, population
 
 from disa.partition import estimate_log_partition_batch
@@ -83,7 +85,7 @@ def test_without_any_reference_success_overlap_is_unknown_and_the_gate_stays_ope
     for lengths in (True, False):
         arrays = prompts([(0, 30.0, 2000), (0, 30.0, 2000)], lengths)
         assert np.isnan(d_of(arrays)).all()
-        assert estimate_log_partition_batch(**arrays).method == ("mixture", "mixture")
+        assert all("gated" not in flags for flags in estimate_log_partition_batch(**arrays).flags)
 
 
 def test_without_lengths_each_prompt_is_judged_alone():
@@ -104,9 +106,14 @@ def test_the_standard_error_is_that_of_normal_log_ratios():
     assert np.median(error) == pytest.approx(np.sqrt(2 * (d - np.log(8.5 / 17)) / hits), rel=0.05)
 
 
-def test_gate_closes_where_d_plus_one_exceeds_the_log_number_of_proposal_draws_by_two_standard_errors():
-    # D - 2 sqrt(2 D / 8) = log(48) - 1 at sqrt(D) = 0.5 + sqrt(0.25 + log(48) - 1)
-    limit = (0.5 + np.sqrt(0.25 + np.log(48) - 1)) ** 2 + np.log(8.5 / 17)
+def gamma_chance(d, error, n_proposal):
+    """Probability that D, of a gamma law with this mean and standard deviation, is at most log N - 1."""
+    return scipy.stats.gamma.cdf(np.log(n_proposal) - 1, (d / error) ** 2, scale=error**2 / d)
+
+
+def test_gate_closes_where_the_overlap_suffices_with_less_than_one_chance_in_twenty():
+    d = brentq(lambda d: gamma_chance(d, np.sqrt(2 * d / 8), 48) - 0.05, 2, 20)
+    limit = d + np.log(8.5 / 17)
     arrays = prompts([(8, limit - 1e-6, 10), (8, limit + 1e-6, 10)], lengths=False)
     assert gated(collect_draws(**arrays, reward_range=(0, 1))).tolist() == [False, True]
 
@@ -114,12 +121,22 @@ def test_gate_closes_where_d_plus_one_exceeds_the_log_number_of_proposal_draws_b
 def test_the_gate_can_look_ahead_to_proposal_draws_that_are_still_to_come():
     draws = collect_draws(**prompts([(8, 5.0, 10)]), reward_range=(0, 1))
     d, error = (x[0] for x in divergence(draws))
-    enough = np.exp(d - 2 * error + 1)
+    enough = brentq(lambda n: gamma_chance(d, error, n) - 0.05, 3, 1e6)
     assert (
         gated(draws)[0]
         and gated(draws, np.array([enough * 0.99]))[0]
         and not gated(draws, np.array([enough * 1.01]))[0]
     )
+
+
+def test_a_large_and_uncertain_divergence_closes_the_gate():
+    # D = 12 +- 8 against 12 draws, which suffice for D = 1.5: a normal law would give that a chance of 9%, most of it
+    # on a negative D. Hits of eight others at 14 and 1 nats make the last prompt's D as uncertain.
+    arrays = prompts([(8, r, 100) for r in (23.0, 3.0, 21.0, 1.0)] + [(0, 0.0, 100)], n_proposal=12)
+    draws = collect_draws(**arrays, reward_range=(0, 1))
+    d, error = (x[-1] for x in divergence(draws))
+    assert d == pytest.approx(12.7, abs=0.1) and error == pytest.approx(9.6, abs=0.2)
+    assert gated(draws)[-1]
 
 
 def test_a_few_reference_draws_do_not_close_the_gate_by_chance():
@@ -137,17 +154,20 @@ def test_a_few_reference_draws_do_not_close_the_gate_by_chance():
             "lengths": np.full(8 * 12, 8.0),
         }
         closed.append(gated(collect_draws(**arrays, beta=BETA, reward_range=(0, 1))).mean())
-    # D - log p = 0.68 is just below log(6) - 1 = 0.79, so chance alone would close a third; two standard errors let
-    # through 2.5% if normal.
+    # D - log p = 0.68 is just below log(6) - 1 = 0.79, so chance alone would close a third; the rule allows 5%.
     assert np.mean(closed) < 0.05
 
 
-def test_gated_prompts_use_the_pass_rate_of_their_reference_draws_and_say_so():
-    batch = estimate_log_partition_batch(**prompts([(3, 20.0, 2000), (8, 0.0, 2000)], lengths=False))
-    assert batch.method == ("pass_rate", "mixture")
+def test_gated_prompts_are_flagged_and_come_out_at_the_pass_rate_of_their_reference_draws():
+    arrays = prompts([(3, 20.0, 2000), (8, 0.0, 2000)], lengths=False)
+    proposal = ~arrays["from_reference"]
+    arrays["log_proposal"] = np.where(proposal, -180.0, arrays["log_proposal"])
+    batch = estimate_log_partition_batch(**arrays)
+    assert batch.method == ("mixture", "mixture")
     assert "gated" in batch.flags[0] and "gated" not in batch.flags[1]
-    assert batch.q[0] == pytest.approx(3.5 / 17)
-    assert (batch.ess[0], batch.hits_ess[0], batch.mean_weight[0]) == (16, 3, 1)
+    # Both models' draws differ by 20 nats, so that the proposal's weigh e^-20, and reference draws 4 (1 - 3 e^-20).
+    assert batch.q[0] == pytest.approx(3.5 / 17, rel=1e-6)
+    assert (batch.ess[0], batch.hits_ess[0], batch.mean_weight[0]) == pytest.approx((16, 3, 1), rel=1e-6)
     assert (batch.n[0], batch.n_reference[0]) == (64, 16)
 
 

@@ -3,7 +3,7 @@
 Reads ``3_scoring``, writes ``4_partition`` (one PartitionEstimate a prompt). Formula, with soft successes
 ``s = expm1(beta (r - r_min)) / expm1(beta (r_max - r_min))`` and balance-heuristic weights w::
 
-    q = mean(w s) - c (mean(w) - 1) + w_bar / (2N),    log Z = beta r_min + log1p(expm1(beta (r_max - r_min)) q)
+    q = (sum(g w s) + w_bar / 2) / (N + w_bar),    log Z = beta r_min + log1p(expm1(beta (r_max - r_min)) q)
 """
 
 from disa.partition.estimate import (

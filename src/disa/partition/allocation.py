@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from disa.errors import DisaError
-from disa.partition.diagnostics import effective_sample_sizes
 from disa.partition.draws import Draws
-from disa.partition.estimators import control_coefficient
+from disa.partition.estimators import CONTROL_RIDGE, effective_hits
 from disa.partition.gate import gated
 from disa.partition.log_weights import Array, linear_weights
+from disa.partition.prior import hit_weight, unseen_weight
 
 Counts = NDArray[np.intp]
 
@@ -67,7 +67,7 @@ def next_round(
     budget : int
         Further draws in total.
     cap : int or array of int, shape (prompts,)
-        Most draws of a prompt in all; dropped proposal draws count.
+        Most draws of a prompt in all.
     b : float
         beta times the width of the reward range.
     reference_share : float
@@ -82,10 +82,8 @@ def next_round(
     """
     reference_made = draws.reference_counts.astype(np.intp)
     closed = gated(draws, np.maximum(draws.counts - reference_made, outlook))
-    used = draws.reference_only(closed)
-    done = reached(effective_sample_sizes(used)[1], precision)
-    unused = draws.counts - used.counts
-    further = allocate(relative_spread(used, b), used.counts, budget, np.where(done, 0, cap - unused))
+    done = reached(effective_hits(draws), precision)
+    further = allocate(relative_spread(draws, b), draws.counts, budget, np.where(done, 0, cap))
     total = draws.counts + further
     share = np.where(closed, 1.0, least_variance_share(draws, reference_share))
     wanted = np.ceil(share * total).astype(np.intp)
@@ -176,9 +174,9 @@ def allocate(pilot_sd_over_z: ArrayLike, counts: ArrayLike, budget: int, cap: Ar
 
 
 def relative_spread(draws: Draws, b: float) -> Array:
-    """``c_x = sd(v - c w) expm1(b) / Z`` per prompt, with half a hit in one more draw as prior.
+    """``c_x = sd(v - c w) expm1(b) / Z`` per prompt, with the prior of :func:`disa.partition.estimators.mixture`.
 
-    The prior's hit has the weight of a typical one, ``w_bar = sum(v^2) / sum(v)``, or 1 without hits, so that
+    Half a hit in one more draw, of the weight of a typical hit, or of one not seen where there is none, so that
     neither no hits nor hits alone look like certainty. Without hits in N draws and for large b,
     c_x is about sqrt(2 N): a prompt is not given up before its cap.
 
@@ -190,11 +188,12 @@ def relative_spread(draws: Draws, b: float) -> Array:
     """
     w = linear_weights(draws.log_w)
     v = w * draws.soft
-    total = draws.sum(v)
-    w_bar = np.where(total > 0, draws.sum(v * v) / np.where(total > 0, total, 1.0), 1.0)
-    mean = (total + 0.5 * w_bar) / (draws.counts + 1.0)
-    w_apart = w - draws.spread(draws.sum(w) / draws.counts)
-    rest = v - draws.spread(control_coefficient(draws, w_apart, v)) * w_apart
-    variance = (draws.sum(rest * rest) + 0.5 * w_bar**2) / (draws.counts + 1.0) - mean**2
+    weight = np.where(effective_hits(draws) > 0, hit_weight(draws, v), unseen_weight(draws))
+    n = draws.counts + weight
+    mean = (draws.sum(v) + 0.5 * weight) / n
+    apart = w - draws.spread(draws.sum(w) / draws.counts)
+    c = draws.sum(apart * v) / (draws.sum(apart * apart) + CONTROL_RIDGE)
+    rest = v - draws.spread(c) * apart
+    variance = (draws.sum(rest * rest) + 0.5 * weight**2) / n - mean**2
     # expm1(b) / (1 + expm1(b) q) = 1 / (exp(-b) / (1 - exp(-b)) + q), for any b.
     return np.sqrt(np.maximum(variance, 0.0)) / (np.exp(-b) / -np.expm1(-b) + mean)

@@ -12,8 +12,7 @@ class PartitionConfig(StageConfig):
     """How log Z is estimated from the scored trajectories."""
 
     method: Method = "mixture"
-    """Estimator; the default weighs all trajectories by the balance heuristic with a control variate, and
-    falls back to the pass rate where the proposal does not overlap with the reference's successes."""
+    """Estimator; the default weighs all trajectories by the balance heuristic with a control variate."""
     interval: Interval = "gamma"
     """Kind of interval; clopper_pearson needs trajectories from the reference only."""
     level: float = Field(0.9, gt=0, lt=1)

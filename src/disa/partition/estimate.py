@@ -1,4 +1,4 @@
-"""Estimate log Z for one prompt or for many: weights, gate, estimator, interval, diagnostics, flags."""
+"""Estimate log Z for one prompt or for many: weights, estimator, interval, diagnostics, flags."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from disa.errors import DisaError
 from disa.partition.betting import betting
 from disa.partition.diagnostics import effective_sample_sizes
 from disa.partition.draws import Draws, collect_draws
-from disa.partition.estimators import ESTIMATORS
+from disa.partition.estimators import ESTIMATORS, effective_hits, mixture, with_and_without_hits
 from disa.partition.gate import gated
 from disa.partition.intervals import clopper_pearson, gamma
 from disa.partition.log_weights import Array, linear_weights, log_z_from_q
@@ -52,6 +52,8 @@ class LogPartitionBatch:
     """Estimate of log E_ref[exp(beta r)], nats."""
     q: Array
     """Soft success probability in [0, 1]: ``Z = exp(beta r_min) (1 + expm1(beta (r_max - r_min)) q)``."""
+    q_without_hits: Array
+    """What q would be had no draw been rewarded: the mixture's q is never below. 0 for the other methods."""
     interval_low: Array
     interval_high: Array
     """Two-sided interval for log Z, nats; always holds the estimate."""
@@ -64,7 +66,7 @@ class LogPartitionBatch:
     ess: Array
     """Effective draws, ``sum(w)^2 / sum(w^2)``, among the draws the method used."""
     hits_ess: Array
-    """Effective rewarded draws, ``sum(w s)^2 / sum((w s)^2)``."""
+    """Effective rewarded draws, ``sum(w s)^2 / sum((w s)^2)``; 0 where they are too light to say more than none."""
     mean_weight: Array
     """Mean of w, whose expectation is 1; what it lacks is reference mass that the draws miss."""
     pareto_k: Array
@@ -72,7 +74,7 @@ class LogPartitionBatch:
     pareto_status: tuple[str, ...]
     """``ok``, ``few_draws`` (fewer than 25) or ``ties`` (tail without five distinct weights)."""
     method: tuple[str, ...]
-    """Estimator used: ``pass_rate`` where the gate dropped the proposal draws."""
+    """Estimator used."""
     flags: tuple[tuple[str, ...], ...]
     """Names from :data:`disa.partition.verdict.FLAGS`, which says what to do about each."""
 
@@ -171,16 +173,15 @@ def estimate_log_partition_batch(
     source : array of int, shape (n,), optional
         The model that drew it: 0 the reference, j the proposal in column j - 1. Give this or ``from_reference``.
     lengths : array, shape (n,), optional
-        Tokens of each completion. With them the gate pools its evidence over prompts by length;
-        without, each prompt is judged by its own draws.
+        Tokens of each completion. With them the overlap of reference and proposal is measured over all prompts, by
+        length; without, each prompt is judged by its own draws.
     beta : float
         Inverse temperature, positive.
     reward_range : tuple of float
         Smallest and largest possible reward.
     method : str
-        ``mixture`` (default) is gated: where the proposal does not overlap with the reference's
-        successes, it falls back to ``pass_rate``. The other methods are taken as asked.
-        ``pass_rate`` uses only the reference draws.
+        ``mixture`` (default) uses all draws; where the proposal does not overlap with the reference's successes, the
+        flag ``gated`` says that its draws carry next to nothing. ``pass_rate`` uses only the reference draws.
     interval : str
         ``gamma``, ``betting`` (finite-sample valid, wider) or ``clopper_pearson`` (reference draws
         and two-valued rewards only).
@@ -215,24 +216,23 @@ def estimate_log_partition_batch(
         reward_range=reward_range,
     )
     n, n_reference = draws.counts, draws.reference_counts
-    rewards_of_reference = draws.sum(np.where(draws.from_reference, draws.rewards, 0.0))
-
-    dropped = _drop_proposals(draws, method)
-    used = draws.reference_only(dropped) if dropped.any() else draws
-    b = beta * (reward_range[1] - reward_range[0])
-    q = np.clip(ESTIMATORS[method](used, b), 0.0, 1.0)
-    if method == "mixture" and dropped.any():
-        q = np.where(dropped, ESTIMATORS["pass_rate"](used, b), q)
+    used = _reference_draws(draws) if method == "pass_rate" else draws
+    q = np.clip(ESTIMATORS[method](used, beta * (reward_range[1] - reward_range[0])), 0.0, 1.0)
     q_low, q_high = _INTERVALS[interval](used, level)
     # An estimate outside its interval (a regression on few draws, or a biased method) widens it.
     low, high = (log_z_from_q(end, beta, reward_range) for end in (np.minimum(q_low, q), np.maximum(q_high, q)))
     ess, hits_ess = effective_sample_sizes(used)
+    without_hits = np.zeros(len(n))
+    if ESTIMATORS[method] is mixture:
+        hits_ess, without_hits = effective_hits(used), with_and_without_hits(used)[1]
     mean_weight = used.sum(linear_weights(used.log_w)) / used.counts
     k, status = pareto_k(used)
+    rewards_of_reference = draws.sum(np.where(draws.from_reference, draws.rewards, 0.0))
     mean_reward = rewards_of_reference / np.where(n_reference > 0, n_reference, np.nan)
     return LogPartitionBatch(
         log_z=log_z_from_q(q, beta, reward_range),
         q=q,
+        q_without_hits=without_hits,
         interval_low=low,
         interval_high=high,
         n=n,
@@ -243,9 +243,9 @@ def estimate_log_partition_batch(
         mean_weight=mean_weight,
         pareto_k=k,
         pareto_status=tuple(np.array(STATUSES)[status].tolist()),
-        method=tuple(np.where(dropped, "pass_rate", method).tolist()),
+        method=(method,) * len(n),
         flags=flag_prompts(
-            gated=dropped & (method == "mixture"),
+            gated=gated(draws) & (method == "mixture"),
             hits_ess=hits_ess,
             interval_width=high - low,
             pareto_k=k,
@@ -255,19 +255,14 @@ def estimate_log_partition_batch(
     )
 
 
-def _drop_proposals(draws: Draws, method: str) -> NDArray[np.bool_]:
-    """Prompts whose proposal draws are left out: all for the pass rate, the gated ones for the mixture."""
-    if method == "pass_rate":
-        if not draws.reference_counts.all():
-            raise DisaError(
-                "method pass_rate needs reference draws, found none",
-                where=f"prompt {int(np.argmin(draws.reference_counts))}",
-                fix="draw some trajectories from the reference (proposals.reference_share above 0)",
-            )
-        return draws.reference_counts < draws.counts
-    if method == "mixture":
-        return gated(draws)
-    return np.zeros(len(draws.counts), dtype=bool)
+def _reference_draws(draws: Draws) -> Draws:
+    if not draws.reference_counts.all():
+        raise DisaError(
+            "method pass_rate needs reference draws, found none",
+            where=f"prompt {int(np.argmin(draws.reference_counts))}",
+            fix="draw some trajectories from the reference (proposals.reference_share above 0)",
+        )
+    return draws.reference_only(np.ones(len(draws.counts), dtype=bool))
 
 
 def _check_choices(method: str, interval: str, level: float) -> None:

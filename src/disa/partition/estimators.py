@@ -10,8 +10,10 @@ from collections.abc import Callable
 
 import numpy as np
 
+from disa.partition.diagnostics import effective_sample_sizes
 from disa.partition.draws import Draws
 from disa.partition.log_weights import Array, linear_weights
+from disa.partition.prior import hit_weight, unseen_weight
 from disa.partition.psis import smoothed_log_weights
 
 CONTROL_RIDGE = 2.0
@@ -21,25 +23,44 @@ shown no relation. On 8 draws of a strong proposal the plain regression fits noi
 
 
 def mixture(draws: Draws, b: float) -> Array:
-    """``q = mean(v) - c (mean(w) - 1) + w_bar / (2N)``, the default.
+    """``q = max((sum(v) + w_bar / 2) / (N + w_bar), (w0 / 2) / (N + w0))`` with ``v = g w s``, the default.
 
-    E[w] = 1 is known: a control variate (Owen and Zhou 2000). c is the coefficient of the ridge regression of v on w,
-    ``c = sum((w - mean(w)) v) / (sum((w - mean(w))^2) + 2)``, and ``w_bar = sum(v^2) / sum(v)`` the typical
-    contribution of a hit (1 without hits): the half count that the Jeffreys prior adds, in units of w_bar.
+    - ``g = 1 - N (mean(w) - 1) (w - mean(w)) / (sum((w - mean(w))^2) + 2)``, not below 0, makes mean(g w) nearly the
+      known E[w] = 1: a control variate (Owen and Zhou 2000) by ridge regression, as calibrated weights (Deville and
+      Sarndal 1992).
+    - ``w_bar = sum(v^2) / sum(v)`` is the weight of a typical hit, and half a hit in one more draw of that weight the
+      Jeffreys prior: with reference draws alone q is ``(hits + 1/2) / (N + 1)``.
+    - w0 is the weight of a success that was not seen, :func:`disa.partition.prior.unseen_weight`. Hits too light to say
+      more than none at all are no evidence on what the reference itself would write.
+
+    No g, w or w0 depends on the prompt's own rewards, and both sides of the maximum grow with every v, so turning a
+    failure into a success never lowers q.
     """
-    n = draws.counts
+    return np.maximum(*with_and_without_hits(draws))
+
+
+def with_and_without_hits(draws: Draws) -> tuple[Array, Array]:
+    """Return the two sides of :func:`mixture`: the estimate from the hits, and that of a prompt without any."""
+    n, v = draws.counts, calibrated_weights(draws) * draws.soft
+    total = draws.sum(v)
+    w_bar = hit_weight(draws, v)
+    w0 = unseen_weight(draws)
+    return (total + 0.5 * w_bar) / (n + w_bar), 0.5 * w0 / (n + w0)
+
+
+def effective_hits(draws: Draws) -> Array:
+    """``sum(w s)^2 / sum((w s)^2)``, or 0 where the hits are too light to say more than none; shape (prompts,)."""
+    hits, none = with_and_without_hits(draws)
+    return np.where(hits >= none, effective_sample_sizes(draws)[1], 0.0)
+
+
+def calibrated_weights(draws: Draws) -> Array:
+    """Return the weights ``g w`` of :func:`mixture`, shape (n,)."""
     w = linear_weights(draws.log_w)
-    v = w * draws.soft
-    mean_w, mean_v = draws.sum(w) / n, draws.sum(v) / n
-    c = control_coefficient(draws, w - draws.spread(mean_w), v)
-    hits = mean_v > 0
-    w_bar = np.where(hits, draws.sum(v * v) / n / np.where(hits, mean_v, 1.0), 1.0)
-    return mean_v - c * (mean_w - 1.0) + w_bar / (2.0 * n)
-
-
-def control_coefficient(draws: Draws, w_apart: Array, v: Array) -> Array:
-    """``c = sum((w - mean(w)) v) / (sum((w - mean(w))^2) + 2)`` per prompt, given ``w - mean(w)`` and v."""
-    return draws.sum(w_apart * v) / (draws.sum(w_apart * w_apart) + CONTROL_RIDGE)
+    mean = draws.sum(w) / draws.counts
+    apart = w - draws.spread(mean)
+    slope = draws.counts * (mean - 1.0) / (draws.sum(apart * apart) + CONTROL_RIDGE)
+    return np.maximum(1.0 - draws.spread(slope) * apart, 0.0) * w
 
 
 def anchored(draws: Draws, b: float) -> Array:
@@ -71,11 +92,6 @@ def self_normalised(draws: Draws, b: float) -> Array:
     return np.where(total > 0, draws.sum(w * draws.soft) / np.where(total > 0, total, 1.0), 0.0)
 
 
-def pass_rate(draws: Draws, b: float) -> Array:
-    """Jeffreys posterior mean ``(sum(s) + 1/2) / (n + 1)``; the draws must all be the reference's."""
-    return (draws.sum(draws.soft) + 0.5) / (draws.counts + 1.0)
-
-
 def _from_exponential_mean(draws: Draws, w: Array, b: float) -> Array:
     n = draws.counts
     excess = draws.sum(w) / n - 1.0
@@ -89,6 +105,8 @@ ESTIMATORS: dict[str, Callable[[Draws, float], Array]] = {
     "tis": truncated,
     "psis": pareto_smoothed,
     "snis": self_normalised,
-    "pass_rate": pass_rate,
+    "pass_rate": mixture,
 }
-"""Estimators of q by name: (draws, b = beta times the width of the reward range) to shape (prompts,)."""
+"""Estimators of q by name: (draws, b = beta times the width of the reward range) to shape (prompts,).
+
+``pass_rate`` is the mixture of the reference draws alone, ``(hits + 1/2) / (n + 1)``: its callers drop the others."""

@@ -106,10 +106,24 @@ def regress(
     regressor = fit_regressor(k[train], n[train], at[train], features_fingerprint=features.fingerprint)
     report = _report(regressor, k, n, at, train, beta=beta, reward_range=reward_range, level=level)
     sampling = {"beta": beta, "reward_range": reward_range, "level": level}
-    rows = _posterior_rows(estimates, regressor.posterior(k, n, at, **sampling))
+    rows = _posterior_rows(estimates, posterior(regressor, batch, at, **sampling))
     if undrawn:
         rows += predicted_rows(undrawn, regressor.predict(features.of(undrawn), **sampling), reward_range)
     return regressor, rows, report
+
+
+def posterior(regressor: Regressor, batch: LogPartitionBatch, features: Array, **law: Any) -> LogZPosterior:
+    """Posterior of each prompt from its own evidence, or from that of no hits at all where this is larger.
+
+    As in the estimates, hits never speak against the solutions that were not seen.
+    """
+    seen = regressor.posterior(*pseudo_counts(batch), features, **law)
+    prior = batch.q_without_hits > 0
+    n = np.where(prior, 0.5 / np.where(prior, batch.q_without_hits, 0.5) - 1.0, 0.0)
+    none = regressor.posterior(np.zeros(len(n)), n, features, **law)
+    larger = prior & (none.log_z > seen.log_z)
+    fields = zip(dataclasses.astuple(seen), dataclasses.astuple(none), strict=True)
+    return LogZPosterior(*(np.where(larger, b, a) for a, b in fields))
 
 
 def predicted_rows(

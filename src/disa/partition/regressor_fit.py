@@ -36,21 +36,17 @@ _INFORMATION = 0.25
 def pseudo_counts(batch: LogPartitionBatch) -> tuple[Array, Array]:
     """Return the counts of a binomial that carries as much as each estimate: k hits in n draws.
 
-    ``k = hits_ess`` and ``n = (k + 1/2) / q``, which is the number of draws over the typical weight of a
-    hit, the estimate being ``(k + 1/2) w_bar / N``. Without hits n is the number of reference draws, the
-    only ones that are certain to find what is there. Pass rates are ``(k + 1/2) / (n + 1)`` of the reference
-    draws and give these counts back.
+    ``k = hits_ess``, and n such that the estimate is their Jeffreys mean, ``q = (k + 1/2) / (n + 1)``: the number of
+    draws over the weight of a hit. Methods without a prior have q = 0 without hits; n is then the number of reference
+    draws, the only ones that are certain to find what is there.
 
     Returns
     -------
     k, n : array, shape (prompts,)
     """
-    plain = np.array([method == "pass_rate" for method in batch.method])
-    some = (batch.hits_ess > 0) & (batch.q > 0)
-    k = np.where(some, batch.hits_ess, 0.0)
-    n = np.where(some, (k + 0.5) / np.where(some, batch.q, 1.0), batch.n_reference)
-    hits = np.clip(batch.q * (batch.n_reference + 1.0) - 0.5, 0.0, batch.n_reference)
-    return np.where(plain, hits, k), np.where(plain, batch.n_reference, n)
+    k, some = batch.hits_ess, batch.q > 0
+    n = (k + 0.5) / np.where(some, batch.q, 1.0) - 1.0
+    return k, np.where(some, np.maximum(n, k), batch.n_reference)
 
 
 def fit_regressor(k: ArrayLike, n: ArrayLike, features: ArrayLike, *, features_fingerprint: str) -> Regressor:

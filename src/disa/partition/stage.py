@@ -22,7 +22,7 @@ from disa.runs.folders import StageFolder
 from disa.runs.records import PartitionEstimate, Prompt, ScoredTrajectory
 from disa.runs.stage import Stage
 
-VERSION = 3
+VERSION = 4
 
 MOSTLY_FLAGGED = 0.5
 """Share of flagged prompts beyond which a run warns."""

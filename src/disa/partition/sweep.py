@@ -12,7 +12,6 @@ from numpy.typing import ArrayLike, NDArray
 from disa.errors import DisaError
 from disa.partition.draws import Draws, collect_draws
 from disa.partition.estimators import ESTIMATORS
-from disa.partition.gate import gated
 from disa.partition.log_weights import Array, log_z_from_q, soft_success
 
 
@@ -34,8 +33,7 @@ def sweep_log_partition(
     reward_range : tuple of float
         Smallest and largest possible reward.
     methods : sequence of str, optional
-        The estimator that each prompt keeps at every inverse temperature, as an estimate's ``method`` names it. Without
-        it every column is the default estimate, whose gate is judged anew.
+        The estimator of each prompt, as an estimate's ``method`` names it: the default where not given.
     **scored
         ``prompt_index``, ``log_ref``, ``log_proposal``, ``from_reference`` or ``source``, ``lengths``, ``n_prompts``
         as in :func:`disa.estimate_log_partition_batch`, whose ``log_z`` each column equals.
@@ -60,8 +58,7 @@ def sweep_log_z(
 ) -> Array:
     """:func:`sweep_log_partition` of collected draws.
 
-    Only the soft successes, and through them the gate where it is judged anew, depend on beta. Where rewards are 0 and
-    1, q is the same at every beta.
+    Only the soft successes depend on beta. Where rewards are 0 and 1, q is the same at every beta.
 
     Parameters
     ----------
@@ -81,14 +78,13 @@ def sweep_log_z(
     DisaError
         Where an inverse temperature is not finite and positive, or the methods do not fit the draws.
     """
-    given = None if methods is None else _checked(methods, draws)
+    chosen = _checked(["mixture"] * len(draws.counts) if methods is None else methods, draws)
     columns = []
     for beta in np.asarray(betas, dtype=np.float64):
         if not (np.isfinite(beta) and beta > 0):
             raise DisaError(f"betas holds {beta}, expected finite positive inverse temperatures")
         b = beta * (reward_range[1] - reward_range[0])
         at_beta = dataclasses.replace(draws, soft=soft_success(draws.rewards, beta, reward_range))
-        chosen = np.where(gated(at_beta), "pass_rate", "mixture") if given is None else given
         used = at_beta.reference_only(chosen == "pass_rate")
         q = np.empty(len(chosen))
         for name in np.unique(chosen).tolist():

@@ -24,8 +24,8 @@ MAX_MISSING_MASS = 0.5
 """max(0, 1 - mean(w)); noise alone stays below this from about 30 draws with a quarter from the reference."""
 
 FLAGS: dict[str, str] = {
-    "gated": "the proposal writes other solutions than the reference, so the estimate is the pass rate of the "
-    "reference draws alone: draw more from the reference (proposals.reference_share) or use a closer proposal",
+    "gated": "the proposal writes other solutions than the reference, so its draws carry next to nothing: draw more "
+    "from the reference (proposals.reference_share) or use a closer proposal",
     "few_hits": f"fewer than {MIN_HITS_ESS:g} effective rewarded draws: draw more trajectories, or use a proposal "
     "that solves the prompt more often",
     "wide_interval": f"the interval is wider than {MAX_INTERVAL_WIDTH:g} nats: draw more trajectories, or train "
