@@ -85,14 +85,16 @@ def _sweep(anchor: Anchor, betas: Sequence[float]) -> list[dict[str, float]]:
 def _log_z_at(anchor: Anchor) -> Any:
     """Function from inverse temperatures to log Z, one array over the training prompts each.
 
-    Every prompt keeps the anchor's estimator for it: at the anchor's own inverse temperature this is its log Z.
+    Prompts learn from each other, so all that were estimated together take part. Every prompt keeps the anchor's estimator for it: at the anchor's own inverse temperature this is its log Z.
     """
-    train = [row for row in anchor.estimates.values() if row.split == "train"]
-    prompt_ids, methods = [row.prompt_id for row in train], [row.method for row in train]
+    rows = list(anchor.estimates.values())
+    prompt_ids, methods = [row.prompt_id for row in rows], [row.method for row in rows]
+    train = [i for i, row in enumerate(rows) if row.split == "train"]
     scoring = None if anchor.path is None else anchor.path.parent / "3_scoring"
     if anchor.regressed or scoring is None or not scoring.is_dir():
         # A regressor's posterior is no estimate of the draws alone, and is refused there.
-        return lambda betas: [anchor.at_inverse_temperature(beta).log_z(prompt_ids) for beta in betas]
+        trained = [prompt_ids[i] for i in train]
+        return lambda betas: [anchor.at_inverse_temperature(beta).log_z(trained) for beta in betas]
     # Rounds lie in folders of their own; those of another recipe may still be there.
     inputs = read_json(scoring.parent / "4_partition" / "manifest.json")["inputs"]
     folders = [scoring, *(scoring / name for name in inputs if name != "scoring")]
@@ -102,7 +104,7 @@ def _log_z_at(anchor: Anchor) -> Any:
     # Where the proposal is unknown, there are pass rates only.
     arrays = trajectory_columns(prompt_ids, weighable(judged, "pass_rate"))
     sampling = {"methods": methods, "reward_range": anchor.reward_range}
-    return lambda betas: sweep_log_partition(**arrays, betas=betas, **sampling).T
+    return lambda betas: sweep_log_partition(**arrays, betas=betas, **sampling).T[:, train]
 
 
 def _print(result: dict[str, Any]) -> None:
