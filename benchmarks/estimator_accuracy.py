@@ -32,6 +32,7 @@ from disa.testing import (
 )
 from disa.testing.proposals import Strength
 from page import FIGURES, PAGE, fill
+from poor_overlap import poor_overlap
 
 Array = NDArray[np.float64]
 SUCCESS = np.repeat([0.4, 0.06, 0.003], 4)
@@ -161,7 +162,7 @@ def estimate(pools: tuple[Pool, Pool], name: str, beta: float, size: int, interv
         q=field([batch.q for batch in batches]),
         low=q_of(field([batch.interval_low for batch in batches])),
         high=q_of(field([batch.interval_high for batch in batches])),
-        gated=field([np.array([m != method for m in batch.method]) for batch in batches]).astype(bool),
+        gated=field([np.array(["gated" in flags for flags in batch.flags]) for batch in batches]).astype(bool),
     )
 
 
@@ -316,6 +317,7 @@ def main() -> None:
     options = parser.parse_args()
     world = World(options.seed)
     text = markdown(world, measure(world, options.replicates), options.replicates, options.seed)
+    text += "\n\n" + poor_overlap()
     fill("estimator_accuracy", text, options.page)
     draw(ladder(world, options.replicates), options.figure)
     print(text)

@@ -173,7 +173,9 @@ def test_float32_roundings_of_the_settings_are_not_refused(tmp_path, folder):
     sampling = SamplingConfig(max_completion_length=SPACE.length_limit, temperature=0.7)
     change = changed_setting("temperature", float(np.float32(0.7)))
     with OracleServer(TABLE, "llama.cpp", change) as server:
-        draw(tmp_path, folder, from_server(server), sampling)
+        rows, _ = draw(tmp_path, folder, from_server(server), sampling)
+    assert len(rows) == 16 * len(ROWS)
+    check_rows(rows, temperature=0.7)
 
 
 @pytest.mark.parametrize("dialect", ["pieces", "text"])

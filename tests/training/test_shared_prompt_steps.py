@@ -175,8 +175,11 @@ def test_adapters_that_are_more_than_one_matrix_a_layer_are_not_merged(changes):
 
 def test_models_without_adapters_are_left_alone():
     model = small_architecture("llama")
+    before = {name: (p.data_ptr(), p.clone()) for name, p in model.named_parameters()}
     with merged_adapters(model):
-        pass
+        inside = {name: p.data_ptr() for name, p in model.named_parameters()}
+    for name, p in model.named_parameters():
+        assert p.data_ptr() == inside[name] == before[name][0] and torch.equal(p, before[name][1]), name
 
 
 def test_the_manifest_says_which_trainers_shared_prompts(finished_run):

@@ -265,8 +265,14 @@ def test_evaluation_prompts_of_another_form_are_refused(small_run, tmp_path):
 
 def test_prompts_of_one_form_differ_in_the_question_only():
     for context in ([], [SYSTEM]):
+        other = [USER] if context else [SYSTEM, USER]
         prompts = [[*context, USER | {"content": str(i)}] for i in range(3)]
-        check_prompts([Dataset.from_list([{"prompt_id": "id", "prompt": p} for p in prompts])] * 2)
+        alike, mixed = (
+            Dataset.from_list([{"prompt_id": "id", "prompt": p} for p in rows]) for rows in (prompts, [*prompts, other])
+        )
+        check_prompts([alike, alike])
+        with pytest.raises(DisaError, match="prompt id "):
+            check_prompts([alike, mixed])
 
 
 def test_offline_trajectories_are_given_exactly_where_they_have_a_share(small_run, tmp_path):
