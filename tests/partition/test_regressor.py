@@ -164,8 +164,8 @@ def test_the_fit_finds_the_simulated_law():
         regressor = fit(k[:PROMPTS], np.full(PROMPTS, 8.0), features[:PROMPTS])
         unseen = np.std(regressor.mean_logit(features[PROMPTS:]) - logit[PROMPTS:])
         found.append([regressor.intercept, np.linalg.norm(regressor.weights), regressor.width, unseen])
-    # Intercept -2.5, weights of length 2, width 1; 1.04 is that width with the errors of 17 coefficients. One fit's standard
-    # deviations are .11, .07, .09 and .03: three standard errors of the mean of four.
+    # Intercept -2.5, weights of length 2, width 1; 1.04 is that width with the errors of 17 coefficients. One fit's
+    # standard deviations are .11, .07, .09 and .03: three standard errors of the mean of four.
     truth, error = np.array([-2.5, 2.0, 1.0, 1.04]), np.array([0.11, 0.07, 0.09, 0.03]) / 2
     assert (np.abs(np.mean(found, axis=0) - truth) < 3 * error).all()
 

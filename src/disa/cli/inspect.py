@@ -85,7 +85,8 @@ def _sweep(anchor: Anchor, betas: Sequence[float]) -> list[dict[str, float]]:
 def _log_z_at(anchor: Anchor) -> Any:
     """Function from inverse temperatures to log Z, one array over the training prompts each.
 
-    Prompts learn from each other, so all that were estimated together take part. Every prompt keeps the anchor's estimator for it: at the anchor's own inverse temperature this is its log Z.
+    Prompts learn from each other, so all that were estimated together take part. Every prompt keeps the anchor's
+    estimator for it: at the anchor's own inverse temperature this is its log Z.
     """
     rows = list(anchor.estimates.values())
     prompt_ids, methods = [row.prompt_id for row in rows], [row.method for row in rows]
