@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
+from adaptive_loop import adaptive_budget
 from disa.partition import LogPartitionBatch, estimate_log_partition_batch
-from disa.partition.budget import adaptive_budget
 from disa.partition.draws import trajectory_arrays
 from disa.partition.log_weights import log_z_from_q
 from disa.partition.plan import resample_flagged

@@ -32,7 +32,6 @@ from disa.testing import (
 )
 from disa.testing.proposals import Strength
 from page import FIGURES, PAGE, fill
-from poor_overlap import poor_overlap
 
 Array = NDArray[np.float64]
 SUCCESS = np.repeat([0.4, 0.06, 0.003], 4)
@@ -317,7 +316,6 @@ def main() -> None:
     options = parser.parse_args()
     world = World(options.seed)
     text = markdown(world, measure(world, options.replicates), options.replicates, options.seed)
-    text += "\n\n" + poor_overlap()
     fill("estimator_accuracy", text, options.page)
     draw(ladder(world, options.replicates), options.figure)
     print(text)

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from adaptive_loop import adaptive_budget
 from disa.partition import LogPartitionBatch, estimate_log_partition_batch
-from disa.partition.budget import adaptive_budget
 from disa.partition.draws import collect_draws, trajectory_arrays
 from disa.partition.gate import divergence, gated
 from disa.partition.log_weights import log_z_from_q

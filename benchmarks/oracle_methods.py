@@ -37,7 +37,6 @@ from disa import DISAConfig, DISATrainer, estimate_log_partition_batch
 from disa.anchor import Anchor
 from disa.lm.hf_trainer import trainer_arguments
 from disa.objectives.log_z import group_log_z
-from disa.objectives.policy_gradient import group_advantage
 from disa.objectives.trajectory_balance import trajectory_balance_residual
 from disa.report.blocks import fill_block
 from disa.runs.provenance import Fingerprint, chat_template_digest, tokenizer_digest, weights_digest
@@ -363,7 +362,8 @@ def group_of_one_gradients() -> dict[str, float]:
         )[0].item()
         for name, log_z in sources.items()
     }
-    return found | {"group advantage (GRPO, GSPO)": group_advantage(reward, alone).item()}
+    # A group's advantage is the reward less the group's mean, 0 here whatever it is divided by.
+    return found | {"group advantage (GRPO, GSPO)": (reward - reward.mean()).item()}
 
 
 def markdown(seeds: int, steps: int, table: list[dict], on: list[dict], off: dict[str, list[dict]]) -> str:

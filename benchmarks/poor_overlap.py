@@ -1,9 +1,11 @@
-"""The default estimator where the proposal writes other solutions than the reference: a part of estimator_accuracy.
+"""The default estimator where the proposal writes other solutions than the reference.
 
 The long completions of benchmarks/gate.py, D = KL(reference given success || proposal given success) of 5 to 20 nats
 and few draws, by how many of a prompt's reference draws succeeded. Beside the default stand the reference draws' pass
 rate, and the half hit in units of the hits' own mean weight, ``mean(w s) + w_bar / (2 N)``, which two hits of e^-10
-take to 0.
+take to 0. Fills its block of the page::
+
+    OMP_NUM_THREADS=1 python benchmarks/poor_overlap.py
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from disa.partition.draws import collect_draws
 from disa.partition.log_weights import linear_weights, log_z_from_q
 from disa.partition.prior import hit_weight
 from gate import BETA, P_REFERENCE, LongCompletions
-from page import table
+from page import fill, table
 
 Array = NDArray[np.float64]
 DIVERGENCES, SIZES, SEEDS = (5.0, 10.0, 20.0), (16, 32, 64), 20
@@ -24,7 +26,7 @@ HITS = ("all", "0", "1", "2", "3", "4")
 METHODS = ("default", "own weight", "pass rate")
 
 
-def poor_overlap() -> str:
+def markdown() -> str:
     """Table of bias and RMSE of log Z (nats) and coverage, by D, N and reference hits."""
     exact = float(log_z_from_q(np.array(P_REFERENCE), BETA, (0.0, 1.0)))
     rows = []
@@ -44,9 +46,7 @@ def poor_overlap() -> str:
     header += [f"{what}, {name}" for what in ("bias", "RMSE") for name in METHODS] + ["coverage, gamma"]
     return "\n".join(
         [
-            "### Proposals that overlap badly",
-            "",
-            f"Prompts of `benchmarks/gate.py`: p = {P_REFERENCE:g}, beta {BETA:g}, a quarter of the N draws from the "
+            f"Written by `python benchmarks/poor_overlap.py`. Prompts of `benchmarks/gate.py`: p = {P_REFERENCE:g}, beta {BETA:g}, a quarter of the N draws from the "
             f"reference, 100 prompts for each of seeds 0 to {SEEDS - 1}; nats, by the number of reference draws that "
             "succeeded (20 prompts or more). *own weight* is mean(w s) + w_bar / (2N), 1 / (2N) without hits.",
             "",
@@ -66,3 +66,7 @@ def replicate(seed: int, d: float, size: int) -> tuple[Array, ...]:
     hits = draws.sum(np.where(draws.from_reference, draws.rewards, 0.0))
     rate = estimate_log_partition_batch(**arrays, method="pass_rate").log_z
     return hits, default.interval_low, default.interval_high, default.log_z, own, rate
+
+
+if __name__ == "__main__":
+    fill("poor_overlap", markdown())

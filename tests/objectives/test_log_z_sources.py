@@ -7,7 +7,6 @@ import pytest
 import torch
 from trl_losses import a2po_trainer_loss
 
-from disa.objectives.a_star_po import a_star_po_loss
 from disa.objectives.log_z import group_log_z, masked_mean, reference_log_z
 from disa.objectives.trajectory_balance import (
     clip_gap,
@@ -15,6 +14,7 @@ from disa.objectives.trajectory_balance import (
     trajectory_balance_loss,
     trajectory_balance_residual,
 )
+from published_losses import a_star_po_loss
 
 ROUNDING = 1e-12  # a handful of float64 operations on numbers of order one
 BETA = 2.0

@@ -6,7 +6,7 @@ import pytest
 import torch
 from trl_losses import grpo_trainer_loss
 
-from disa.objectives.policy_gradient import group_advantage, grpo_loss, gspo_loss
+from published_losses import group_advantage, grpo_loss, gspo_loss
 
 ROUNDING = 1e-12  # a handful of float64 operations on numbers of order one
 MASK = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 1, 0], [1, 0, 0, 0]])

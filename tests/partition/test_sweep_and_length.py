@@ -6,8 +6,8 @@ from disa.errors import DisaError
 from disa.partition import estimate_log_partition_batch
 from disa.partition.draws import collect_draws
 from disa.partition.estimators import ESTIMATORS
-from disa.partition.length import length_normalised_lambda
 from disa.partition.sweep import sweep_log_partition, sweep_log_z
+from length_normalised import length_normalised_lambda
 
 BETAS = [0.5, 5.0, 15.0]
 LENGTHS = np.array([1, 2, 3, 5, 8, 13])

@@ -11,9 +11,9 @@ from small_world import BETA, BINARY, GRADED, LENGTHS, LOG_PROPOSAL, LOG_REF, LO
 
 from disa.partition.draws import collect_draws
 from disa.partition.estimators import ESTIMATORS
-from disa.partition.length import length_normalised_lambda
 from disa.partition.log_weights import balance_log_weights, log_z_from_q, soft_success
 from disa.testing import expectation, log_partition
+from length_normalised import length_normalised_lambda
 
 REWARDS = {"binary": BINARY, "graded": GRADED}
 betas = st.floats(0.01, 40.0)

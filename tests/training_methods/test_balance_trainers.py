@@ -9,8 +9,6 @@ from method_oracle import BETA, SIZE, World, settings
 from trl import GRPOTrainer
 
 from disa.errors import DisaError
-from disa.objectives.a_star_po import a_star_po_loss
-from disa.objectives.policy_gradient import grpo_loss
 from disa.objectives.trajectory_balance import importance_weight
 from disa.training.a_star_po_trainer import AStarPOConfig, AStarPOTrainer, reference_values, unsolved
 from disa.training.balance_config import BalanceConfig
@@ -18,6 +16,7 @@ from disa.training.balance_trainer import BalanceTrainer
 from disa.training.build import build_trainer
 from disa.training.flowrl_trainer import HEAD_FILE, FlowRLConfig, FlowRLTrainer, LogZHead
 from disa.training.group_trainer import GFlowRLConfig, GFlowRLTrainer, VarGradConfig, VarGradTrainer
+from published_losses import a_star_po_loss, grpo_loss
 
 
 @pytest.fixture(scope="module")

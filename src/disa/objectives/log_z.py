@@ -32,7 +32,8 @@ def group_log_z(
 ) -> Float[Tensor, " batch"]:
     """``log Z_hat = mean over the group of (beta r + (log pi_ref - log pi_sampler) / n)``, without gradient.
 
-    VarGrad (Richter et al., arXiv 2010.10436; TBA, arXiv 2503.18929) and GFlowRL (arXiv 2607.13394, Eq. 4). In a
+    VarGrad (Richter et al., arXiv 2010.10436; TBA, arXiv 2503.18929) and GFlowRL (arXiv 2607.13394, Eq. 4). With it
+    the mean squared residual of a group is the log-partition variance: the variance of log Z_hat over completions. In a
     group of one the residual is zero whatever the reward: nothing is learned.
 
     Parameters

@@ -1,7 +1,9 @@
-"""Trajectory balance (Malkin et al., arXiv 2201.13259): one residual and one loss for every source of log Z.
+"""Relative trajectory balance: one residual and one loss for every source of log Z.
 
-DISA (arXiv 2605.17295), A*-PO, VarGrad, GFlowRL and FlowRL all minimise the mean of delta^2. They differ in
-where its log Z comes from, and :mod:`disa.objectives.log_z` has one function or rule a source.
+Trajectory balance (Malkin et al., arXiv 2201.13259) for a target relative to a prior, pi_ref exp(beta r) / Z, has the
+residual ``log Z + log pi - log pi_ref - beta r`` (Venkatraman et al., arXiv 2405.20971). DISA (arXiv 2605.17295), A*-PO,
+VarGrad, GFlowRL and FlowRL all minimise the mean of its square. They differ in where log Z comes from, and
+:mod:`disa.objectives.log_z` has one function or rule per source.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ def trajectory_balance_residual(
     length : {"sum", "mean"}
         ``sum`` (n = 1): zero for every completion exactly when pi = pi_ref exp(beta r) / Z. ``mean`` (n the
         completion's tokens, as FlowRL published it): zero for pi = pi_ref exp(n (beta r - lambda)), another target,
-        whose normaliser lambda is not log Z (:func:`disa.partition.length.length_normalised_lambda`).
+        whose normaliser lambda is not log Z.
     lengths : Tensor of int, shape (batch,)
         Tokens of each completion; needed exactly with ``mean``.
     learned : bool
