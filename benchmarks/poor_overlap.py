@@ -47,8 +47,9 @@ def markdown() -> str:
     return "\n".join(
         [
             "Written by `python benchmarks/poor_overlap.py`. Prompts of `benchmarks/gate.py`: "
-            f"p = {P_REFERENCE:g}, beta {BETA:g}, a quarter of the N draws from the reference, 100 prompts for each of seeds 0 to {SEEDS - 1}; nats, by the number of reference draws that "
-            "succeeded (20 prompts or more). *own weight* is mean(w s) + w_bar / (2N), 1 / (2N) without hits.",
+            f"p = {P_REFERENCE:g}, beta {BETA:g}, a quarter of the N draws from the reference, 100 prompts for each of "
+            f"seeds 0 to {SEEDS - 1}; nats, by the number of reference draws that succeeded (20 prompts or more). "
+            "*own weight* is mean(w s) + w_bar / (2N), 1 / (2N) without hits.",
             "",
             *table(header, rows),
         ]

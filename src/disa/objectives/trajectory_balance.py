@@ -1,8 +1,8 @@
 """Relative trajectory balance: one residual and one loss for every source of log Z.
 
 Trajectory balance (Malkin et al., arXiv 2201.13259) for a target relative to a prior, pi_ref exp(beta r) / Z, has the
-residual ``log Z + log pi - log pi_ref - beta r`` (Venkatraman et al., arXiv 2405.20971). DISA (arXiv 2605.17295), A*-PO,
-VarGrad, GFlowRL and FlowRL all minimise the mean of its square. They differ in where log Z comes from, and
+residual ``log Z + log pi - log pi_ref - beta r`` (Venkatraman et al., arXiv 2405.20971). DISA (arXiv 2605.17295),
+A*-PO, VarGrad, GFlowRL and FlowRL all minimise the mean of its square. They differ in where log Z comes from, and
 :mod:`disa.objectives.log_z` has one function or rule per source.
 """
 
