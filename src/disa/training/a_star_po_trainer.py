@@ -32,7 +32,8 @@ class AStarPOTrainer(BalanceTrainer):
     """Regression onto the optimal advantage (A*-PO, arXiv 2505.20686).
 
     Minimises ``(beta2 (log pi - log pi_ref) + V - r)^2``, which is beta2^2 times the squared trajectory-balance
-    residual with log Z = V / beta2, written as a factor on the residual that all trajectory-balance trainers compute, mask and audit in one place.
+    residual with log Z = V / beta2, written as a factor on the residual that all trajectory-balance trainers
+    compute, mask and audit in one place.
 
     Parameters
     ----------
