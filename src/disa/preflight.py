@@ -13,6 +13,7 @@ from disa.lm.sampling import check_context, declared_stop_token_ids, encode_prom
 from disa.recipe import Recipe
 from disa.runs.records import Prompt
 from disa.tasks import Task
+from disa.tasks.checked_rewards import checked_rewards
 from disa.warmup.embedded_models import EMBEDDED_MODELS
 
 if TYPE_CHECKING:
@@ -65,6 +66,9 @@ def preflight(recipe: Recipe, task: Task, prompts: Callable[[], list[Prompt]]) -
         problem, _, fix = str(error).rpartition(": ")
         raise DisaError(problem, where="recipe, field training.prompts_per_step", fix=fix) from error
     facts.append("prompts: " + ", ".join(f"{len(rows)} {split}" for split, rows in by_split.items()))
+    examples = task.examples(found)
+    rewards = checked_rewards(task, examples, [""] * len(examples))
+    facts.append("reward of an empty completion: " + ", ".join(map(str, rewards)))
     first = [prompt for rows in by_split.values() for prompt in rows[:MOST_PROMPTS]]
     if models and first:
         tokenizer = next(iter(tokenizers.values()))  # the reference's, by which all stages encode

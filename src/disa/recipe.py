@@ -1,4 +1,4 @@
-"""A recipe: one frozen configuration model a stage, read from YAML, with overrides by path."""
+"""A recipe: one frozen configuration model per stage, read from YAML, with overrides by path."""
 
 from __future__ import annotations
 

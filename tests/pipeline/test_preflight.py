@@ -103,6 +103,14 @@ CASES = {
     "no such function": (custom("x = 1\n"), r"reward\.py has no reward"),
     "not a function": (custom("reward = 1\n"), r"reward\.py has a int as reward"),
     "a file that fails": (custom("import nothing_of_this_name\n"), r"cannot import .*ModuleNotFoundError"),
+    "a function that fails on an empty completion": (
+        custom("def reward(completions, **columns):\n    return [1 / len(c) for c in completions]\n"),
+        r"reward .*reward\.py:reward: .*ZeroDivisionError",
+    ),
+    "a reward beyond its range": (
+        custom("def reward(completions, **columns):\n    return [3.0] * len(completions)\n"),
+        r"reward\.py:reward: the function returned 3 for completion '', outside its declared range",
+    ),
     "too few prompts": (too_few_rows, r"training\.prompts_per_step is 400, but disa has \d+ training prompts"),
 }
 

@@ -64,7 +64,8 @@ def test_completions_that_are_mostly_cut_are_warned_of(said, reference_folder):
 @pytest.mark.parametrize(
     ("file", "kept"),
     [
-        ("checkpoints/checkpoint-12", "it goes on from the checkpoint of step 12"),
+        ("checkpoints/checkpoint-12/trainer_state.json", "it goes on from the checkpoint of step 12"),
+        ("checkpoints/checkpoint-12/model.safetensors", "nothing was finished yet, it begins again"),
         ("part-000000.parquet", "1 finished parts are kept"),
         (None, "nothing was finished yet, it begins again"),
     ],
@@ -72,8 +73,8 @@ def test_completions_that_are_mostly_cut_are_warned_of(said, reference_folder):
 def test_an_interrupted_stage_says_what_it_will_go_on_from(file, kept, run_copy, monkeypatch):
     def interrupted(stage, *others):
         if file is not None:
-            (stage.path / file).parent.mkdir(exist_ok=True)
-            (stage.path / file).mkdir() if "checkpoint" in file else (stage.path / file).touch()
+            (stage.path / file).parent.mkdir(exist_ok=True, parents=True)
+            (stage.path / file).touch()
         raise KeyboardInterrupt
 
     monkeypatch.setattr("disa.training.run.run_training", interrupted)

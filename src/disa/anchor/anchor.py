@@ -263,7 +263,7 @@ def freeze(
             raise DisaError(
                 "a second estimate of this prompt",
                 where=f"{path}, row {index}, prompt {row.prompt_id}",
-                fix="freeze one estimate a prompt",
+                fix="freeze one estimate per prompt",
             )
         seen.add(row.prompt_id)
         # One ulp-scale allowance: log1p(expm1(b)) may exceed b by rounding.

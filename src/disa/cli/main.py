@@ -7,6 +7,7 @@ import importlib
 import sys
 import traceback
 from collections.abc import Sequence
+from typing import Any
 
 from disa.cli.evaluation_arguments import add_evaluate, add_judge
 from disa.errors import DisaError
@@ -64,59 +65,54 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    run = commands.add_parser("run", help="run a recipe from tasks to report, continuing where it stopped")
-    _recipe_arguments(run)
-    run.add_argument("--until", choices=STAGES, default=STAGES[-1], metavar="STAGE", help="last stage to run")
-    run.set_defaults(command="run:run_stages", only=None)
+    def command(name: str, does: str, summary: str, *, recipe: bool = True, **defaults: Any) -> Any:
+        """Add a command that calls the function ``does``; most read a recipe."""
+        own = commands.add_parser(name, help=summary)
+        own.set_defaults(command=does, **defaults)
+        own.add_argument("--debug", action="store_true", help="show tracebacks")
+        if recipe:
+            own.add_argument("recipe", metavar="RECIPE.yaml", help="recipe file; recipes/ has examples")
+            own.add_argument(
+                "--set",
+                action="append",
+                default=[],
+                metavar="STAGE.KEY=VALUE",
+                dest="overrides",
+                help="override one setting, for example training.inverse_temperature=8; may be repeated",
+            )
+        return own.add_argument
+
+    add = command("run", "run:run_stages", "run a recipe from tasks to report, continuing where it stopped", only=None)
+    add("--until", choices=STAGES, default=STAGES[-1], metavar="STAGE", help="last stage to run")
 
     for name in STAGES:
-        stage = commands.add_parser(name, help=f"one stage: {_SUMMARIES[name]}")
-        _recipe_arguments(stage)
-        stage.set_defaults(command="run:run_stages", until=name, only=name)
+        command(name, "run:run_stages", f"one stage: {_SUMMARIES[name]}", until=name, only=name)
 
-    check = commands.add_parser("check", help="what a run would refuse, in seconds: reward, models, prompts, sizes")
-    _recipe_arguments(check)
-    check.set_defaults(command="check:check")
+    command("check", "check:check", "what a run would refuse, in seconds: reward, models, prompts, sizes")
 
-    init = commands.add_parser("init", help="write a commented recipe for a model and a data set")
-    init.add_argument("--model", required=True, metavar="FOLDER|HUB_ID", help="the reference")
-    init.add_argument("--proposal", metavar="FOLDER|HUB_ID", help="a stronger model of the same family")
-    init.add_argument(
-        "--dataset", required=True, metavar="FILE|HUB_ID|NAME", help=".jsonl or .parquet, hub id, benchmark or puzzle"
-    )
-    init.add_argument("--verifier", metavar="NAME", help="maths (default), code, exact, or FILE.py:FUNCTION")
-    init.add_argument("--output", default="recipe.yaml", metavar="FILE.yaml", help="where to (recipe.yaml)")
-    init.add_argument("--debug", action="store_true", help="show tracebacks")
-    init.set_defaults(command="init:init")
+    add = command("init", "init:init", "write a commented recipe for a model and a data set", recipe=False)
+    add("--model", required=True, metavar="FOLDER|HUB_ID", help="the reference")
+    add("--proposal", metavar="FOLDER|HUB_ID", help="a stronger model of the same family")
+    add("--dataset", required=True, metavar="FILE|HUB_ID|NAME", help=".jsonl or .parquet, hub id, benchmark or puzzle")
+    add("--verifier", metavar="NAME", help="maths (default), code, exact, or FILE.py:FUNCTION")
+    add("--output", default="recipe.yaml", metavar="FILE.yaml", help="where to (recipe.yaml)")
 
-    schema = commands.add_parser("schema", help="print the JSON schema of a recipe, for editors")
-    schema.add_argument("--debug", action="store_true", help="show tracebacks")
-    schema.set_defaults(command="init:schema")
+    command("schema", "init:schema", "print the JSON schema of a recipe, for editors", recipe=False)
 
-    study = commands.add_parser("study", help="error of log Z by proposal strength, inverse temperature and size")
-    _recipe_arguments(study)
-    study.add_argument("--page", metavar="FILE.md", help="put tables and figures between this page's study markers")
-    study.set_defaults(command="study:run_study")
+    add = command("study", "study:run_study", "error of log Z by proposal strength, inverse temperature and size")
+    add("--page", metavar="FILE.md", help="put tables and figures between this page's study markers")
 
-    inspect = commands.add_parser("inspect", help="verdict on a run directory or an anchor")
-    inspect.add_argument("path", metavar="RUN|ANCHOR", help="run directory, or anchor folder")
-    inspect.add_argument("--json", action="store_true", help="print one JSON object instead")
-    inspect.add_argument("--figures", metavar="DIR", help="draw the anchor's figures into this folder")
-    inspect.add_argument(
-        "--inverse-temperature",
-        type=_numbers,
-        metavar="B,B",
-        help="log Z, mean reward and KL of the target at these too; no new trajectories are needed",
-    )
-    inspect.add_argument("--debug", action="store_true", help="show tracebacks")
-    inspect.set_defaults(command="inspect:inspect")
+    add = command("inspect", "inspect:inspect", "verdict on a run directory or an anchor", recipe=False)
+    add("path", metavar="RUN|ANCHOR", help="run directory, or anchor folder")
+    add("--json", action="store_true", help="print one JSON object instead")
+    add("--figures", metavar="DIR", help="draw the anchor's figures into this folder")
+    betas = "log Z, mean reward and KL of the target at these too; no new trajectories are needed"
+    add("--inverse-temperature", type=_numbers, metavar="B,B", help=betas)
 
-    compare = commands.add_parser("compare", help="methods x seeds from one recipe, side by side, continuing")
-    _recipe_arguments(compare)
-    compare.add_argument("--methods", metavar="NAME,...", help="work on these methods of the recipe only")
-    compare.add_argument("--seeds", metavar="N,...", help="work on these seeds of the recipe only")
-    compare.add_argument("--table", action="store_true", help="do no work: the table of what is finished")
-    compare.set_defaults(command="compare:compare")
+    add = command("compare", "compare:compare", "methods x seeds from one recipe, side by side, continuing")
+    add("--methods", metavar="NAME,...", help="work on these methods of the recipe only")
+    add("--seeds", metavar="N,...", help="work on these seeds of the recipe only")
+    add("--table", action="store_true", help="do no work: the table of what is finished")
 
     evaluate = commands.add_parser("evaluate", help="Mean@k and pass@k of any models on tasks, side by side")
     add_evaluate(evaluate)
@@ -126,41 +122,19 @@ def _parser() -> argparse.ArgumentParser:
     add_judge(judge)
     judge.set_defaults(command="judge:judge")
 
-    plan = commands.add_parser("plan", help="tokens, operations, memory and time of every stage, here and on a cluster")
-    _recipe_arguments(plan)
-    plan.add_argument("--gpus", type=int, metavar="N", help="also plan for a cluster of N GPUs")
-    plan.add_argument("--gpu", choices=("a100", "h100", "h200"), default="h100", help="their kind (h100)")
-    plan.add_argument(
-        "--utilisation",
-        type=_share,
-        nargs=2,
-        metavar=("PASSES", "DECODING"),
-        help="shares of the GPUs' peak that are reached (0.35 0.05)",
-    )
-    plan.add_argument("--against", metavar="RUN", help="compare with the times of a finished run")
-    plan.add_argument("--json", action="store_true", help="print one JSON object instead")
-    plan.set_defaults(command="plan:plan")
+    add = command("plan", "plan:plan", "tokens, operations, memory and time of every stage, here and on a cluster")
+    add("--gpus", type=int, metavar="N", help="also plan for a cluster of N GPUs")
+    add("--gpu", choices=("a100", "h100", "h200"), default="h100", help="their kind (h100)")
+    shares = "shares of the GPUs' peak that are reached (0.35 0.05)"
+    add("--utilisation", type=_share, nargs=2, metavar=("PASSES", "DECODING"), help=shares)
+    add("--against", metavar="RUN", help="compare with the times of a finished run")
+    add("--json", action="store_true", help="print one JSON object instead")
 
-    verl = commands.add_parser("verl", help="train a recipe's policy with verl on a Ray cluster")
-    _recipe_arguments(verl)
-    verl.add_argument("--anchor", metavar="DIR", help="anchor folder; by default the run's 5_anchor")
-    verl.add_argument("--check", action="store_true", help="check and write the configuration, but start nothing")
-    verl.add_argument("--export", metavar="DIR", help="start nothing: write the last checkpoint, in float32")
-    verl.set_defaults(command="verl:train")
+    add = command("verl", "verl:train", "train a recipe's policy with verl on a Ray cluster")
+    add("--anchor", metavar="DIR", help="anchor folder; by default the run's 5_anchor")
+    add("--check", action="store_true", help="check and write the configuration, but start nothing")
+    add("--export", metavar="DIR", help="start nothing: write the last checkpoint, in float32")
     return parser
-
-
-def _recipe_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", metavar="RECIPE.yaml", help="recipe file; recipes/ has examples")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="STAGE.KEY=VALUE",
-        dest="overrides",
-        help="override one setting, for example training.inverse_temperature=8; may be repeated",
-    )
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
 
 
 def _share(text: str) -> float:

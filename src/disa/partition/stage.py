@@ -1,4 +1,4 @@
-"""The partition stage: scored trajectories to one estimate of log Z a prompt."""
+"""The partition stage: scored trajectories to one estimate of log Z per prompt."""
 
 from __future__ import annotations
 

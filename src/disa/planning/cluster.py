@@ -12,7 +12,7 @@ class Gpu:
     """Published figures of one GPU."""
 
     bfloat16: float
-    """Dense tensor-core operations a second in bfloat16."""
+    """Dense tensor-core operations per second in bfloat16."""
     memory: float
     """Bytes."""
     source: str

@@ -20,7 +20,7 @@ class ModelShape:
     layers: int
     hidden: int
     kv_width: int
-    """Key (or value) numbers a token and layer: heads times their width."""
+    """Key (or value) numbers per token and layer: heads times their width."""
     vocabulary: int
 
     @classmethod
@@ -40,7 +40,7 @@ class ModelShape:
         )
 
     def forward_flops(self, tokens: float, context: float) -> float:
-        """``tokens (2 N + 2 layers context hidden)``: a multiply and an add a weight, and causal attention.
+        """``tokens (2 N + 2 layers context hidden)``: a multiply and an add per weight, and causal attention.
 
         Kaplan et al. 2020 (arXiv 2001.08361, section 2.1), with the head's weights in N because small models spend
         much of their time there. A backward pass counts twice a forward pass.

@@ -42,7 +42,7 @@ class StagePlan:
 def make_plan(
     recipe: Recipe, rehearsal: Rehearsal, *, cluster: Cluster | None = None, against: Path | None = None
 ) -> list[StagePlan]:
-    """One row a stage, in pipeline order; the report, a few seconds of plotting, is left out.
+    """One row per stage, in pipeline order; the report, a few seconds of plotting, is left out.
 
     Parameters
     ----------

@@ -36,7 +36,7 @@ class Pace:
     overhead: float
     """Seconds, whatever the amount of work."""
     per_unit: float = 0.0
-    """Seconds a unit: a step (``warmup``), a token (``3_scoring``), a prompt (``4_partition``), else a completion."""
+    """Seconds per unit: a step (``warmup``), a token (``3_scoring``), a prompt (``4_partition``), else a completion."""
 
     def seconds(self, units: float) -> float:
         """Time for so many units."""
@@ -101,7 +101,7 @@ def rehearse(recipe: Recipe) -> Rehearsal:
 def _small(recipe: Recipe, folder: str) -> Recipe:
     """The recipe with few steps and few prompts.
 
-    Time is linear in the batch for models that keep the machine busy: one batch a part and one micro-batch a step do.
+    Time is linear in the batch for models that keep the machine busy: a batch per part and a micro-batch per step do.
     A small model's pace depends on the batch, so it gets the recipe's own parts and steps, which cost it little.
     """
     proposals, training, evaluation = recipe.proposals, recipe.training, recipe.evaluation

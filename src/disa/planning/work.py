@@ -138,7 +138,7 @@ def _cache_bytes(shape: ModelShape, tokens: float) -> float:
 def _activation_bytes(shape: ModelShape, tokens: float, *, trained: bool, whole_logits: bool) -> float:
     """What a pass keeps: a layer's activations (all layers' where a backward pass follows), and the logits.
 
-    34 hidden bytes a token and layer in 16 bits (Korthikanti et al. 2022, arXiv 2205.05198, equation 2 without its
+    34 hidden bytes per token and layer in 16 bits (Korthikanti et al. 2022, arXiv 2205.05198, equation 2 without its
     attention term, which fused attention does not store), twice that in float32. Whole logits come with their
     log-softmax and its gradient; else there is one block at a time.
     """

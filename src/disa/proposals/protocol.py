@@ -39,7 +39,7 @@ class Engine(Protocol):
     """Draws the trajectories of one source."""
 
     def draw(self, jobs: Sequence[Job]) -> list[Draw]:
-        """One trajectory a job, in their order.
+        """One trajectory per job, in their order.
 
         Raises
         ------

@@ -185,7 +185,9 @@ class StageFolder:
 
     def kept(self) -> str:
         """What an interrupted stage goes on from: its newest checkpoint, or its finished parts."""
-        steps = [int(path.name.removeprefix("checkpoint-")) for path in self.path.rglob("checkpoint-[0-9]*")]
+        # The trainer's state is the last file of a checkpoint.
+        saved = [path.parent.name for path in self.path.rglob("checkpoint-[0-9]*/trainer_state.json")]
+        steps = [int(name.removeprefix("checkpoint-")) for name in saved]
         if steps:
             return f"it goes on from the checkpoint of step {max(steps)}"
         parts = len(list(self.path.glob("*.parquet")))

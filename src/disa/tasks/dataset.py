@@ -111,6 +111,10 @@ class DatasetTask(Task):
         """
         return self._all_prompts[split]
 
+    def examples(self, prompts: Sequence[Prompt]) -> list[Prompt]:
+        """One prompt for each verifier."""
+        return list({read_payload(prompt, "verifier"): prompt for prompt in prompts}.values())
+
     def data_report(self) -> DataReport:
         """Sources with what vouches for them, and every row that was left out, with the row it repeats."""
         return self._read[1]

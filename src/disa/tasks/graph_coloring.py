@@ -44,7 +44,7 @@ class GraphColoring(Task):
         return list(_colorings(vertices, colors, frozen(edges)))
 
     def mode(self, prompt: Prompt, completion: str) -> str | None:
-        """The colouring in order of first use, where the completion is one colour digit a vertex and proper."""
+        """The colouring in order of first use, where the completion is one colour digit per vertex and proper."""
         vertices, colors, edges = read_payload(prompt, "vertices", "colors", "edges")
         text = completion.strip()
         allowed = {str(color) for color in range(1, colors + 1)}

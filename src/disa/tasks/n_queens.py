@@ -14,7 +14,7 @@ _EMPTY = "?"
 
 
 class NQueens(Task):
-    """A board is one column digit a row, and a complete valid board is its own mode."""
+    """A board is one column digit per row, and a complete valid board is its own mode."""
 
     name = "n_queens"
     version = 1
@@ -87,7 +87,7 @@ def _completions(board: str) -> tuple[str, ...]:
 def _quarter_turn(board: str) -> str:
     """The board turned by 90 degrees: row r, column c goes to row c, column n - 1 - r.
 
-    A partial board has at most one queen a column too, so it stays one mark a row.
+    A partial board has at most one queen per column too, so it stays one mark per row.
     """
     turned = [_EMPTY] * len(board)
     for row, mark in enumerate(board):

@@ -84,6 +84,10 @@ class Task(ABC):
         """
         return [self.reward(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
 
+    def examples(self, prompts: Sequence[Prompt]) -> list[Prompt]:
+        """One prompt for each way of judging, by which a verifier can be tried."""
+        return list(prompts[:1])
+
     def data_report(self) -> DataReport | None:
         """Where fixed rows came from and which were left out; None where prompts are generated."""
         return None

@@ -55,7 +55,7 @@ class WarmupConfig(StageConfig):
     demonstrations_per_prompt: int = Field(4, ge=1)
     """Demonstrations written for each warm-up prompt."""
     batch_size: int = Field(128, ge=1)
-    """Demonstrations a step."""
+    """Demonstrations per step."""
     learning_rate: float = Field(2e-3, gt=0)
     """Peak learning rate (AdamW, cosine decay, 5% linear warm-up)."""
     compute: Literal["float32", "bfloat16"] = "float32"

@@ -12,7 +12,7 @@ PAD, EOS = "<pad>", "<eos>"
 
 
 def character_tokenizer(alphabet: str) -> PreTrainedTokenizerFast:
-    """Fast tokenizer with one token a character of ``alphabet``, plus padding and end of text.
+    """Fast tokenizer with one token per character of ``alphabet``, plus padding and end of text.
 
     A character outside the alphabet is an error for the caller to find: it encodes to nothing.
     """
