@@ -66,7 +66,7 @@ def test_completions_that_are_mostly_cut_are_warned_of(said, reference_folder):
     [
         ("checkpoints/checkpoint-12/trainer_state.json", "it goes on from the checkpoint of step 12"),
         ("checkpoints/checkpoint-12/model.safetensors", "nothing was finished yet, it begins again"),
-        ("part-000000.parquet", "1 finished parts are kept"),
+        ("part-000000.parquet", "finished parts are kept: 1"),
         (None, "nothing was finished yet, it begins again"),
     ],
 )

@@ -191,7 +191,7 @@ class StageFolder:
         if steps:
             return f"it goes on from the checkpoint of step {max(steps)}"
         parts = len(list(self.path.glob("*.parquet")))
-        return f"{parts} finished parts are kept" if parts else "nothing was finished yet, it begins again"
+        return f"finished parts are kept: {parts}" if parts else "nothing was finished yet, it begins again"
 
     def rows(self, row_type: type[Row]) -> list[Row]:
         """All rows of the finished stage, in the order of their parts' keys."""
