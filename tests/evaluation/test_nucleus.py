@@ -46,11 +46,17 @@ def test_temperature_0_takes_the_most_likely_token(model, tokenizer):
         context = [*context, token]
 
 
+def whole(p, top_p):
+    """The nucleus as probabilities of the whole vocabulary."""
+    ids, kept = nucleus(p, top_p)
+    return torch.zeros_like(p).scatter_add(1, ids, kept)
+
+
 def test_the_nucleus_is_the_smallest_set_that_reaches_top_p():
     p = torch.tensor([[0.1, 0.4, 0.2, 0.3], [0.25, 0.25, 0.25, 0.25]], dtype=torch.float64)
-    assert nucleus(p, 0.7).tolist() == [[0, 0.4, 0, 0.3], [0.25, 0.25, 0.25, 0]]
-    assert nucleus(p, 0.71).tolist()[0] == [0, 0.4, 0.2, 0.3]
-    assert nucleus(p, 1e-9).tolist()[0] == [0, 0.4, 0, 0]
+    assert whole(p, 0.7).tolist() == [[0, 0.4, 0, 0.3], [0.25, 0.25, 0.25, 0]]
+    assert whole(p, 0.71).tolist()[0] == [0, 0.4, 0.2, 0.3]
+    assert whole(p, 1e-9).tolist()[0] == [0, 0.4, 0, 0]
 
 
 def whole_sort(p, top_p):
@@ -66,9 +72,18 @@ def test_in_a_large_vocabulary_the_nucleus_is_that_of_all_tokens_in_order_also_a
     scores[1] = (scores[1] * 2).round()  # many equal probabilities
     scores[2, 5:] = scores[2, 4]
     p = torch.softmax(scores, dim=-1)
-    assert torch.equal(nucleus(p, top_p), whole_sort(p, top_p))
+    assert torch.equal(whole(p, top_p), whole_sort(p, top_p))
     one = torch.full((1, 3000), 1 / 3000, dtype=torch.float64)
-    assert torch.equal(nucleus(one, top_p), whole_sort(one, top_p))
+    assert torch.equal(whole(one, top_p), whole_sort(one, top_p))
+
+
+def test_few_tokens_of_a_large_vocabulary_are_left_to_be_sorted():
+    # Sorting all of them at every step takes several times as long as drawing from all of them.
+    scores = torch.randn(4, 152_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    scores[:, :50] += 15
+    ids, kept = nucleus(torch.softmax(scores, dim=-1), 0.95)
+    assert 50 <= ids.shape[1] < 1000
+    assert (kept.sum(dim=-1) >= 0.95).all()
 
 
 def test_a_checkpoints_own_generation_settings_change_nothing(model, tokenizer, monkeypatch):
@@ -87,7 +102,7 @@ def test_tokens_outside_the_nucleus_are_never_drawn_and_those_inside_in_proporti
     prompt = prompts(tokenizer, 1)
     with torch.no_grad():
         p = torch.softmax(model(torch.tensor(prompt)).logits[:, -1].double() / settings.temperature, dim=-1)
-    kept = nucleus(p, 0.6)[0]
+    kept = whole(p, 0.6)[0]
     expected = (kept / kept.sum()).numpy()
     assert 1 < np.count_nonzero(expected) < len(expected)
     u = np.random.default_rng(0).random((n, 1))

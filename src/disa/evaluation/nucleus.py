@@ -20,9 +20,6 @@ from disa.evaluation.generation import GenerationSettings
 from disa.lm.loading import effective_dtype
 from disa.lm.sampler import draw_rows
 
-# Holds the nucleus of a confident model at every step; more are sorted where it does not.
-_FIRST_SORTED = 256
-
 
 def pick_in_nucleus(
     scores: torch.Tensor, u: torch.Tensor, temperature: float, *, top_p: float
@@ -46,33 +43,43 @@ def pick_in_nucleus(
     if temperature == 0:
         return scores.argmax(dim=-1), torch.zeros(len(scores), dtype=torch.float64, device=scores.device)
     p = torch.softmax(scores.double() / temperature, dim=-1)
-    if top_p < 1:
-        p = nucleus(p, top_p)
+    ids, p = nucleus(p, top_p) if top_p < 1 else (None, p)
     cumulative = p.cumsum(dim=-1)
     total = cumulative[:, -1:]
     # right: the first token whose cumulative probability exceeds u, so never one of probability 0.
-    token = torch.searchsorted(cumulative, u[:, None] * total, right=True).clamp(max=scores.shape[-1] - 1)
-    return token.squeeze(1), (p.gather(1, token) / total).log().squeeze(1)
+    at = torch.searchsorted(cumulative, u[:, None] * total, right=True).clamp(max=p.shape[-1] - 1)
+    token = at if ids is None else ids.gather(1, at)
+    return token.squeeze(1), (p.gather(1, at) / total).log().squeeze(1)
 
 
-def nucleus(p: torch.Tensor, top_p: float) -> torch.Tensor:
-    """Probabilities, shape (rows, tokens), with those outside the nucleus set to 0; not normalised again.
+def nucleus(p: torch.Tensor, top_p: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens that may be in the nucleus, in order, and their probabilities, 0 outside it; not normalised again.
 
-    Of equal probabilities the lower token comes first. Only the largest are put in order, as many as it takes:
-    sorting a whole vocabulary at every step takes as long as a small model's forward pass.
+    Of equal probabilities the lower token comes first. Tokens of at most ``(1 - top_p) / tokens`` have together at most
+    ``1 - top_p``, so none of them is inside: of a large vocabulary few are left to be sorted. Half of that allows for
+    rounding.
+
+    Parameters
+    ----------
+    p : Tensor, shape (rows, tokens)
+    top_p : float
+
+    Returns
+    -------
+    tuple of Tensor, shape (rows, most candidates of a row)
+        Rows with fewer are filled with token 0 of probability 0.
     """
-    size = p.shape[-1]
-    k = min(_FIRST_SORTED, size)
-    while True:
-        index = p.topk(k).indices.sort(dim=-1).values
-        ordered, order = p.gather(1, index).sort(dim=-1, descending=True, stable=True)
-        # A token belongs to the nucleus while those before it have not reached top_p: the first one always does.
-        inside = ordered.cumsum(dim=-1) - ordered < top_p
-        smallest = torch.where(inside, ordered, torch.inf).amin(dim=-1)
-        # Tokens that were not looked at are at most as likely as the last: they are outside if it is less likely.
-        if k == size or bool((smallest > ordered[:, -1]).all()):
-            return torch.zeros_like(p).scatter(1, index.gather(1, order), torch.where(inside, ordered, 0.0))
-        k = min(8 * k, size)
+    candidates = p > 0.5 * (1 - top_p) / p.shape[-1]
+    row, token = candidates.nonzero(as_tuple=True)
+    counts = candidates.sum(dim=-1)
+    place = torch.arange(len(row), device=p.device) - (counts.cumsum(0) - counts)[row]
+    ids = token.new_zeros(len(p), int(counts.max()))
+    ids[row, place] = token
+    kept = p.gather(1, ids) * (torch.arange(ids.shape[1], device=p.device) < counts[:, None])
+    ordered, order = kept.sort(dim=-1, descending=True, stable=True)
+    # A token belongs to the nucleus while those before it have not reached top_p: the first one always does.
+    inside = ordered.cumsum(dim=-1) - ordered < top_p
+    return ids, torch.zeros_like(kept).scatter(1, order, torch.where(inside, ordered, 0.0))
 
 
 def draw(
