@@ -83,8 +83,13 @@ def test_identity_leaves_out_exactly_the_fields_declared_speed_only():
         width: int = 1
         batch: int = speed_only(8)
 
+    class Outer(StageConfig):
+        inner: Config = Config()
+        seed: int = 0
+
     assert Config().identity() == {"width": 1}
     assert Config(batch=9).identity() == Config().identity()
+    assert Outer(inner=Config(batch=9)).identity() == {"inner": {"width": 1}, "seed": 0}
 
 
 def test_values_and_overrides_reach_the_recipe(tiny_recipe, write_recipe):

@@ -52,7 +52,7 @@ class ImportedTrajectories:
         Those of the run. Rows of other prompts are left out and counted.
     tokenizer : PreTrainedTokenizerBase
         The reference's.
-    law : SamplingConfig
+    sampling : SamplingConfig
     stops : sequence of int
         Stop tokens.
 
