@@ -55,9 +55,11 @@ from disa.testing import (
     total_variation,
 )
 from disa.testing.hf import PROMPTS, from_causal_lm, oracle_tokenizer, save_oracle
-from disa.training.a_star_po_trainer import AStarPOConfig, AStarPOTrainer, reference_values
-from disa.training.flowrl_trainer import FlowRLConfig, FlowRLTrainer
-from disa.training.group_trainer import GFlowRLConfig, GFlowRLTrainer, VarGradConfig, VarGradTrainer
+from disa.training.a_star_po import a_star_po, reference_values
+from disa.training.balance_trainer import BalanceTrainer
+from disa.training.build import FLOWRL_PUBLISHED, GFLOWRL_PUBLISHED
+from disa.training.learned_log_z import Learned
+from disa.training.log_z import Group, LogZ, gflowrl
 from disa.training.offline_trainer import OfflineConfig, OfflineTrainer, balance, forward_loss, supervised
 from disa.training.stored import StoredTrajectories
 from disa.training.trajectory_weights import supervised_weights, target_weights
@@ -65,6 +67,7 @@ from disa.training.trajectory_weights import supervised_weights, target_weights
 Array = NDArray[np.float64]
 BETA, N = 3.0, len(PROMPTS)
 GROUP = 8
+HEAD_RATE = 0.03  # of FlowRL's head
 BATCH = GROUP * N
 ANCHOR_DRAWS = 64
 """Trajectories a prompt behind an estimated log Z."""
@@ -215,6 +218,10 @@ class World:
             **given,
         )
 
+    def balance(self, log_z: LogZ, *, group: int = GROUP, **own: Any) -> Trainer:
+        """Make a trainer with another log Z than an anchor's."""
+        return self.online(BalanceTrainer, DISAConfig, group=group, own=own, log_z=log_z)
+
     def offline(self, stored: StoredTrajectories, loss: Callable, **changes: Any) -> Trainer:
         """Make a trainer that reads trajectories."""
         args = OfflineConfig(**self.arguments(**changes))
@@ -235,7 +242,6 @@ def methods(world: World) -> dict[str, Callable[[], Trainer]]:
     reference_draws = [r for r in world.rows if r.source == "reference"]
     values = reference_values(reference_draws, inverse_temperature=BETA)
     gspo = {"importance_sampling_level": "sequence", "loss_type": "grpo", "epsilon": 3e-4, "epsilon_high": 4e-4}
-    head = {"log_z_learning_rate": 0.03}
     return {
         "DISA, exact log Z": lambda: world.disa(exact),
         "DISA, exact log Z, groups of one": lambda: world.disa(exact, group=1),
@@ -244,14 +250,12 @@ def methods(world: World) -> dict[str, Callable[[], Trainer]]:
             world.stored(target_weights(world.rows, world.anchor(all_rows))), forward_loss
         ),
         "DISA, both in equal shares": lambda: world.disa(all_rows, share=0.5),
-        "A*-PO, 8 reference samples": lambda: world.online(
-            AStarPOTrainer, AStarPOConfig, group=1, own={}, values=values
-        ),
-        "VarGrad": lambda: world.online(VarGradTrainer, VarGradConfig, own={}),
-        "GFlowRL, means over tokens": lambda: world.online(GFlowRLTrainer, GFlowRLConfig, own={"length": "mean"}),
-        "GFlowRL, published": lambda: world.online(GFlowRLTrainer, GFlowRLConfig, own={"published": True}),
-        "FlowRL, sums": lambda: world.online(FlowRLTrainer, FlowRLConfig, own=head),
-        "FlowRL, published": lambda: world.online(FlowRLTrainer, FlowRLConfig, own=head | {"published": True}),
+        "A*-PO, 8 reference samples": lambda: world.balance(a_star_po(values, BETA), group=1),
+        "VarGrad": lambda: world.balance(Group()),
+        "GFlowRL, means over tokens": lambda: world.balance(gflowrl(), length="mean"),
+        "GFlowRL, published": lambda: world.balance(gflowrl(sums=True), **GFLOWRL_PUBLISHED),
+        "FlowRL, sums": lambda: world.balance(Learned(HEAD_RATE)),
+        "FlowRL, published": lambda: world.balance(Learned(HEAD_RATE, normalised_rewards=True), **FLOWRL_PUBLISHED),
         "GRPO": lambda: world.online(GRPOTrainer, GRPOConfig, own={}),
         "GSPO": lambda: world.online(GRPOTrainer, GRPOConfig, own=gspo),
         "SFT, correct": lambda: world.offline(

@@ -24,7 +24,9 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.experimental.a2po import A2POConfig, A2POTrainer
 
 from disa.lm.hf_trainer import trainer_arguments
-from disa.training.a_star_po_trainer import AStarPOConfig, AStarPOTrainer
+from disa.training.balance_trainer import BalanceTrainer
+from disa.training.disa_config import DISAConfig
+from disa.training.log_z import Frozen
 from page import fill, table
 from paired import Seconds, in_turns, ratio
 from scoring_speed import PAGE, random_llama
@@ -66,8 +68,10 @@ def ways(folder: Path, case: tuple[int, int, int, int]) -> dict[str, Callable[[]
     repeated = Dataset.from_list([{"prompt": text} for text in texts for _ in range(group)])
 
     def ours(policy: Any) -> Any:
-        args = AStarPOConfig(inverse_temperature=BETA, num_generations=group, **shared)
-        return AStarPOTrainer(policy, [reward], dict.fromkeys(texts, 0.0), args, rows, processing_class=tokenizer)
+        args = DISAConfig(inverse_temperature=BETA, num_generations=group, baseline="none", **shared)
+        return BalanceTrainer(
+            policy, [reward], Frozen(dict.fromkeys(texts, 0.0)), args, rows, processing_class=tokenizer
+        )
 
     def grpo(policy: Any) -> Any:
         args = GRPOConfig(beta=1 / BETA, num_generations=group, **shared)
@@ -98,7 +102,7 @@ def main() -> None:
     header = ["prompts", "completions of each", "prompt", "completion", "GRPOTrainer / ours", "by CPU time"]
     text = [
         f"{torch.get_num_threads()} threads, median of {options.repeats} turns with its range; a step is sampling, "
-        "reward, reference, loss, backward and AdamW. Ours is `AStarPOTrainer`, which has DISA's step.",
+        "reward, reference, loss, backward and AdamW. Ours is `BalanceTrainer` with a frozen log Z and no baseline.",
         "",
         *table([*header, "A2POTrainer / ours", "by CPU time"], lines),
     ]

@@ -9,8 +9,8 @@ from trl import GRPOConfig
 from disa import DISATrainer
 from disa.lm.hf_trainer import trainer_arguments
 from disa.lm.loading import load_tokenizer, trainable_model
-from disa.training.build import SamplingTrainer
 from disa.training.run import TaskReward
+from disa.training.shared_prompt_trainer import SharedPromptTrainer
 
 LORA = LoraConfig(r=2, lora_alpha=4, target_modules="all-linear", task_type="CAUSAL_LM")
 # Each would change what is drawn: the first as good as always to the likeliest token.
@@ -43,7 +43,7 @@ def grpo(small_run, tmp_path, model):
         save_strategy="no",
         **trainer_arguments("float32", log_every=1),
     )
-    return noting(SamplingTrainer)(
+    return noting(SharedPromptTrainer)(
         model=model,
         reward_funcs=[TaskReward(small_run.task)],
         args=args,

@@ -11,7 +11,8 @@ from small_trainer import RecordingTrainer
 from trl import GRPOConfig, GRPOTrainer
 
 import disa.training
-from disa.training.balance_config import _REFUSED, _UNREAD
+from disa.training.balance_trainer import BalanceTrainer
+from disa.training.disa_config import _REFUSED, _UNREAD
 from disa.training.trainer import DISATrainer
 
 # Parameters by which the overridden methods are called, and those by which the project calls the engine.
@@ -53,14 +54,14 @@ def test_an_overridden_method_has_the_engine_s_signature(method, parameters):
 
 def test_the_engine_s_constructor_takes_what_disa_passes_on():
     missing = CONSTRUCTOR - set(inspect.signature(GRPOTrainer.__init__).parameters)
-    assert not missing, f"GRPOTrainer.__init__ no longer takes {missing}; see DISATrainer.__init__"
-    assert set(inspect.signature(DISATrainer.__init__).parameters) >= CONSTRUCTOR
+    assert not missing, f"GRPOTrainer.__init__ no longer takes {missing}; see BalanceTrainer.__init__"
+    assert set(inspect.signature(BalanceTrainer.__init__).parameters) >= CONSTRUCTOR
 
 
 def test_the_engine_s_log_prob_method_is_called_as_it_is_declared():
     method = GRPOTrainer._get_per_token_logps_and_entropies
     found = list(inspect.signature(method).parameters)
-    message = f"_get_per_token_logps_and_entropies changed: {found}; see DISATrainer._sequence_log_probs"
+    message = f"_get_per_token_logps_and_entropies changed: {found}; see BalanceTrainer.sequence_log_probs"
     expected = ["self", "model", "input_ids", "attention_mask", "logits_to_keep", "batch_size", "compute_entropy"]
     assert found[:7] == expected, message
     assert list(inspect.signature(DISATrainer._get_per_token_logps_and_entropies).parameters)[:7] == expected
@@ -83,7 +84,8 @@ def test_refused_settings_exist_and_their_neutral_values_are_the_engine_s_defaul
 def test_the_engine_has_every_attribute_and_gives_every_tensor_that_disa_reads(small_run, tmp_path):
     trainer = small_run.trainer(tmp_path, trainer_class=RecordingTrainer)
     trainer.train()
-    own = {node.attr for node in ast.walk(_tree(DISATrainer)) if _is_self_attribute(node)}
+    trees = [_tree(trainer) for trainer in (BalanceTrainer, DISATrainer)]
+    own = {node.attr for tree in trees for node in ast.walk(tree) if _is_self_attribute(node)}
     missing = {name for name in own if not hasattr(trainer, name)}
     assert not missing, f"the engine no longer has {missing}"
     # The list says that the search above finds what matters.

@@ -10,12 +10,12 @@ from trl import GRPOTrainer
 
 from disa.errors import DisaError
 from disa.objectives.trajectory_balance import importance_weight
-from disa.training.a_star_po_trainer import AStarPOConfig, AStarPOTrainer, reference_values, unsolved
-from disa.training.balance_config import BalanceConfig
-from disa.training.balance_trainer import BalanceTrainer
-from disa.training.build import build_trainer
-from disa.training.flowrl_trainer import HEAD_FILE, FlowRLConfig, FlowRLTrainer, LogZHead
-from disa.training.group_trainer import GFlowRLConfig, GFlowRLTrainer, VarGradConfig, VarGradTrainer
+from disa.training.a_star_po import a_star_po, reference_values, unsolved
+from disa.training.balance_trainer import MODULE_FILE, BalanceTrainer
+from disa.training.build import FLOWRL_PUBLISHED, GFLOWRL_PUBLISHED, build_trainer
+from disa.training.disa_config import DISAConfig
+from disa.training.learned_log_z import Learned, LogZHead
+from disa.training.log_z import Frozen, Group, gflowrl
 from published_losses import a_star_po_loss, grpo_loss
 
 
@@ -24,47 +24,43 @@ def world(tmp_path_factory):
     return World(tmp_path_factory.mktemp("oracle") / "reference")
 
 
-class Frozen(BalanceTrainer):
-    """The least a method needs: a log Z known beforehand."""
+def trained_by(world, tmp_path, log_z, **changes):
+    return BalanceTrainer(log_z=log_z, args=DISAConfig(**settings(tmp_path, **changes)), **world.online())
 
-    exact = None
 
-    def _known_log_z(self, batch, rows):
-        return torch.tensor([self.exact[int(row["prompt_id"])] for row in rows], dtype=torch.float64)
+def values(world):
+    return dict(zip("0123", world.log_z, strict=True))
 
 
 def frozen(world, tmp_path, **changes):
-    trainer = Frozen(args=BalanceConfig(**settings(tmp_path, **changes)), **world.online())
-    trainer.exact = world.log_z
-    return trainer
+    return trained_by(world, tmp_path, Frozen(values(world)), baseline="none", **changes)
 
 
 def flowrl(world, tmp_path, **changes):
     # The oracle's prompts are told apart only by the table's own rows, so the head learns fast or not at all.
-    args = FlowRLConfig(**settings(tmp_path, **changes), log_z_learning_rate=0.03)
-    return FlowRLTrainer(args=args, **world.online())
+    return trained_by(world, tmp_path, Learned(0.03), **changes)
 
 
 def vargrad(world, tmp_path, **changes):
-    return VarGradTrainer(args=VarGradConfig(**settings(tmp_path, **changes)), **world.online())
+    return trained_by(world, tmp_path, Group(), **changes)
 
 
-def gflowrl(world, tmp_path, published=False, clips=(None, None), **changes):
-    args = GFlowRLConfig(**settings(tmp_path, **changes), published=published, clip_low=clips[0], clip_high=clips[1])
-    return GFlowRLTrainer(args=args, **world.online())
+def gflow(world, tmp_path, published=False, clips=(None, None), **changes):
+    log_z = gflowrl(clip_low=clips[0], clip_high=clips[1], sums=published)
+    return trained_by(world, tmp_path, log_z, **changes | (GFLOWRL_PUBLISHED if published else {}))
 
 
-def a_star_po(world, tmp_path, **changes):
-    values = dict(zip("0123", world.log_z, strict=True))
-    args = AStarPOConfig(**settings(tmp_path, group=1, **changes) | {"per_device_train_batch_size": SIZE})
-    return AStarPOTrainer(values=values, args=args, **world.online())
+def a2po(world, tmp_path, **changes):
+    return trained_by(
+        world, tmp_path, a_star_po(values(world), BETA), group=1, **{"per_device_train_batch_size": SIZE} | changes
+    )
 
 
 # Measured after 150 steps: 0.0007 and 0.0009 with frozen and group log Z, 0.012 with a head that still learns, 0.011
 # from an eighth of the completions. Put in as faults, a beta 20% too small leaves 0.016, 0.02, 0.02 and 0.077, a
 # forgotten reference 0.37 and more.
 @pytest.mark.parametrize(
-    ("build", "bound"), [(frozen, 0.005), (vargrad, 0.005), (gflowrl, 0.005), (flowrl, 0.016), (a_star_po, 0.03)]
+    ("build", "bound"), [(frozen, 0.005), (vargrad, 0.005), (gflow, 0.005), (flowrl, 0.016), (a2po, 0.03)]
 )
 def test_with_sums_every_source_of_log_z_leads_to_the_target(world, tmp_path, build, bound):
     trainer = build(world, tmp_path, steps=150)
@@ -75,15 +71,14 @@ def test_with_sums_every_source_of_log_z_leads_to_the_target(world, tmp_path, bu
 
 
 def test_a_star_pos_loss_is_that_of_its_function(world, tmp_path):
-    trainer = a_star_po(world, tmp_path, steps=2, logging_steps=1)
+    trainer = a2po(world, tmp_path, steps=2, logging_steps=1)
     beta, compute, seen = trainer.args.inverse_temperature, trainer.compute_loss, []
 
     def recorded(model, inputs, **others):
         with torch.no_grad():
-            log_pi, _ = trainer._sequence_log_probs(model, inputs)
+            log_pi, _ = trainer.sequence_log_probs(model, inputs)
             log_ref = (inputs["ref_per_token_logps"].double() * inputs["completion_mask"]).sum(dim=1)
-            value = trainer._log_z(model, inputs).double() / beta
-            reward = trainer._reward(inputs).double()
+            value, reward = inputs["log_z"].double() / beta, inputs["raw_reward"].double()
             seen.append(a_star_po_loss(log_pi, log_ref, reward, value, beta2=1 / beta).item())
         return compute(model, inputs, **others)
 
@@ -97,7 +92,7 @@ def test_a_star_pos_loss_is_that_of_its_function(world, tmp_path):
 
 def test_gflowrl_with_sums_and_without_a_clip_is_vargrad_step_by_step(world, tmp_path):
     losses = []
-    for build in (vargrad, gflowrl):
+    for build in (vargrad, gflow):
         trainer = build(world, tmp_path, steps=3, logging_steps=1)
         trainer.train()
         losses.append([line["loss"] for line in trainer.state.log_history if "loss" in line])
@@ -108,15 +103,15 @@ def test_gflowrl_with_sums_and_without_a_clip_is_vargrad_step_by_step(world, tmp
 def test_a_clip_lowers_gflowrls_loss_and_none_of_its_settings_may_be_negative(world, tmp_path):
     losses = []
     for clips in ((None, None), (0.1, 0.1)):
-        trainer = gflowrl(world, tmp_path, steps=1, logging_steps=1, clips=clips)
+        trainer = gflow(world, tmp_path, steps=1, logging_steps=1, clips=clips)
         trainer.train()
         losses.append(trainer.state.log_history[0]["loss"])
     assert losses[1] <= 0.1**2 < losses[0]
     with pytest.raises(DisaError, match="clip_low is -1"):
-        GFlowRLConfig(**settings(tmp_path), clip_low=-1.0)
+        gflowrl(clip_low=-1.0)
 
 
-@pytest.mark.parametrize("build", [vargrad, gflowrl])
+@pytest.mark.parametrize("build", [vargrad, gflow])
 def test_group_log_z_is_the_same_whether_a_step_is_one_batch_or_many(world, tmp_path, build):
     first_losses = []
     for batch, accumulation in ((8 * SIZE, 1), (SIZE, 8)):
@@ -139,15 +134,15 @@ def test_a_group_of_one_teaches_with_a_frozen_log_z_and_is_refused_where_log_z_i
     before = world.kl_to_target(trainer.model).mean()
     trainer.train()
     assert world.kl_to_target(trainer.model).mean() < before / 5
-    for config in (VarGradConfig, GFlowRLConfig):
+    for build in (vargrad, gflow):
         with pytest.raises(DisaError, match="residual of a group of one is zero"):
-            config(**settings(tmp_path, group=1))
+            build(world, tmp_path, group=1)
 
 
-def test_published_flowrl_refuses_groups_of_one_whose_normalised_rewards_are_zero(tmp_path):
+def test_published_flowrl_refuses_groups_of_one_whose_normalised_rewards_are_zero(world, tmp_path):
     with pytest.raises(DisaError, match="num_generations=1: a reward normalised within a group of one.*Fix: "):
-        FlowRLConfig(**settings(tmp_path, group=1), published=True)
-    assert FlowRLConfig(**settings(tmp_path, group=1)).num_generations == 1
+        trained_by(world, tmp_path, Learned(normalised_rewards=True), group=1)
+    assert flowrl(world, tmp_path, group=1, per_device_train_batch_size=SIZE).args.num_generations == 1
 
 
 def test_an_undecided_completion_carries_no_gradient(world, tmp_path):
@@ -162,16 +157,16 @@ def test_an_undecided_completion_carries_no_gradient(world, tmp_path):
 def test_the_head_reads_the_whole_prompt_and_leaves_the_policys_gradient_alone(world, tmp_path):
     trainer = flowrl(world, tmp_path)
     # Any head that is not constant; the fresh one is zero everywhere.
-    torch.nn.init.normal_(trainer._head.layers[-1].weight, generator=torch.Generator().manual_seed(0))
+    torch.nn.init.normal_(trainer.log_z.module.layers[-1].weight, generator=torch.Generator().manual_seed(0))
     ids = torch.tensor([world.tokenizer(p)["input_ids"] for p in "0123"])
     inputs = {"prompt_ids": ids, "prompt_mask": torch.ones_like(ids)}
-    log_z = trainer._log_z(trainer.model, inputs)
+    log_z = trainer.log_z.learned(trainer, trainer.model, inputs)
     assert len({round(z, 6) for z in log_z.tolist()}) == SIZE  # the digit is the prompt's last token
     log_z.sum().backward()
     assert trainer.model.model.table.weight.grad is None
-    assert all(p.grad is not None for p in trainer._head.parameters())
-    trainer.args.detach_backbone = False
-    trainer._log_z(trainer.model, inputs).sum().backward()
+    assert all(p.grad is not None for p in trainer.log_z.module.parameters())
+    trainer.log_z.detach_backbone = False
+    trainer.log_z.learned(trainer, trainer.model, inputs).sum().backward()
     assert trainer.model.model.table.weight.grad.abs().max() > 0
 
 
@@ -187,7 +182,7 @@ def test_the_head_has_its_own_parameter_group_and_learning_rate(world, tmp_path)
     assert trainer.create_optimizer() is optimizer  # asked twice, it is added once
     groups = [g for g in optimizer.param_groups if g["params"]]
     own = groups[-1]
-    assert {id(p) for p in own["params"]} == {id(p) for p in trainer._head.parameters()}
+    assert {id(p) for p in own["params"]} == {id(p) for p in trainer.log_z.module.parameters()}
     assert (own["lr"], own["weight_decay"]) == (0.03, 0.0)
     assert all(g["lr"] == 0.1 for g in groups[:-1])
 
@@ -196,23 +191,22 @@ def test_a_resumed_run_goes_on_with_the_head_it_had(world, tmp_path):
     trainer = flowrl(world, tmp_path, steps=4, save_strategy="steps", save_steps=2)
     trainer.train()
     saved = tmp_path / "checkpoint-2"
-    assert (saved / HEAD_FILE).is_file()
+    assert (saved / MODULE_FILE).is_file()
     assert not any("layers" in name for name in trainer.model.state_dict())
     resumed = flowrl(world, tmp_path / "again", steps=4)
     resumed.train(resume_from_checkpoint=str(saved))
     # Random states are restored too, so a resumed run is an unbroken one.
-    for a, b in zip(trainer._head.parameters(), resumed._head.parameters(), strict=True):
+    for a, b in zip(trainer.log_z.module.parameters(), resumed.log_z.module.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
-    assert resumed._head.layers[-1].bias.abs().item() > 0.05  # a fresh head is at zero
+    assert resumed.log_z.module.layers[-1].bias.abs().item() > 0.05  # a fresh head is at zero
 
 
 def test_published_flowrl_uses_means_normalised_rewards_beta_15_and_a_cap_of_10(world, tmp_path):
-    args = FlowRLConfig(**settings(tmp_path, steps=1, logging_steps=1), published=True)
+    trainer = build_trainer("flowrl_published", world.ingredients(tmp_path))
+    args = trainer.args
     assert (args.inverse_temperature, args.length, args.weight_cap) == (15.0, "mean", 10.0)
-    assert args.detach_backbone  # as in every column of docs/method/flowrl.md
-    trainer = FlowRLTrainer(args=args, **world.online())
-    batch = {"advantages": torch.tensor([1.0, -1.0]), "raw_reward": torch.tensor([1.0, torch.nan])}
-    assert trainer._reward(batch).tolist()[0] == 1.0 and trainer._reward(batch)[1].isnan()
+    assert FLOWRL_PUBLISHED["inverse_temperature"] == args.inverse_temperature
+    assert trainer.log_z.detach_backbone  # as in every column of docs/method/flowrl.md
     trainer.train()
     line = trainer.state.log_history[0]
     # log pi = log ref and log Z = 0 at the start: the loss is 225 E[A^2], and A has variance near (K-1)/K.
@@ -221,7 +215,7 @@ def test_published_flowrl_uses_means_normalised_rewards_beta_15_and_a_cap_of_10(
 
 
 def test_published_gflowrl_uses_beta_8_sums_in_log_z_and_means_in_the_residual(world, tmp_path):
-    trainer = gflowrl(world, tmp_path, published=True, steps=1)
+    trainer = gflow(world, tmp_path, published=True, steps=1)
     assert (trainer.args.inverse_temperature, trainer.args.length) == (8.0, "mean")
     trainer.train()
 
@@ -237,8 +231,7 @@ def test_reused_completions_carry_a_capped_importance_weight_and_others_are_refu
 
     monkeypatch.setattr("disa.training.balance_trainer.importance_weight", recorded)
     cap = 1.2
-    args = FlowRLConfig(**settings(tmp_path, steps=4, num_iterations=2), weight_cap=cap)
-    trainer = FlowRLTrainer(args=args, **world.online())
+    trainer = flowrl(world, tmp_path, steps=4, num_iterations=2, weight_cap=cap)
     trainer.train()
     # Completions are fresh in every other step and used again in the next, after the policy has moved.
     fresh, reused = torch.cat(weights[::2]), torch.cat(weights[1::2])
@@ -248,9 +241,9 @@ def test_reused_completions_carry_a_capped_importance_weight_and_others_are_refu
     assert reused.min() < 0.9
     torch.testing.assert_close(reused, torch.cat(ratios[1::2]).clamp(max=cap), rtol=0, atol=0)
     with pytest.raises(DisaError, match="num_iterations=2 is refused"):
-        BalanceConfig(**settings(tmp_path), num_iterations=2)
-    with pytest.raises(DisaError, match="num_iterations=2 is refused"):
-        VarGradConfig(**settings(tmp_path), num_iterations=2)
+        DISAConfig(**settings(tmp_path), num_iterations=2)
+    with pytest.raises(DisaError, match="weight_cap=1.2: with a frozen log Z every completion is used once"):
+        frozen(world, tmp_path, num_iterations=2, weight_cap=cap)
 
 
 @pytest.mark.parametrize(
@@ -265,14 +258,21 @@ def test_reused_completions_carry_a_capped_importance_weight_and_others_are_refu
 )
 def test_settings_that_break_the_residual_are_refused(tmp_path, changes, message):
     with pytest.raises(DisaError, match=message):
-        BalanceConfig(**settings(tmp_path, per_device_train_batch_size=16) | changes)
+        DISAConfig(**settings(tmp_path, per_device_train_batch_size=16) | changes)
 
 
 def test_a_star_po_takes_sums_only_and_needs_a_value_for_every_prompt(world, tmp_path):
     with pytest.raises(DisaError, match="expected 'sum'"):
-        AStarPOConfig(**settings(tmp_path, group=1), length="mean")
-    with pytest.raises(DisaError, match="no value for prompt 1"):
-        AStarPOTrainer(values={"0": 0.1}, args=AStarPOConfig(**settings(tmp_path, group=1)), **world.online())
+        a2po(world, tmp_path, length="mean")
+    with pytest.raises(DisaError, match="no log Z for prompt 1"):
+        trained_by(world, tmp_path, a_star_po({"0": 0.1}, BETA), group=1)
+
+
+@pytest.mark.parametrize("name", ["baseline", "baseline_prior_strength", "offline_share", "flagged"])
+def test_a_setting_of_a_frozen_log_z_is_refused_where_log_z_is_not_frozen(world, tmp_path, name):
+    value = {"baseline": "none", "baseline_prior_strength": 2.0, "offline_share": 0.5, "flagged": "skip"}[name]
+    with pytest.raises(DisaError, match=f"{name}=.* belongs to a frozen log Z|offline trajectories are missing"):
+        vargrad(world, tmp_path, **{name: value})
 
 
 def test_a_star_values_come_from_the_first_reference_samples_alone(world):

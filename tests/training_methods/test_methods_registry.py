@@ -110,14 +110,14 @@ def test_disa_learns_from_groups_of_one(world, tmp_path):
 def test_flagged_prompts_take_their_log_z_from_the_group_and_the_log_says_so(world, tmp_path):
     trainer = disa(world, tmp_path, world.anchor(error=5.0, flags={"1": ["few_hits"]}), flagged="group")
     seen = {}
-    inner = trainer._known_log_z
+    inner = trainer.log_z.sampled
 
-    def known(batch, rows):
-        log_z = inner(batch, rows)
+    def known(trainer, batch, rows):
+        log_z = inner(trainer, batch, rows)
         seen.update(zip([r["prompt_id"] for r in rows], log_z.tolist(), strict=True))
         return log_z
 
-    trainer._known_log_z = known
+    trainer.log_z.sampled = known
     trainer.train()
     for prompt_id in IDS:
         # Five nats off where the anchor was asked; the group's own mean lies within its rewards' range.

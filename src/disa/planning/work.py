@@ -13,8 +13,8 @@ _FLOAT32 = 4
 _BLOCK_LOGITS = 2**24
 """Logits of one block of :mod:`disa.lm.head`."""
 
-_ENGINES_OWN = ("grpo", "gspo")
-"""Methods whose loss is the engine's own: no reference is loaded, and the logits of a batch are whole."""
+_WITHOUT_REFERENCE = ("grpo", "gspo")
+"""Methods that draw and read no reference."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,13 +112,13 @@ def count_work(recipe: Recipe, shape: ModelShape, lengths: Lengths, prompts: dic
     )
     for method in training.methods:
         rows = training.method_steps(method) * training.completions_per_step
-        row, lora, own = METHODS[method], training.method_lora(method) is not None, method in _ENGINES_OWN
-        reference = row.generates and not own
+        row, lora = METHODS[method], training.method_lora(method) is not None
+        reference = row.generates and method not in _WITHOUT_REFERENCE
         micro_batch = training.micro_batch or training.completions_per_step
         # Forward and backward count three; the reference's pass one; the forward projection is a batch of its own.
         passes = 3 + (1 if reference else 0)
         passes += 3 if method == "disa" and training.offline_share > 0 or method == "disa_both" else 0
-        memory = _training_bytes(shape, micro_batch * lengths.sequence, lora=lora, whole_logits=own)
+        memory = _training_bytes(shape, micro_batch * lengths.sequence, lora=lora, whole_logits=False)
         memory += weights if reference and not lora else 0
         memory += drawing(training.completions_per_step) if row.generates else 0
         found[f"6_training/{method}"] = one(rows, passes=passes, draws=float(row.generates), memory=memory)

@@ -16,7 +16,7 @@ import dataclasses
 import math
 import types
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -47,6 +47,15 @@ class Prompt:
     """JSON object with what the task's reward needs (target, graph, gold answer, tests)."""
     n_solutions: int | None
     """Exact number of distinct valid solutions, null where the task cannot count them."""
+
+    def as_row(self) -> dict[str, Any]:
+        """Plain values, as a trainer's data set carries them beside its own columns."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> Prompt:
+        """Inverse of :meth:`as_row`; other keys are left out."""
+        return cls(**{field.name: row[field.name] for field in dataclasses.fields(cls)})
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

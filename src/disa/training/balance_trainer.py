@@ -1,10 +1,21 @@
-"""Trajectory balance on TRL's GRPOTrainer: the engine's data path and scaling, another loss.
+"""One trainer for every method with a log Z: trajectory balance on TRL's GRPOTrainer.
 
-Sampling and log-probabilities are those of :class:`disa.training.shared_prompt_trainer.SharedPromptTrainer`, which
-replaces the engine's own where a prompt can be computed once. Four more methods of the engine are overridden here:
-rewards are noted as they pass, log Z joins the batch and the audit joins the log, each around ``super()``, and the
-loss is replaced by trajectory balance. Nothing of the engine is copied. A method says where its log Z comes from by
-``_known_log_z`` (before the update: frozen, group) or ``_log_z`` (with it: learned).
+Public interface::
+
+    trainer = BalanceTrainer(model, reward_funcs, log_z, args, train_dataset, reference=..., offline=...)
+    trainer.train()
+
+``log_z`` is a part of it (:mod:`disa.training.log_z`): ``Frozen(values)`` for DISA and A*-PO, ``Group()`` for VarGrad
+and GFlowRL, ``Learned()`` for FlowRL. ``args`` is a :class:`disa.DISAConfig`. :class:`disa.DISATrainer` is this trainer
+with the log Z of an anchor, whose conditions it checks.
+
+A step draws completions, asks reward functions and log Z about them, and minimises the mean of
+
+    (log Z + log pi - log pi_ref - beta r - b)^2,    b the anchored baseline where log Z is frozen,
+
+mixed with the forward projection of ``offline`` trajectories where ``args.offline_share`` is above 0. Sampling and
+log-probabilities are those of :class:`disa.training.shared_prompt_trainer.SharedPromptTrainer`. Of TRL's own methods
+the loss is replaced and the others are extended around ``super()``. Nothing of TRL's is copied.
 """
 
 from __future__ import annotations
@@ -17,21 +28,28 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from disa.lm.hf_trainer import SeededEpochs
-from disa.objectives.log_z import group_log_z
+from disa.errors import DisaError
+from disa.objectives.forward_projection import forward_projection_loss
 from disa.objectives.trajectory_balance import (
+    anchored_baseline,
+    clip_gap,
     importance_weight,
     per_length,
     trajectory_balance_loss,
     trajectory_balance_residual,
 )
 from disa.training.audit import ResidualRecord
-from disa.training.balance_config import BalanceConfig
+from disa.training.disa_config import DISAConfig
+from disa.training.log_z import LogZ
 from disa.training.shared_prompt_trainer import SharedPromptTrainer
+from disa.training.stored import StoredTrajectories
+
+MODULE_FILE = "log_z_head.pt"
+"""What a learned log Z trained beside the policy, in a checkpoint."""
 
 
 class BalanceTrainer(SharedPromptTrainer):
-    """Squared trajectory-balance residual of the policy's own completions; abstract in where log Z comes from.
+    """Squared trajectory-balance residual of the policy's own completions.
 
     Parameters
     ----------
@@ -39,28 +57,44 @@ class BalanceTrainer(SharedPromptTrainer):
         The policy, initialised from the reference (or from anything with its support).
     reward_funcs : callable or list of callables
         TRL reward functions. Raw rewards reach the loss; nothing is normalised within a group.
-    args : BalanceConfig
+    log_z : LogZ
+        Where log Z comes from.
+    args : DISAConfig
     train_dataset : datasets.Dataset
-        Column ``prompt`` (text or messages) and whatever the reward functions and the method read.
+        Column ``prompt`` (text or messages) and whatever the reward functions and ``log_z`` read.
     reference : str or Path, optional
         Folder or hub id of the frozen reference for full fine-tuning; by default where ``model`` was
         loaded from. With adapters the reference is the base model with adapters off.
-    others
+    offline : StoredTrajectories, optional
+        Trajectories for the forward projection; needed exactly when ``args.offline_share`` is above 0.
+    eval_dataset, processing_class, reward_processing_classes, callbacks, optimizers, peft_config
         As in :class:`trl.GRPOTrainer`.
-    """
 
-    _learned = False
+    Raises
+    ------
+    DisaError
+        Where settings, log Z and data do not go together.
+    """
 
     def __init__(
         self,
         model: Any,
         reward_funcs: Callable[..., Any] | list[Callable[..., Any]],
-        args: BalanceConfig,
+        log_z: LogZ,
+        args: DISAConfig,
         train_dataset: Any,
         *,
         reference: str | Path | None = None,
-        **others: Any,
+        offline: StoredTrajectories | None = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        reward_processing_classes: Any = None,
+        callbacks: Any = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        peft_config: Any = None,
     ) -> None:
+        datasets = [d for d in (train_dataset, eval_dataset) if d is not None]
+        _check(log_z, args, datasets, offline)
         if reference is not None:
             if isinstance(model, str):
                 model = AutoModelForCausalLM.from_pretrained(
@@ -69,34 +103,26 @@ class BalanceTrainer(SharedPromptTrainer):
             # GRPOTrainer loads the frozen reference from here; without this an edited or in-memory policy
             # would silently be compared with whatever its configuration names.
             model.config._name_or_path = str(reference)
+        self.log_z, self._offline, self._offline_batches = log_z, offline, (-1, 0)
         self._rewards_per_func = torch.empty(0)
         self._audits = {"train": ResidualRecord(), "eval": ResidualRecord()}
-        super().__init__(model=model, reward_funcs=reward_funcs, args=args, train_dataset=train_dataset, **others)
-        self.add_callback(SeededEpochs())
+        self._name, self._paper = log_z.name, {"title": log_z.name, "id": log_z.paper}
+        self._tag_names = ["trl", log_z.name.lower()]
+        super().__init__(
+            model=model,
+            reward_funcs=reward_funcs,
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            reward_processing_classes=reward_processing_classes,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            peft_config=peft_config,
+        )
+        log_z.attach(self)
 
-    def _known_log_z(self, batch: dict[str, Any], rows: list[dict[str, Any]]) -> Tensor | None:
-        """Log Z of this process's fresh completions where it is known before the update, shape (rows,)."""
-        return None
-
-    def _audited(self, rows: list[dict[str, Any]]) -> list[bool]:
-        """Which completions' residuals the audit reads: all of them."""
-        return [True] * len(rows)
-
-    def _log_z(self, model: Any, inputs: dict[str, Any]) -> Tensor:
-        """Log Z of one micro-batch, by default what :meth:`_known_log_z` put into it."""
-        return inputs["log_z"]
-
-    def _reward(self, inputs: dict[str, Any]) -> Tensor:
-        """Reward in the residual: the raw one."""
-        return inputs["raw_reward"]
-
-    def _transform_residual(self, residual: Tensor, moved: Tensor) -> Tensor:
-        """Residual as the loss squares it; ``moved`` is (log pi - log pi_sampler) / n of each row."""
-        return residual
-
-    def _baseline(self, residual: Tensor, group: Tensor) -> Tensor | None:
-        """What is subtracted from the residuals of the decided rows."""
-        return None
+    # A step's completions
 
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
         self._rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
@@ -104,80 +130,77 @@ class BalanceTrainer(SharedPromptTrainer):
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         batch = super()._generate_and_score_completions(inputs)
-        device = batch["completion_ids"].device
+        device, own = batch["completion_ids"].device, self.own_rows(len(inputs))
         # Rewards come gathered over processes, in their order; this process's rows are one slice.
-        rewards = self._rewards_per_func[self._own(len(inputs))]
+        rewards = self._rewards_per_func[own]
         total = (rewards * self.reward_weights.to(device)).nansum(dim=1)
         # A row no reward function decided has no residual; nansum would call it a zero.
         batch["raw_reward"] = total.masked_fill(rewards.isnan().all(dim=1), torch.nan)
-        batch["group"] = self._groups(len(inputs), device)[self._own(len(inputs))]
-        batch["audited"] = torch.tensor(self._audited(inputs), device=device)
-        known = self._known_log_z(batch, inputs)
-        if known is not None:
-            batch["log_z"] = known
+        batch["group"] = self.groups(len(inputs))[own]
+        batch["audited"] = torch.tensor([self.log_z.audited(row) for row in inputs], device=device)
+        sampled = self.log_z.sampled(self, batch, inputs)
+        if sampled is not None:
+            batch["log_z"] = sampled
         return batch
 
-    def _group_log_z(self, batch: dict[str, Any], *, length: str) -> Tensor:
-        """Group means, before the engine scatters a group over micro-batches; groups may span processes."""
-        mask, rows = batch["completion_mask"], len(batch["completion_mask"])
-        known = batch.get("old_per_token_logps", batch.get("sampling_per_token_logps"))
-        if known is not None:
-            log_sampler = (known.double() * mask).sum(dim=1)
-        else:
-            with torch.no_grad():
-                size = self.args.per_device_train_batch_size
-                log_sampler, _ = self._sequence_log_probs(self.model, batch, batch_size=size)
-        log_ref = (batch["ref_per_token_logps"].double() * mask).sum(dim=1)
-        gather = self.accelerator.gather
-        log_z = group_log_z(
-            gather(log_sampler),
-            gather(log_ref),
-            gather(batch["raw_reward"].double()),
-            self._groups(rows, mask.device),
-            beta=self.args.inverse_temperature,
-            length=length,
-            lengths=gather(mask.sum(dim=1)),
-        )
-        return log_z[self._own(rows)]
-
-    def _own(self, rows: int) -> slice:
+    def own_rows(self, rows: int) -> slice:
         """Which of all processes' rows are this process's."""
         first = self.accelerator.process_index * rows
         return slice(first, first + rows)
 
-    def _groups(self, rows: int, device: torch.device) -> Tensor:
-        """Group number of every process's rows, which the engine's sampler puts side by side."""
+    def groups(self, rows: int) -> Tensor:
+        """Group number of every process's rows, which TRL's sampler puts side by side."""
         size = self.num_generations if self.model.training else self.num_generations_eval
-        return torch.arange(rows * self.accelerator.num_processes, device=device) // size
+        return torch.arange(rows * self.accelerator.num_processes, device=self.accelerator.device) // size
+
+    # The loss
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor:
-        """Mean squared trajectory-balance residual of one micro-batch."""
-        mode = "train" if self.model.training else "eval"
-        mask, length = inputs["completion_mask"], self.args.length
-        lengths = mask.sum(dim=1)
-        log_pi, entropy = self._sequence_log_probs(model, inputs, entropy=mode == "eval" or self._logs_this_step)
+        """Objective of one micro-batch: trajectory balance, mixed with the forward projection of an offline one."""
+        training = self.model.training
+        loss = self._balance(model, inputs, "train" if training else "eval")
+        if self._offline is not None and training:
+            # Twice: the squared residual's gradient is 2 grad KL(pi || pi*), the projection's is grad KL(pi* || pi).
+            share = self.args.offline_share
+            projection = self._forward_projection(model, len(inputs["completion_ids"]))
+            loss = (1 - share) * loss + share * 2 * projection
+        return loss / (self.current_gradient_accumulation_steps if training else 1)
+
+    def _balance(self, model: Any, inputs: dict[str, Any], mode: str) -> Tensor:
+        """Mean squared residual of the completions whose reward is decided."""
+        source, mask, length = self.log_z, inputs["completion_mask"], self.args.length
+        lengths, reward = mask.sum(dim=1), inputs["raw_reward"]
+        log_pi, entropy = self.sequence_log_probs(model, inputs, entropy=mode == "eval" or self._logs_this_step)
         log_ref = (inputs["ref_per_token_logps"].double() * mask).sum(dim=1)
         log_sampler = log_pi.detach()
         if "old_per_token_logps" in inputs:
             log_sampler = (inputs["old_per_token_logps"].double() * mask).sum(dim=1)
-        log_z = self._log_z(model, inputs).double()
+        if source.normalised_rewards:
+            reward = inputs["advantages"].masked_fill(reward.isnan(), torch.nan)
+        learned = "log_z" not in inputs
+        log_z = (source.learned(self, model, inputs) if learned else inputs["log_z"]).double()
         residual = trajectory_balance_residual(
             log_pi,
             log_ref,
-            self._reward(inputs).double(),
+            reward.double(),
             log_z,
             beta=self.args.inverse_temperature,
             length=length,
             lengths=lengths,
-            learned=self._learned,
+            learned=learned,
         )
-        shaped = self._transform_residual(residual, per_length(log_pi - log_sampler, length, lengths))
+        moved = per_length(log_pi - log_sampler, length, lengths)
+        shaped = source.scale * (residual if source.clip is None else clip_gap(residual, moved, **source.clip))
         # Undecided rows (a NaN reward) carry no gradient; a micro-batch of only such rows gives a zero loss.
         decided = ~residual.isnan()
-        baseline = self._baseline(shaped[decided], inputs["group"][decided])
-        weight = importance_weight(log_pi, log_sampler, cap=self._weight_cap)[decided]
+        baseline = None
+        if source.frozen and self.args.baseline == "anchored":
+            strength = self.args.baseline_prior_strength
+            baseline = anchored_baseline(shaped[decided], inputs["group"][decided], prior_strength=strength)
+        cap = torch.inf if self.args.weight_cap is None else self.args.weight_cap
+        weight = importance_weight(log_pi, log_sampler, cap=cap)[decided]
         loss = trajectory_balance_loss(shaped[decided], baseline, weight) if decided.any() else 0.0 * log_pi.sum()
 
         gather = self.accelerator.gather
@@ -189,27 +212,28 @@ class BalanceTrainer(SharedPromptTrainer):
             over_tokens = torch.stack([(entropy.detach() * mask).sum(), mask.sum()])
             total, tokens = gather(over_tokens).view(-1, 2).sum(dim=0)
             self._metrics[mode]["entropy"].append((total / tokens.clamp(min=1)).item())
-        return loss / (self.current_gradient_accumulation_steps if mode == "train" else 1)
+        return loss
 
-    @property
-    def _weight_cap(self) -> float:
-        """Bound on the importance weight; without one in the configuration, completions are fresh and it is 1."""
-        return getattr(self.args, "weight_cap", float("inf"))
+    def _forward_projection(self, model: Any, size: int) -> Tensor:
+        """Loss of the next batch of offline trajectories, of the same size as the on-policy one."""
+        step, count = self._offline_batches
+        count = count + 1 if step == self.state.global_step else 0
+        self._offline_batches = (self.state.global_step, count)
+        # A batch's number depends on step and micro-batch only, so resuming repeats no batch.
+        batch = self._offline.batch(
+            self.state.global_step * self.current_gradient_accumulation_steps + count,
+            size,
+            self.accelerator.device,
+            self._tokenizer.pad_token_id,
+            part=self.accelerator.process_index,
+            parts=self.accelerator.num_processes,
+        )
+        log_pi, _ = self.sequence_log_probs(model, vars(batch))
+        loss = forward_projection_loss(log_pi, batch.weight)
+        self._metrics["train"]["forward_projection"].append(self.accelerator.gather(loss.detach()).mean().item())
+        return loss
 
-    @property
-    def _logs_this_step(self) -> bool:
-        """Whether a line of the log follows the optimiser step under way; the entropy is only computed for those.
-
-        They are the engine's, and those that :class:`disa.runs.step_log.StepLog` adds: at checkpoints and after the
-        last step.
-        """
-        step, args, state = self.state.global_step + 1, self.args, self.state
-        if args.logging_strategy != "steps" or step == state.max_steps or (args.logging_first_step and step == 1):
-            return True
-        saves = args.save_strategy == "steps" and state.save_steps > 0 and step % state.save_steps == 0
-        return saves or step % state.logging_steps == 0
-
-    def _sequence_log_probs(
+    def sequence_log_probs(
         self, model: Any, inputs: dict[str, Any], *, batch_size: int | None = None, entropy: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         """Sequence log-probabilities, float64, and on request token entropies."""
@@ -224,9 +248,69 @@ class BalanceTrainer(SharedPromptTrainer):
         )
         return (token_log_pi.double() * mask).sum(dim=1), entropies
 
+    # The log
+
+    @property
+    def _logs_this_step(self) -> bool:
+        """Whether a line of the log follows the optimiser step under way; the entropy is only computed for those.
+
+        They are the engine's, and those that :class:`disa.runs.step_log.StepLog` adds: at checkpoints and after the
+        last step.
+        """
+        step, args, state = self.state.global_step + 1, self.args, self.state
+        if args.logging_strategy != "steps" or step == state.max_steps or (args.logging_first_step and step == 1):
+            return True
+        saves = args.save_strategy == "steps" and state.save_steps > 0 and step % state.save_steps == 0
+        return saves or step % state.logging_steps == 0
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the audit of all residuals since the last line."""
+        """Add the audit of all residuals since the last line, and what the source of log Z says."""
         mode = "train" if self.model.training else "eval"
         for name, value in self._audits[mode].metrics().items():
             self._metrics[mode][name].append(value)
-        super().log(logs, start_time)
+        super().log(logs | self.log_z.facts(), start_time)
+
+    # What a learned log Z trains beside the policy
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Give it its own parameter group, without weight decay: log Z has no reason to shrink to 0."""
+        optimizer, module = super().create_optimizer(model), self.log_z.module
+        known = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        if module is not None and not known & {id(p) for p in module.parameters()}:
+            group = {"params": list(module.parameters()), "lr": self.log_z.learning_rate, "weight_decay": 0.0}
+            optimizer.add_param_group(group)
+            # TRL clears the policy's gradients only: without this the module's would add up over all steps.
+            optimizer.register_step_post_hook(lambda *_: module.zero_grad())
+        return optimizer
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.log_z.module is not None and self.args.should_save:
+            torch.save(self.accelerator.unwrap_model(self.log_z.module).state_dict(), Path(output_dir) / MODULE_FILE)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if self.log_z.module is not None and checkpoint is not None:
+            state = torch.load(Path(checkpoint) / MODULE_FILE, map_location=self.accelerator.device, weights_only=True)
+            self.accelerator.unwrap_model(self.log_z.module).load_state_dict(state)
+
+
+def _check(log_z: LogZ, args: DISAConfig, datasets: list[Any], offline: StoredTrajectories | None) -> None:
+    """Refuse settings that do not go together, before a model is loaded."""
+    log_z.check(args, datasets)
+    if (offline is None) == (args.offline_share > 0):
+        raise DisaError(
+            f"offline_share is {args.offline_share}, but offline trajectories are "
+            f"{'missing' if offline is None else 'given'}",
+            where=log_z.name,
+            fix="give both, or leave both out",
+        )
+    if not log_z.frozen:
+        for name in ("baseline", "baseline_prior_strength", "offline_share", "flagged"):
+            default = DISAConfig.__dataclass_fields__[name].default
+            if getattr(args, name) != default:
+                raise DisaError(
+                    f"{name}={getattr(args, name)!r} belongs to a frozen log Z, expected its default {default!r}",
+                    where=f"DISAConfig, {log_z.name}",
+                    fix=f"leave {name} out",
+                )

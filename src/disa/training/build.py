@@ -14,16 +14,16 @@ from trl import GRPOConfig
 from disa.anchor import Anchor
 from disa.errors import DisaError
 from disa.lm.fingerprint import take_fingerprint
-from disa.lm.hf_trainer import SeededEpochs
 from disa.lm.sampling import SamplingConfig
 from disa.runs.records import ScoredTrajectory
 from disa.tasks import Task
-from disa.training.a_star_po_trainer import AStarPOConfig, AStarPOTrainer, reference_values, unsolved
+from disa.training.a_star_po import a_star_po, reference_values, unsolved
+from disa.training.balance_trainer import BalanceTrainer
 from disa.training.config import TrainingConfig
 from disa.training.disa_config import DISAConfig
 from disa.training.flags import flag_plan, with_frozen_log_z
-from disa.training.flowrl_trainer import FlowRLConfig, FlowRLTrainer
-from disa.training.group_trainer import GFlowRLConfig, GFlowRLTrainer, VarGradConfig, VarGradTrainer
+from disa.training.learned_log_z import Learned
+from disa.training.log_z import Group, LogZ, gflowrl
 from disa.training.methods import METHODS
 from disa.training.offline_trainer import (
     OfflineConfig,
@@ -34,10 +34,16 @@ from disa.training.offline_trainer import (
     forward_loss,
     supervised,
 )
-from disa.training.sampling_trainer import SamplingTrainer
+from disa.training.shared_prompt_trainer import SharedPromptTrainer
 from disa.training.stored import StoredTrajectories
 from disa.training.trainer import DISATrainer
 from disa.training.trajectory_weights import equal_prompts, supervised_weights, target_weights
+
+FLOWRL_PUBLISHED = {"inverse_temperature": 15.0, "length": "mean", "weight_cap": 10.0}
+"""Settings FlowRL was published with, beside rewards normalised within the group."""
+
+GFLOWRL_PUBLISHED = {"inverse_temperature": 8.0, "length": "mean"}
+"""Settings GFlowRL was published with, beside log Z from sums."""
 
 BOTH_SHARE = 0.5
 """Share of the forward projection in ``disa_both`` where ``offline_share`` is 0."""
@@ -67,7 +73,7 @@ class TrainerInputs:
     """The task's reward as a TRL reward function."""
 
 
-def build_trainer(method: str, parts: TrainerInputs) -> Trainer:
+def build_trainer(method: str, inputs: TrainerInputs) -> Trainer:
     """Make the trainer of one method.
 
     Raises
@@ -75,11 +81,11 @@ def build_trainer(method: str, parts: TrainerInputs) -> Trainer:
     DisaError
         Where a setting, the anchor or the trajectories do not fit the method.
     """
-    return _BUILDERS[method](parts)
+    return _BUILDERS[method](inputs)
 
 
-def _disa(parts: TrainerInputs, *, default_share: float = 0.0) -> Trainer:
-    config = parts.config
+def _disa(inputs: TrainerInputs, *, default_share: float = 0.0) -> Trainer:
+    config = inputs.config
     share = config.offline_share or default_share
     args = DISAConfig(
         inverse_temperature=config.inverse_temperature,
@@ -87,114 +93,103 @@ def _disa(parts: TrainerInputs, *, default_share: float = 0.0) -> Trainer:
         baseline_prior_strength=config.baseline_prior_strength,
         offline_share=share,
         flagged=config.flagged,
-        **parts.arguments,
-        **parts.generation,
+        **inputs.arguments,
+        **inputs.generation,
     )
     offline = None
     if share:
-        plan = flag_plan(parts.anchor, list(parts.prompt_ids), config.flagged, prompts_per_step=config.prompts_per_step)
-        offline = _towards_target(parts, with_frozen_log_z(parts.trajectories, plan))
-    return DISATrainer(anchor=parts.anchor, args=args, reference=parts.reference, offline=offline, **_online(parts))
+        plan = flag_plan(
+            inputs.anchor, list(inputs.prompt_ids), config.flagged, prompts_per_step=config.prompts_per_step
+        )
+        offline = _towards_target(inputs, with_frozen_log_z(inputs.trajectories, plan))
+    return DISATrainer(anchor=inputs.anchor, args=args, reference=inputs.reference, offline=offline, **_online(inputs))
 
 
-def _towards_target(parts: TrainerInputs, rows: Sequence[ScoredTrajectory]) -> StoredTrajectories:
-    config = parts.config
-    weights = target_weights(rows, parts.anchor, tail=config.offline_weight_tail, cap=config.offline_weight_cap)
-    return StoredTrajectories(rows, parts.prompt_ids, weights * equal_prompts(rows), seed=config.seed)
+def _towards_target(inputs: TrainerInputs, rows: Sequence[ScoredTrajectory]) -> StoredTrajectories:
+    config = inputs.config
+    weights = target_weights(rows, inputs.anchor, tail=config.offline_weight_tail, cap=config.offline_weight_cap)
+    return StoredTrajectories(rows, inputs.prompt_ids, weights * equal_prompts(rows), seed=config.seed)
 
 
-def _disa_both(parts: TrainerInputs) -> Trainer:
-    return _disa(parts, default_share=BOTH_SHARE)
+def _disa_both(inputs: TrainerInputs) -> Trainer:
+    return _disa(inputs, default_share=BOTH_SHARE)
 
 
-def _disa_forward(parts: TrainerInputs) -> Trainer:
-    _verify(parts)
-    return _offline(parts, _towards_target(parts, parts.trajectories), forward_loss)
+def _disa_forward(inputs: TrainerInputs) -> Trainer:
+    _verify(inputs)
+    return _offline(inputs, _towards_target(inputs, inputs.trajectories), forward_loss)
 
 
-def _disa_offline_balance(parts: TrainerInputs) -> Trainer:
-    _verify(parts)
-    rows = parts.trajectories
-    log_z = conservative_log_z(parts.anchor, [row.prompt_id for row in rows])
-    stored = StoredTrajectories(rows, parts.prompt_ids, equal_prompts(rows), seed=parts.config.seed, log_z=log_z)
-    return _offline(parts, stored, balance(parts.config.inverse_temperature))
+def _disa_offline_balance(inputs: TrainerInputs) -> Trainer:
+    _verify(inputs)
+    rows = inputs.trajectories
+    log_z = conservative_log_z(inputs.anchor, [row.prompt_id for row in rows])
+    stored = StoredTrajectories(rows, inputs.prompt_ids, equal_prompts(rows), seed=inputs.config.seed, log_z=log_z)
+    return _offline(inputs, stored, balance(inputs.config.inverse_temperature))
 
 
-def _sft(parts: TrainerInputs, *, kind: str = "correct") -> Trainer:
-    weights = supervised_weights(parts.trajectories, kind)
-    stored = StoredTrajectories(parts.trajectories, parts.prompt_ids, weights, seed=parts.config.seed)
-    return _offline(parts, stored, supervised("mean"))
+def _sft(inputs: TrainerInputs, *, kind: str = "correct") -> Trainer:
+    weights = supervised_weights(inputs.trajectories, kind)
+    stored = StoredTrajectories(inputs.trajectories, inputs.prompt_ids, weights, seed=inputs.config.seed)
+    return _offline(inputs, stored, supervised("mean"))
 
 
-def _sft_reward(parts: TrainerInputs) -> Trainer:
-    return _sft(parts, kind="reward")
+def _sft_reward(inputs: TrainerInputs) -> Trainer:
+    return _sft(inputs, kind="reward")
 
 
-def _a2po(parts: TrainerInputs) -> Trainer:
-    config, rows = parts.config, parts.trajectories
-    values = reference_values(rows, inverse_temperature=config.inverse_temperature, n=config.value_samples)
-    dropped = unsolved(rows, n=config.value_samples)
-    solved = parts.dataset.filter(lambda row: row["prompt_id"] not in dropped)
+def _a2po(inputs: TrainerInputs) -> Trainer:
+    config, rows = inputs.config, inputs.trajectories
+    beta, samples = config.inverse_temperature, config.value_samples
+    values, dropped = reference_values(rows, inverse_temperature=beta, n=samples), unsolved(rows, n=samples)
+    solved = inputs.dataset.filter(lambda row: row["prompt_id"] not in dropped)
     if not len(solved):
         raise DisaError(
-            f"none of {len(dropped)} prompts has a reward among its {config.value_samples} reference samples",
+            f"none of {len(dropped)} prompts has a reward among its {samples} reference samples",
             where="training: a2po",
             fix="raise training.value_samples and proposals.per_prompt, or use a stronger reference",
         )
     # TRL draws whole batches of distinct rows, so one completion a prompt needs as many rows as completions a step.
     repeats = -(-config.completions_per_step // len(solved))
-    parts = dataclasses.replace(parts, dataset=concatenate_datasets([solved] * repeats))
-    args = AStarPOConfig(
-        inverse_temperature=config.inverse_temperature,
-        **parts.arguments,
-        **parts.generation | {"num_generations": 1},
-    )
-    return AStarPOTrainer(values=values, args=args, reference=parts.reference, **_online(parts))
+    inputs = dataclasses.replace(inputs, dataset=concatenate_datasets([solved] * repeats))
+    return _balance(inputs, a_star_po(values, beta), num_generations=1)
 
 
-def _vargrad(parts: TrainerInputs) -> Trainer:
-    args = VarGradConfig(inverse_temperature=parts.config.inverse_temperature, **parts.arguments, **parts.generation)
-    return VarGradTrainer(args=args, reference=parts.reference, **_online(parts))
+def _vargrad(inputs: TrainerInputs) -> Trainer:
+    return _balance(inputs, Group())
 
 
-def _gflowrl(parts: TrainerInputs, *, published: bool = False) -> Trainer:
-    args = GFlowRLConfig(
-        inverse_temperature=parts.config.inverse_temperature,
-        published=published,
-        **parts.arguments,
-        **parts.generation,
-    )
-    return GFlowRLTrainer(args=args, reference=parts.reference, **_online(parts))
+def _gflowrl(inputs: TrainerInputs) -> Trainer:
+    return _balance(inputs, gflowrl())
 
 
-def _gflowrl_published(parts: TrainerInputs) -> Trainer:
-    return _gflowrl(parts, published=True)
+def _gflowrl_published(inputs: TrainerInputs) -> Trainer:
+    return _balance(inputs, gflowrl(sums=True), **GFLOWRL_PUBLISHED)
 
 
-def _flowrl(parts: TrainerInputs, *, published: bool = False) -> Trainer:
-    args = FlowRLConfig(
-        inverse_temperature=parts.config.inverse_temperature,
-        published=published,
-        log_z_learning_rate=parts.config.log_z_learning_rate,
-        **parts.arguments,
-        **parts.generation,
-    )
-    return FlowRLTrainer(args=args, reference=parts.reference, **_online(parts))
+def _flowrl(inputs: TrainerInputs) -> Trainer:
+    return _balance(inputs, Learned(inputs.config.log_z_learning_rate))
 
 
-def _flowrl_published(parts: TrainerInputs) -> Trainer:
-    return _flowrl(parts, published=True)
+def _flowrl_published(inputs: TrainerInputs) -> Trainer:
+    log_z = Learned(inputs.config.log_z_learning_rate, normalised_rewards=True)
+    return _balance(inputs, log_z, **FLOWRL_PUBLISHED)
 
 
-def _grpo(parts: TrainerInputs, **own: Any) -> Trainer:
-    trainer = SamplingTrainer(args=GRPOConfig(**parts.arguments, **parts.generation, **own), **_online(parts))
-    trainer.add_callback(SeededEpochs())
-    return trainer
+def _grpo(inputs: TrainerInputs, **own: Any) -> Trainer:
+    args = GRPOConfig(**inputs.arguments, **inputs.generation, **own)
+    return SharedPromptTrainer(args=args, **_online(inputs))
 
 
-def _gspo(parts: TrainerInputs) -> Trainer:
+def _gspo(inputs: TrainerInputs) -> Trainer:
     # The mean over completions and the clip range are those of arXiv 2507.18071.
-    return _grpo(parts, importance_sampling_level="sequence", loss_type="grpo", epsilon=3e-4, epsilon_high=4e-4)
+    return _grpo(inputs, importance_sampling_level="sequence", loss_type="grpo", epsilon=3e-4, epsilon_high=4e-4)
+
+
+def _balance(inputs: TrainerInputs, log_z: LogZ, **own: Any) -> Trainer:
+    general = {"inverse_temperature": inputs.config.inverse_temperature, **inputs.arguments, **inputs.generation}
+    args = DISAConfig(**general | own)
+    return BalanceTrainer(log_z=log_z, args=args, reference=inputs.reference, **_online(inputs))
 
 
 _BUILDERS = {
@@ -217,23 +212,23 @@ _BUILDERS = {
 assert _BUILDERS.keys() == METHODS.keys()
 
 
-def _online(parts: TrainerInputs) -> dict[str, Any]:
-    return parts.shared | {"reward_funcs": [parts.reward], "train_dataset": parts.dataset}
+def _online(inputs: TrainerInputs) -> dict[str, Any]:
+    return inputs.shared | {"reward_funcs": [inputs.reward], "train_dataset": inputs.dataset}
 
 
-def _offline(parts: TrainerInputs, stored: StoredTrajectories, loss: OfflineLoss) -> Trainer:
-    args = OfflineConfig(temperature=parts.sampling.temperature, **parts.arguments)
-    return OfflineTrainer(args=args, trajectories=stored, loss=loss, **parts.shared)
+def _offline(inputs: TrainerInputs, stored: StoredTrajectories, loss: OfflineLoss) -> Trainer:
+    args = OfflineConfig(temperature=inputs.sampling.temperature, **inputs.arguments)
+    return OfflineTrainer(args=args, trajectories=stored, loss=loss, **inputs.shared)
 
 
-def _verify(parts: TrainerInputs) -> None:
+def _verify(inputs: TrainerInputs) -> None:
     """The anchor's conditions that offline training shares with it, as the on-policy trainer checks them."""
     found = take_fingerprint(
-        parts.shared["model"],
-        parts.shared["processing_class"],
-        parts.sampling,
-        reward=parts.task.reward_fingerprint,
-        inverse_temperature=parts.config.inverse_temperature,
-        task=parts.task.fingerprint,
+        inputs.shared["model"],
+        inputs.shared["processing_class"],
+        inputs.sampling,
+        reward=inputs.task.reward_fingerprint,
+        inverse_temperature=inputs.config.inverse_temperature,
+        task=inputs.task.fingerprint,
     )
-    parts.anchor.verify(found)
+    inputs.anchor.verify(found)

@@ -1,26 +1,57 @@
-"""Arguments of :class:`DISATrainer`: those of every trajectory-balance trainer, and what DISA does with its anchor."""
+"""Arguments of the trainers with a log Z: TRL's GRPO arguments, less what a log Z cannot live with."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any
+
+from trl import GRPOConfig
 
 from disa.errors import DisaError
-from disa.training.balance_config import BalanceConfig
 from disa.training.flags import POLICIES
+
+_SUPPORT = "it removes support from the policy's samples"
+
+# Settings under which no log Z means what the residual takes it for: the only value, and the reason.
+_REFUSED: dict[str, tuple[Any, str]] = {
+    "top_p": (1.0, _SUPPORT),
+    "top_k": (0, _SUPPORT),
+    "min_p": (None, _SUPPORT),
+    "repetition_penalty": (1.0, "sampling then differs from the log-probabilities in the loss"),
+    "generation_kwargs": (None, "it changes how completions are drawn, but not the log-probabilities in the loss"),
+    "chat_template_kwargs": (None, "it renders other prompts than those that log Z was estimated for"),
+    "num_iterations": (1, "the on-policy gradient needs fresh completions for every optimiser step"),
+    "sync_ref_model": (False, "the reference is frozen: log Z belongs to it"),
+    "mask_truncated_completions": (False, "a truncated completion is an atom of its own, not a missing one"),
+    "use_liger_kernel": (False, "its fused loss does not know trajectory balance"),
+}
+
+# Settings of GRPO's loss and advantages. Trajectory balance has neither, so another value would change nothing.
+_UNREAD = tuple(
+    "loss_type epsilon epsilon_high delta importance_sampling_level scale_rewards multi_objective_aggregation "
+    "entropy_coef use_adaptive_entropy entropy_coef_min entropy_coef_max entropy_coef_delta entropy_target "
+    "top_entropy_quantile off_policy_mask_threshold use_bias_correction_kl router_aux_loss_coef sapo_temperature_neg "
+    "sapo_temperature_pos vespo_k_pos vespo_lambda_pos vespo_k_neg vespo_lambda_neg".split()
+)
 
 
 @dataclass
-class DISAConfig(BalanceConfig):
-    """Configuration of :class:`DISATrainer`.
+class DISAConfig(GRPOConfig):
+    """Configuration of :class:`disa.DISATrainer` and of every trainer with a log Z.
 
-    Everything of :class:`trl.GRPOConfig` applies, except what would break the frozen log Z's
-    meaning, which is refused. ``num_generations`` may be 1.
+    Everything of :class:`trl.GRPOConfig` applies, except what would change the meaning of the residual and what only
+    GRPO's own loss reads, which is refused. ``num_generations`` may be 1 where the method allows groups of one.
+    ``baseline``, ``baseline_prior_strength``, ``offline_share`` and ``flagged`` are those of a frozen log Z.
     """
 
-    # A frozen log Z normalises sums; residuals of means have another normaliser.
-    lengths: ClassVar[tuple[str, ...]] = ("sum",)
-
+    inverse_temperature: float | None = field(
+        default=None,
+        metadata={"help": "beta: the target is the reference times exp(beta * reward). Must equal the anchor's."},
+    )
+    length: str = field(
+        default="sum",
+        metadata={"help": "'sum': log-ratios of whole completions; 'mean': per token, which has another target."},
+    )
     baseline: str = field(
         default="anchored",
         metadata={"help": "'anchored': leave-one-out mean of the residuals shrunk towards zero; 'none': none."},
@@ -40,24 +71,87 @@ class DISAConfig(BalanceConfig):
             "'skip' them, or 'refuse' to train."
         },
     )
+    weight_cap: float | None = field(
+        default=None,
+        metadata={
+            "help": "Bound on the importance weight pi / pi_sampler of a completion that several optimiser steps use. "
+            "None: every completion is used once."
+        },
+    )
+    beta: float = field(
+        default=0.0,
+        metadata={"help": "TRL's KL coefficient. Set from inverse_temperature as its reciprocal; leave it alone."},
+    )
+    vllm_importance_sampling_correction: bool = field(
+        default=False,
+        metadata={"help": "TRL's correction of vLLM's rounding; it costs a pass that the residual never reads."},
+    )
 
     def __post_init__(self) -> None:
-        """Refuse what a frozen log Z cannot live with."""
-        for name, allowed in (("baseline", ("anchored", "none")), ("flagged", POLICIES)):
+        """Derive TRL's beta and refuse what a log Z cannot live with."""
+        self._check_own_fields()
+        self._derive_beta()
+        if self.use_vllm:
+            # On by default, it costs a forward pass for weights that these losses do not read.
+            self.vllm_importance_sampling_correction = False
+        self._accept_groups_of_one()
+        for name, (neutral, reason) in _REFUSED.items():
+            if getattr(self, name) != neutral and not (name == "num_iterations" and self.weight_cap is not None):
+                raise _error(f"{name}={getattr(self, name)} is refused: {reason}", f"use {name}={neutral}")
+        for name in _UNREAD:
+            default = GRPOConfig.__dataclass_fields__[name].default
+            if getattr(self, name) != default:
+                raise _error(
+                    f"{name}={getattr(self, name)} would change nothing: trajectory balance does not read this setting "
+                    f"of GRPO's loss, expected its default {default}",
+                    f"leave {name} out",
+                )
+        if self.weight_cap is None and self.gradient_accumulation_steps % self.steps_per_generation:
+            raise _error(
+                f"steps_per_generation={self.steps_per_generation} draws completions for more than one optimiser step",
+                f"use a divisor of gradient_accumulation_steps={self.gradient_accumulation_steps}",
+            )
+
+    def _check_own_fields(self) -> None:
+        choices = {"baseline": ("anchored", "none"), "flagged": POLICIES, "length": ("sum", "mean")}
+        for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
-                expected = " or ".join(repr(value) for value in allowed)
-                raise DisaError(f"{name}={getattr(self, name)!r}, expected {expected}", where="DISAConfig")
+                raise _error(f"{name}={getattr(self, name)!r}, expected {' or '.join(map(repr, allowed))}")
         if not self.baseline_prior_strength >= 0.0:
-            raise DisaError(
-                f"baseline_prior_strength={self.baseline_prior_strength}, expected a number of at least 0",
-                where="DISAConfig",
-            )
+            raise _error(f"baseline_prior_strength={self.baseline_prior_strength}, expected a number of at least 0")
         if not 0.0 <= self.offline_share < 1.0:
-            raise DisaError(f"offline_share={self.offline_share}, expected a number in [0, 1)", where="DISAConfig")
+            raise _error(f"offline_share={self.offline_share}, expected a number in [0, 1)")
         if self.flagged == "group" and self.num_generations == 1:
-            raise DisaError(
+            raise _error(
                 "flagged='group' needs groups, but num_generations is 1",
-                where="DISAConfig",
-                fix="use num_generations of 2 or more, or flagged='skip'",
+                "use num_generations of 2 or more, or flagged='skip'",
             )
+
+    def _derive_beta(self) -> None:
+        if self.inverse_temperature is None or not self.inverse_temperature > 0:
+            raise _error(
+                f"inverse_temperature is {self.inverse_temperature}, expected a number above 0",
+                "set it to the anchor's, anchor.fingerprint.inverse_temperature",
+            )
+        reciprocal = 1.0 / self.inverse_temperature
+        if self.beta not in (0.0, reciprocal):
+            raise _error(
+                f"beta={self.beta} conflicts with inverse_temperature={self.inverse_temperature}: "
+                f"TRL's beta is its reciprocal, {reciprocal:.6g}",
+                "leave beta out; set inverse_temperature only",
+            )
+        self.beta = reciprocal
+
+    def _accept_groups_of_one(self) -> None:
+        """Run GRPO's checks; they refuse groups of one, for the sake of advantages that these losses never read."""
+        alone = self.num_generations == 1
+        if alone:
+            # Any number of two or more that divides the batch; the batch itself does.
+            self.num_generations, self.num_generations_eval = max(2, self.per_device_train_batch_size), 1
         super().__post_init__()
+        if alone:
+            self.num_generations = 1
+
+
+def _error(problem: str, fix: str = "") -> DisaError:
+    return DisaError(problem, where="DISAConfig", fix=fix)

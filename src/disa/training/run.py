@@ -28,11 +28,11 @@ from disa.training.methods import METHODS
 if TYPE_CHECKING:
     from peft import PeftConfig
 
-VERSION = 4
+VERSION = 5
 
 
 class TaskReward:
-    """A task's reward as a TRL reward function; rows carry the whole prompt record as columns."""
+    """A task's reward as a TRL reward function; rows carry the prompt record in the column ``record``."""
 
     __name__ = "reward"
 
@@ -43,9 +43,7 @@ class TaskReward:
     def __call__(self, completions: list[Any], **columns: list[Any]) -> list[float | None]:
         """Rewards in the order of the completions, None where one is undecided: the losses leave it out."""
         texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
-        fields = ("prompt_id", "task_name", "split", "prompt_text", "payload", "n_solutions")
-        prompts = [Prompt(*row) for row in zip(*(columns[name] for name in fields), strict=True)]
-        return checked_rewards(self._task, prompts, texts)
+        return checked_rewards(self._task, [Prompt.from_row(row) for row in columns["record"]], texts)
 
 
 def dataset(prompts: list[Prompt], task: Task, sampling: SamplingConfig) -> Dataset:
@@ -56,11 +54,7 @@ def dataset(prompts: list[Prompt], task: Task, sampling: SamplingConfig) -> Data
                 "prompt": sampling.trainer_prompt(p.prompt),
                 "prompt_id": p.prompt_id,
                 "task": task.fingerprint,
-                "task_name": p.task,
-                "split": p.split,
-                "prompt_text": p.prompt,
-                "payload": p.payload,
-                "n_solutions": p.n_solutions,
+                "record": p.as_row(),
             }
             for p in prompts
         ]
@@ -99,7 +93,7 @@ def run_training(
         raise DisaError(str(error), where="training") from error
     checkpoints, log = stage.path / "checkpoints", StepLog(stage.path / "steps.jsonl", f"training: {method}")
     tokenizer = load_tokenizer(reference)
-    parts = TrainerInputs(
+    inputs = TrainerInputs(
         config=config,
         sampling=sampling,
         task=task,
@@ -123,7 +117,7 @@ def run_training(
         dataset=dataset(prompts, task, sampling),
         reward=TaskReward(task),
     )
-    trainer = build_trainer(method, parts)
+    trainer = build_trainer(method, inputs)
     trainer.remove_callback(PrinterCallback)
     with closing(log):
         trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
@@ -135,7 +129,7 @@ def run_training(
             completions=rows if METHODS[method].generates else 0,
             stored=rows if config.learns_from_stored(method) else 0,
             processes=processes.count(),
-            prompts_not_shared=getattr(trainer, "prompts_not_shared", "the trainer is TRL's own"),
+            prompts_not_shared=trainer.prompts_not_shared,
         )
 
 

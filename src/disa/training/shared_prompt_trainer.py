@@ -1,7 +1,7 @@
 """TRL's GRPOTrainer with sampling and log-probabilities that compute a prompt once for all its completions.
 
-Where the architecture, or a setting of the engine, does not allow it, both are the engine's own. The loss is none of
-this class's business.
+Where the architecture, or a setting of TRL's, does not allow it, both are TRL's own. The loss is none of this class's
+business: GRPO and GSPO train with it and TRL's loss.
 """
 
 from __future__ import annotations
@@ -11,16 +11,22 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from trl import GRPOTrainer
 
+from disa.lm.hf_trainer import SeededEpochs
+from disa.lm.loading import without_own_defaults
 from disa.lm.merged_adapters import merged_adapters
 from disa.lm.sampler import draw_tokens
 from disa.lm.shared_prefix import causal_lm, shared_attention
 from disa.training.policy_log_probs import answer_log_probs, completion_log_probs
-from disa.training.sampling_trainer import SamplingTrainer
 
 
-class SharedPromptTrainer(SamplingTrainer):
+class SharedPromptTrainer(GRPOTrainer):
     """Arguments as :class:`trl.GRPOTrainer`'s.
+
+    It samples by its arguments alone. Whatever they leave open (``min_p``, suppressed tokens, ...) ``generate`` would
+    otherwise take from the checkpoint's ``generation_config.json``, and draw from another distribution than the one
+    whose log-probabilities are in the loss. The order of prompts is a function of the seed and the epoch.
 
     ``prompts_not_shared`` says why the policy or the reference cannot share prompts; None where they do.
     """
@@ -29,11 +35,16 @@ class SharedPromptTrainer(SamplingTrainer):
         super().__init__(*args, **others)
         models = [self.accelerator.unwrap_model(m) for m in (self.model, self.ref_model) if m is not None]
         self.prompts_not_shared = answer_log_probs(models, self.accelerator)
+        self.add_callback(SeededEpochs())
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """One micro-batch, the backward pass included, in which checkpointed layers are computed again."""
         with contextlib.nullcontext() if self.prompts_not_shared else shared_attention(self.model):
             return super().training_step(*args, **kwargs)
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        with without_own_defaults(self.accelerator.unwrap_model(self.model)):
+            return super()._generate_and_score_completions(inputs)
 
     def _generate_single_turn(
         self,

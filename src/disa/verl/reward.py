@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import json
 import math
@@ -89,8 +88,7 @@ def _score(
             where="verl, reward worker",
             fix="install the same version of disa on every node",
         )
-    prompt = Prompt(**{field.name: extra_info[field.name] for field in dataclasses.fields(Prompt)})
-    [found] = checked_rewards(own, [prompt], [solution_str])
+    [found] = checked_rewards(own, [Prompt.from_row(extra_info)], [solution_str])
     raw = math.nan if found is None else found
     return {
         "score": inverse_temperature * raw - extra_info["log_z"],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -40,7 +39,7 @@ def write_verl_rows(path: Path, prompts: Sequence[Prompt], anchor: Anchor, sampl
                 "index": index,
                 "log_z": float(log_z[index]),
                 "anchor": digest,
-                **dataclasses.asdict(prompt),
+                **prompt.as_row(),
             },
         }
         for index, prompt in enumerate(prompts)

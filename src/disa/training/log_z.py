@@ -1,0 +1,215 @@
+"""Where a trainer's log Z comes from: a part of :class:`disa.training.balance_trainer.BalanceTrainer`.
+
+A source says what log Z is, and when it is known: before the update (``sampled``: frozen, group) or with it
+(``learned``). Its attributes say what else its method changes in the loss. No source knows another.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from disa.errors import DisaError
+from disa.objectives.log_z import group_log_z
+
+if TYPE_CHECKING:
+    from disa.training.balance_trainer import BalanceTrainer
+    from disa.training.disa_config import DISAConfig
+
+Rows = list[dict[str, Any]]
+
+
+class LogZ:
+    """A source of log Z; abstract.
+
+    Attributes
+    ----------
+    name, paper : str
+        Of the method, for the model card; the paper as an arXiv number.
+    frozen : bool
+        Whether log Z is known before training: then a baseline can shrink to it, and groups of one can learn.
+    scale : float
+        Factor on the residual.
+    clip : dict or None
+        ``low`` and ``high`` of :func:`disa.objectives.trajectory_balance.clip_gap`; None for no clip.
+    normalised_rewards : bool
+        Whether rewards are normalised within the group (TRL's advantages) instead of raw.
+    module : nn.Module or None
+        What is trained beside the policy, at ``learning_rate``, and saved with the optimiser's state.
+    """
+
+    name, paper = "Trajectory balance", "2201.13259"
+    frozen = False
+    scale = 1.0
+    clip: dict[str, float] | None = None
+    normalised_rewards = False
+    module: nn.Module | None = None
+    learning_rate: float | None = None
+
+    def check(self, args: DISAConfig, datasets: Sequence[Any]) -> None:
+        """Refuse settings and prompts under which this log Z means nothing, before a model is loaded."""
+
+    def attach(self, trainer: BalanceTrainer) -> None:
+        """Make what is trained beside the policy, once the trainer stands."""
+
+    def sampled(self, trainer: BalanceTrainer, batch: dict[str, Any], rows: Rows) -> Tensor | None:
+        """Log Z of this process's fresh completions, nats, shape (rows,); None where it is known with the update."""
+        return None
+
+    def learned(self, trainer: BalanceTrainer, model: Any, inputs: dict[str, Any]) -> Tensor:
+        """Log Z of one micro-batch with gradient, where :meth:`sampled` gave none."""
+        raise NotImplementedError
+
+    def audited(self, row: dict[str, Any]) -> bool:
+        """Whether the audit reads the residuals of a prompt's completions."""
+        return True
+
+    def facts(self) -> dict[str, float]:
+        """What every line of the log says of this source."""
+        return {}
+
+
+class Frozen(LogZ):
+    """Known for every prompt before training (DISA, A*-PO).
+
+    Parameters
+    ----------
+    values : mapping of prompt id to float
+        Log Z, nats. The data set needs the column ``prompt_id``.
+    scale : float
+        Factor on the residual.
+    from_group : collection of str
+        Prompts whose log Z is the group's mean all the same.
+    facts : mapping of str to float
+        For the log.
+    name, paper : str
+    """
+
+    frozen = True
+
+    def __init__(
+        self,
+        values: Mapping[str, float],
+        *,
+        scale: float = 1.0,
+        from_group: Collection[str] = (),
+        facts: Mapping[str, float] | None = None,
+        name: str = "DISA",
+        paper: str = "2605.17295",
+    ) -> None:
+        self.values, self.scale, self.name, self.paper = values, scale, name, paper
+        self._from_group, self._facts = frozenset(from_group), dict(facts or {})
+
+    def check(self, args: DISAConfig, datasets: Sequence[Any]) -> None:
+        """Refuse prompts without a value, means over tokens and reused completions."""
+        if args.length != "sum":
+            raise DisaError(
+                f"length={args.length!r}, expected 'sum': a frozen log Z normalises sums, residuals of means have "
+                "another normaliser",
+                where="DISAConfig",
+                fix="use length='sum'",
+            )
+        if args.weight_cap is not None:
+            raise DisaError(
+                f"weight_cap={args.weight_cap}: with a frozen log Z every completion is used once and weighs 1",
+                where="DISAConfig",
+                fix="leave weight_cap out",
+            )
+        for prompt_id in (p for dataset in datasets for p in dataset.unique("prompt_id")):
+            if prompt_id not in self.values:
+                raise DisaError(
+                    f"no log Z for prompt {prompt_id}; {len(self.values)} prompts have one",
+                    where=self.name,
+                    fix="train on prompts whose trajectories were drawn, scored and estimated from",
+                )
+
+    def sampled(self, trainer: BalanceTrainer, batch: dict[str, Any], rows: Rows) -> Tensor:
+        """The values, the group's mean in place of some prompts'."""
+        values = [self.values[row["prompt_id"]] for row in rows]
+        log_z = torch.tensor(values, dtype=torch.float64, device=batch["completion_ids"].device)
+        if self._from_group:
+            log_z = torch.where(batch["audited"], log_z, group_means(trainer, batch, length="sum"))
+        return log_z
+
+    def audited(self, row: dict[str, Any]) -> bool:
+        """All but the group's: its mean follows the policy, and its residuals average to zero."""
+        return row["prompt_id"] not in self._from_group
+
+    def facts(self) -> dict[str, float]:
+        """As given."""
+        return self._facts
+
+
+class Group(LogZ):
+    """The group's mean, anew at every step (VarGrad, arXiv 2010.10436; TBA, arXiv 2503.18929; GFlowRL).
+
+    Parameters
+    ----------
+    clip_low, clip_high : float, optional
+        GFlowRL's (arXiv 2607.13394): residuals are kept in [-clip_low, clip_high] at sampling time.
+    sums : bool
+        Take log Z from sums also where the residual is of means, as GFlowRL published it (its Eq. 4 and 6).
+    name, paper : str
+    """
+
+    def __init__(
+        self,
+        *,
+        clip_low: float | None = None,
+        clip_high: float | None = None,
+        sums: bool = False,
+        name: str = "VarGrad",
+        paper: str = "2010.10436",
+    ) -> None:
+        for field, value in (("clip_low", clip_low), ("clip_high", clip_high)):
+            if value is not None and not value > 0:
+                raise DisaError(f"{field} is {value}, expected a number above 0", where=name)
+        if (clip_low, clip_high) != (None, None):
+            self.clip = {"low": clip_low or math.inf, "high": clip_high or math.inf}
+        self._sums, self.name, self.paper = sums, name, paper
+
+    def check(self, args: DISAConfig, datasets: Sequence[Any]) -> None:
+        """Refuse groups of one."""
+        if args.num_generations == 1:
+            raise DisaError(
+                "num_generations=1: a group's own mean is its log Z, so the residual of a group of one is zero",
+                where=self.name,
+                fix="use num_generations of 2 or more, or a method with a frozen or learned log Z",
+            )
+
+    def sampled(self, trainer: BalanceTrainer, batch: dict[str, Any], rows: Rows) -> Tensor:
+        """Each group's mean."""
+        return group_means(trainer, batch, length="sum" if self._sums else trainer.args.length)
+
+
+def gflowrl(**settings: Any) -> Group:
+    """GFlowRL's log Z: as :class:`Group`. With sums, no clip and fresh completions it is VarGrad."""
+    return Group(**settings, name="GFlowRL", paper="2607.13394")
+
+
+def group_means(trainer: BalanceTrainer, batch: dict[str, Any], *, length: str) -> Tensor:
+    """Log Z of every group, before TRL scatters a group over micro-batches; groups may span processes."""
+    mask, rows = batch["completion_mask"], len(batch["completion_mask"])
+    known = batch.get("old_per_token_logps", batch.get("sampling_per_token_logps"))
+    if known is not None:
+        log_sampler = (known.double() * mask).sum(dim=1)
+    else:
+        with torch.no_grad():
+            size = trainer.args.per_device_train_batch_size
+            log_sampler, _ = trainer.sequence_log_probs(trainer.model, batch, batch_size=size)
+    log_ref = (batch["ref_per_token_logps"].double() * mask).sum(dim=1)
+    gather = trainer.accelerator.gather
+    log_z = group_log_z(
+        gather(log_sampler),
+        gather(log_ref),
+        gather(batch["raw_reward"].double()),
+        trainer.groups(rows),
+        beta=trainer.args.inverse_temperature,
+        length=length,
+        lengths=gather(mask.sum(dim=1)),
+    )
+    return log_z[trainer.own_rows(rows)]
