@@ -11,12 +11,13 @@ import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from disa.anchor.probes import Probe, take_probes
 from disa.anchor.stage import anchor_stage
 from disa.errors import DisaError
 from disa.evaluation.stage import evaluation_stage
 from disa.lm.fingerprint import take_fingerprint
 from disa.lm.models import Models
-from disa.lm.sampling import SamplingConfig
+from disa.lm.sampling import SamplingConfig, encode_prompt
 from disa.partition.config import PartitionConfig
 from disa.partition.regression import PromptFeatures, reference_features
 from disa.partition.rounds import further_draws, round_target
@@ -146,7 +147,10 @@ class Pipeline:
 
     def anchor(self) -> StageFolder:
         """The frozen estimates with their fingerprint."""
-        return self._stage(anchor_stage(self.partition(), self.task.reward_range, self._fingerprint))
+        bound = self.recipe.scoring.parity_bound
+        return self._stage(
+            anchor_stage(self.partition(), self.task.reward_range, self._fingerprint, self._probes, bound)
+        )
 
     def training(self) -> list[StageFolder]:
         """One folder per method; a baseline's does not depend on the anchor."""
@@ -208,6 +212,12 @@ class Pipeline:
     def _prompts(self, *splits: str) -> list[Prompt]:
         rows = self.tasks().rows(Prompt)
         return [row for split in splits for row in rows if row.split == split]
+
+    def _probes(self) -> list[Probe]:
+        """What the anchor keeps of its prompts."""
+        tokenizer, sampling = self.models.tokenizer(), self.recipe.sampling
+        ids = {p.prompt_id: encode_prompt(tokenizer, p.prompt, sampling) for p in self._calibrated()}
+        return take_probes(ids, [row for folder in self.scores().values() for row in folder.rows(ScoredTrajectory)])
 
     def _calibrated(self) -> list[Prompt]:
         """Prompts that get a log Z."""

@@ -12,8 +12,9 @@ from disa.errors import DisaError
 from disa.lm.hf_trainer import trainer_arguments
 from disa.lm.loading import load_tokenizer, trainable_model
 from disa.training.build import TrainerInputs, build_trainer
+from disa.training.data import check_prompts
 from disa.training.disa_config import _REFUSED, _UNREAD
-from disa.training.trainer import check_prompts, reward_fingerprint
+from disa.training.reward_identity import reward_fingerprint
 
 OTHER_VALUE = {
     "top_p": 0.9,
@@ -26,6 +27,10 @@ OTHER_VALUE = {
     "sync_ref_model": True,
     "mask_truncated_completions": True,
     "use_liger_kernel": True,
+    "disable_dropout": False,
+    "neftune_noise_alpha": 5.0,
+    "vllm_importance_sampling_correction": True,
+    "torch_compile": True,
 }
 
 

@@ -12,7 +12,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 import disa.training
 from disa.training.balance_trainer import BalanceTrainer
-from disa.training.disa_config import _REFUSED, _UNREAD
+from disa.training.disa_config import _REFUSED, _UNREAD, DISAConfig
 from disa.training.trainer import DISATrainer
 
 # Parameters by which the overridden methods are called, and those by which the project calls the engine.
@@ -72,10 +72,11 @@ def test_the_loss_is_still_computed_in_compute_loss():
     assert "_compute_loss" in called, "GRPOTrainer.compute_loss no longer is the one place that computes the loss"
 
 
-def test_refused_settings_exist_and_their_neutral_values_are_the_engine_s_defaults():
+def test_refused_settings_exist_and_their_neutral_values_are_the_defaults():
     fields = GRPOConfig.__dataclass_fields__
     assert set(_REFUSED) <= set(fields), f"GRPOConfig lost {set(_REFUSED) - set(fields)}; see _REFUSED"
     assert set(_UNREAD) <= set(fields), f"GRPOConfig lost {set(_UNREAD) - set(fields)}; see _UNREAD"
+    fields = DISAConfig.__dataclass_fields__
     assert {name: fields[name].default for name in _REFUSED} == {
         name: neutral for name, (neutral, _) in _REFUSED.items()
     }

@@ -11,15 +11,20 @@ from typing import Any
 
 import numpy as np
 
+from disa.anchor.probes import Probe, prompt_digest
 from disa.errors import DisaError
 from disa.runs.files import file_digest, whole_file
 from disa.runs.folders import read_json, write_json
 from disa.runs.provenance import Fingerprint
 from disa.runs.records import PartitionEstimate, Prompt, read_rows, write_rows
 
-VERSION = 2
-"""Raised whenever a frozen anchor would say something else; 2: the fingerprint covers the reference's config.json."""
+VERSION = 3
+"""Raised whenever a frozen anchor would say something else; 3: it knows its prompts' token ids."""
 _REGRESSOR = "regressor.npz"
+_PROBES = "probes.parquet"
+
+PROBE_BOUND = 1e-3
+"""That of sampler and scorer in float32 (``scoring.parity_bound``); an anchor of bfloat16 scores has a wider one."""
 
 # How to make each field agree again, shown when it does not.
 _FIXES = {
@@ -56,6 +61,11 @@ class Anchor:
         What the partition stage found beside the estimates: null test, coverage, the regressor's report.
     version : int
         Of its fingerprint. An anchor of another version can be read and inspected, and is refused for training.
+    probes : mapping of prompt id to Probe
+        Token ids of the prompts as digests, and some completions to try a reference on. Prompts whose log Z was
+        predicted, and anchors made in memory, have none.
+    probe_bound : float
+        Largest mean difference per token, in nats, between a probe's log pi_ref and the one computed anew.
     """
 
     estimates: Mapping[str, PartitionEstimate]
@@ -65,6 +75,8 @@ class Anchor:
     path: Path | None = None
     evidence: Mapping[str, Any] = dataclasses.field(default_factory=lambda: MappingProxyType({}))
     version: int = VERSION
+    probes: Mapping[str, Probe] = dataclasses.field(default_factory=lambda: MappingProxyType({}))
+    probe_bound: float = PROBE_BOUND
 
     @classmethod
     def load(cls, path: str | Path) -> Anchor:
@@ -97,6 +109,10 @@ class Anchor:
             )
         fingerprint = Fingerprint.from_dict(manifest["fingerprint"])
         _check_regressor(path / _REGRESSOR, manifest.get("regressor"), fingerprint)
+        version, probes = manifest.get("version", 1), []
+        if version >= VERSION:
+            _check_frozen(path / _PROBES, manifest.get("probes"))
+            probes = read_rows(path / _PROBES, Probe)
         return cls(
             estimates=MappingProxyType({row.prompt_id: row for row in rows}),
             fingerprint=fingerprint,
@@ -104,7 +120,9 @@ class Anchor:
             binary=manifest["binary"],
             path=path,
             evidence=MappingProxyType(manifest.get("evidence", {})),
-            version=manifest.get("version", 1),
+            version=version,
+            probes=MappingProxyType({row.prompt_id: row for row in probes}),
+            probe_bound=manifest.get("probe_bound", PROBE_BOUND),
         )
 
     def verify(self, fingerprint: Fingerprint) -> None:
@@ -129,6 +147,29 @@ class Anchor:
                 where=str(self.path or "anchor"),
                 fix=_FIXES[name],
             )
+
+    def verify_prompts(self, prompt_ids: Mapping[str, Sequence[int]]) -> None:
+        """Refuse prompts whose token ids are not those that log Z was estimated for.
+
+        Parameters
+        ----------
+        prompt_ids : mapping of prompt id to token ids
+            As they will be trained on. Prompts that the anchor has no digest of (:attr:`probes`) pass.
+
+        Raises
+        ------
+        DisaError
+            Naming the first that differs.
+        """
+        for prompt_id, ids in prompt_ids.items():
+            if prompt_id in self.probes and prompt_digest(ids) != self.probes[prompt_id].prompt_digest:
+                raise DisaError(
+                    f"its {len(ids)} token ids have digest {prompt_digest(ids)}, log Z was estimated for "
+                    f"{self.probes[prompt_id].prompt_digest}: prompt or chat template changed",
+                    where=f"{self.path or 'anchor'}, prompt {prompt_id}",
+                    fix="train on the prompts of 1_tasks as they are; a chat template that prints the date needs a "
+                    "fixed date, and a new anchor",
+                )
 
     def log_z(self, prompt_ids: Sequence[str]) -> np.ndarray:
         """Frozen log Z of some prompts.
@@ -241,10 +282,12 @@ def freeze(
     *,
     reward_range: tuple[float, float],
     binary: bool,
+    probes: Sequence[Probe] = (),
+    probe_bound: float = PROBE_BOUND,
     evidence: Mapping[str, Any] | None = None,
     regressor: str | Path | None = None,
 ) -> dict[str, Any]:
-    """Write ``anchor.parquet`` and a manifest; returns what the manifest says under ``anchor``.
+    """Write ``anchor.parquet``, ``probes.parquet`` and a manifest; returns what the manifest says under ``anchor``.
 
     ``evidence`` goes into the manifest, and the regressor's file, where there is one, into the folder.
 
@@ -275,6 +318,7 @@ def freeze(
             )
     path.mkdir(parents=True, exist_ok=True)
     write_rows(path / "anchor.parquet", list(estimates), PartitionEstimate)
+    write_rows(path / _PROBES, list(probes), Probe)
     manifest = {
         "version": VERSION,
         "fingerprint": fingerprint.as_dict(),
@@ -282,6 +326,8 @@ def freeze(
         "binary": binary,
         "prompts": len(estimates),
         "digest": file_digest(path / "anchor.parquet")[:16],
+        "probes": file_digest(path / _PROBES)[:16],
+        "probe_bound": probe_bound,
         "evidence": dict(evidence or {}),
     }
     if regressor is not None:
@@ -292,8 +338,8 @@ def freeze(
     return manifest
 
 
-def _check_regressor(path: Path, expected: str | None, fingerprint: Fingerprint) -> None:
-    """Refuse a regressor's file that is not the frozen one, or whose features are not the anchor's."""
+def _check_frozen(path: Path, expected: str | None) -> None:
+    """Refuse a file that is not the frozen one."""
     found = file_digest(path)[:16] if path.is_file() else None
     if found != expected:
         raise DisaError(
@@ -301,7 +347,12 @@ def _check_regressor(path: Path, expected: str | None, fingerprint: Fingerprint)
             where=str(path.parent),
             fix="rerun the anchor stage; what was frozen is never edited, added or removed",
         )
-    if found is not None:
+
+
+def _check_regressor(path: Path, expected: str | None, fingerprint: Fingerprint) -> None:
+    """Refuse a regressor's file that is not the frozen one, or whose features are not the anchor's."""
+    _check_frozen(path, expected)
+    if expected is not None:
         # scipy loads with the regressor, and most anchors have none.
         from disa.partition.features import features_fingerprint
         from disa.partition.regressor import Regressor

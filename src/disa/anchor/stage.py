@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from disa.anchor.anchor import VERSION, freeze
+from disa.anchor.probes import Probe
 from disa.runs.folders import StageFolder
 from disa.runs.provenance import Fingerprint
 from disa.runs.records import PartitionEstimate
@@ -12,9 +13,13 @@ from disa.runs.stage import Stage
 
 
 def anchor_stage(
-    partition: StageFolder, reward_range: tuple[float, float], fingerprint: Callable[[], Fingerprint]
+    partition: StageFolder,
+    reward_range: tuple[float, float],
+    fingerprint: Callable[[], Fingerprint],
+    probes: Callable[[], list[Probe]],
+    probe_bound: float,
 ) -> Stage:
-    """Describe the stage that freezes the partition stage's estimates."""
+    """Describe the stage that freezes the partition stage's estimates, with what a trainer can try itself on."""
 
     def work(stage: StageFolder) -> None:
         found = partition.manifest
@@ -24,6 +29,8 @@ def anchor_stage(
             fingerprint(),
             reward_range=reward_range,
             binary=found["binary"],
+            probes=probes(),
+            probe_bound=probe_bound,
             evidence={name: found.get(name) for name in ("null_test", "coverage", "regressor", "budget")},
             regressor=partition.path / "regressor.npz" if found["regressor"] else None,
         )

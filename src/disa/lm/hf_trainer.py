@@ -47,7 +47,8 @@ class SeededEpochs(TrainerCallback):
         sampler = train_dataloader.batch_sampler
         while inner := getattr(sampler, "batch_sampler", None) or getattr(sampler, "sampler", None):
             sampler = inner
-        sampler.generator.manual_seed(args.seed + int(state.epoch))
+        if hasattr(sampler, "generator"):  # one that does not shuffle has none
+            sampler.generator.manual_seed(args.seed + int(state.epoch))
 
 
 def save_trained(trainer: Trainer, folder: Path) -> None:

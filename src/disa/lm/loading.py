@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -109,7 +110,39 @@ def load_model(path: str | Path) -> PreTrainedModel:
     refuse_adapters(path)
     with _refuse_unloadable(path):
         model = AutoModelForCausalLM.from_pretrained(str(path), dtype=torch.float32)
+    refuse_adapters(path, model)
     return model.eval().requires_grad_(False).to(device())
+
+
+def refuse_adapters(path: str | Path, model: PreTrainedModel | None = None) -> None:
+    """Refuse an adapter's folder, or what ``from_pretrained`` made of it: saved or adapted again, it is half a model.
+
+    Raises
+    ------
+    DisaError
+        With the way to make a whole model of it.
+    """
+    alone = (Path(path) / "adapter_config.json").is_file() and not (Path(path) / "config.json").is_file()
+    if alone or getattr(model, "_hf_peft_config_loaded", False):
+        raise DisaError(
+            "this is an adapter's folder, expected a whole model",
+            where=str(path),
+            fix="merge it: PeftModel.from_pretrained(base, folder).merge_and_unload().save_pretrained(NEW); save the "
+            "tokenizer there too",
+        )
+
+
+def without_dropout(model: nn.Module) -> None:
+    """Switch every kind of dropout off, in layers, attention and adapters: log pi is that of the policy that samples.
+
+    Layers keep their rates in themselves; ``config`` stays, as digests cover it.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if "dropout" in name and isinstance(value, float) and value > 0:
+                setattr(module, name, 0.0)
 
 
 def trainable_model(path: str | Path) -> PreTrainedModel:

@@ -73,7 +73,9 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, text: str, sampling: Sampl
             sampling.trainer_prompt(text), add_generation_prompt=True, tokenize=True, return_dict=True
         )["input_ids"]
     ids = tokenizer(text)["input_ids"]
-    if tokenizer.pad_token_id in ids:
+    # Where padding is the end token, as a fallback, a prompt may well hold it, as chat templates written out do.
+    unknown = {tokenizer.unk_token_id, tokenizer.pad_token_id} - {None, tokenizer.eos_token_id}
+    if unknown & set(ids):
         raise DisaError(
             f"prompt {text!r} has a character the tokenizer does not know",
             where=str(tokenizer.name_or_path),

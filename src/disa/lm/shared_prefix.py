@@ -66,7 +66,7 @@ def unsupported(model: nn.Module, *, training: bool = False) -> str | None:
         return f"architecture {config.model_type} is not one of {', '.join(sorted(ARCHITECTURES))}"
     if getattr(config, "use_bidirectional_attention", False):
         return "its attention is bidirectional"
-    if getattr(config, "attention_dropout", 0.0) and training:
+    if training and any(getattr(module, "attention_dropout", 0.0) for module in model.modules()):
         return "it drops attention weights"
     if not isinstance(model.get_output_embeddings(), nn.Linear):
         return "its LM head is not a plain linear layer"

@@ -13,8 +13,6 @@ import json
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from torch import nn
     from transformers import PreTrainedTokenizerBase
 
@@ -71,7 +69,10 @@ _NOT_THE_LAW = frozenset(
 
 
 def weights_digest(model: nn.Module) -> str:
-    """Digest of a model: its base weights, equal with and without PEFT adapters, and the settings they are used with.
+    """Digest of a model: its weights, and the settings they are used with.
+
+    Of a PeftModel it is the base model's, with adapters off. Adapters that were loaded into a plain model, as
+    ``from_pretrained`` does with an adapter's folder, are part of that model and of its digest.
 
     Values are hashed in float32, so that a checkpoint stored in bfloat16 and its float32 copy,
     which hold the same numbers, have the same digest. Tied parameters count once. The settings are those of
@@ -83,7 +84,7 @@ def weights_digest(model: nn.Module) -> str:
 
     config = getattr(model, "config", None)
     hasher = hashlib.sha256(digest(_settings(config.to_dict() if config is not None else {})).encode())
-    for name, parameter in _base_parameters(model):
+    for name, parameter in base_parameters(model):
         hasher.update(f"{name}{tuple(parameter.shape)}".encode())
         values = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
         values = values.detach().to("cpu", torch.float32).contiguous()
@@ -103,15 +104,25 @@ def _settings(values: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _base_parameters(model: nn.Module) -> Iterable[tuple[str, Any]]:
-    """Parameters without adapters, under the names they have without PEFT's wrappers, sorted."""
-    named = []
-    for name, parameter in model.named_parameters():
-        if "lora_" in name or ".modules_to_save." in name:
-            continue
-        plain = name.removeprefix("base_model.model.").replace(".base_layer.", ".").replace(".original_module.", ".")
-        named.append((plain, parameter))
-    return sorted(named, key=lambda pair: pair[0])
+def base_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """Parameters that the model has with its adapters off, under the names they have without them, sorted.
+
+    Whatever kind of adapters: a layer of PEFT's holds the base's own as ``base_layer`` or ``original_module``, a model
+    of PEFT's as ``base_model`` or ``model``; all else in it is the adapter's.
+    """
+    adapted = hasattr(model, "peft_config") and hasattr(model, "get_base_model")
+    wrappers = {name for name, module in model.named_modules() if type(module).__module__.startswith("peft.")}
+    found = []
+    for name, parameter in model.named_parameters() if adapted else ():
+        parts, plain = name.split("."), []
+        for i, part in enumerate(parts):
+            if ".".join(parts[:i]) not in wrappers:
+                plain.append(part)
+            elif part not in ("base_layer", "original_module", "base_model", "model"):
+                break
+        else:
+            found.append((".".join(plain), parameter))
+    return sorted(found if adapted else model.named_parameters(), key=lambda pair: pair[0])
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -20,15 +20,16 @@ the loss is replaced and the others are extended around ``super()``. Nothing of 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 
 from disa.errors import DisaError
+from disa.lm.loading import load_tokenizer
 from disa.objectives.forward_projection import forward_projection_loss
 from disa.objectives.trajectory_balance import (
     anchored_baseline,
@@ -39,8 +40,10 @@ from disa.objectives.trajectory_balance import (
     trajectory_balance_residual,
 )
 from disa.training.audit import ResidualRecord
+from disa.training.data import check_args, check_datasets, check_steps
 from disa.training.disa_config import DISAConfig
 from disa.training.log_z import LogZ
+from disa.training.reference import check_frozen, policy
 from disa.training.shared_prompt_trainer import SharedPromptTrainer
 from disa.training.stored import StoredTrajectories
 
@@ -53,18 +56,20 @@ class BalanceTrainer(SharedPromptTrainer):
 
     Parameters
     ----------
-    model : str or PreTrainedModel
-        The policy, initialised from the reference (or from anything with its support).
+    model : str, Path, PreTrainedModel or PeftModel
+        The policy, initialised from the reference (or from anything with its support). With trained adapters of its
+        own it needs ``reference``.
     reward_funcs : callable or list of callables
-        TRL reward functions. Raw rewards reach the loss; nothing is normalised within a group.
+        TRL reward functions. Raw rewards reach the loss; nothing is normalised within a group. None from any of them
+        leaves a completion undecided and out of the loss.
     log_z : LogZ
         Where log Z comes from.
     args : DISAConfig
-    train_dataset : datasets.Dataset
+    train_dataset : datasets.Dataset or list of dict
         Column ``prompt`` (text or messages) and whatever the reward functions and ``log_z`` read.
     reference : str or Path, optional
         Folder or hub id of the frozen reference for full fine-tuning; by default where ``model`` was
-        loaded from. With adapters the reference is the base model with adapters off.
+        loaded from. With adapters the reference is the base model with adapters off, and must be this one.
     offline : StoredTrajectories, optional
         Trajectories for the forward projection; needed exactly when ``args.offline_share`` is above 0.
     eval_dataset, processing_class, reward_processing_classes, callbacks, optimizers, peft_config
@@ -93,16 +98,13 @@ class BalanceTrainer(SharedPromptTrainer):
         optimizers: tuple[Any, Any] = (None, None),
         peft_config: Any = None,
     ) -> None:
-        datasets = [d for d in (train_dataset, eval_dataset) if d is not None]
+        check_args(args)
+        train_dataset, eval_dataset, datasets = check_datasets(train_dataset, eval_dataset)
+        check_steps(train_dataset, args)
         _check(log_z, args, datasets, offline)
-        if reference is not None:
-            if isinstance(model, str):
-                model = AutoModelForCausalLM.from_pretrained(
-                    model, **(args.model_init_kwargs or {"dtype": torch.float32})
-                )
-            # GRPOTrainer loads the frozen reference from here; without this an edited or in-memory policy
-            # would silently be compared with whatever its configuration names.
-            model.config._name_or_path = str(reference)
+        model = policy(model, reference, peft_config, args.model_init_kwargs)
+        if processing_class is None:
+            processing_class = load_tokenizer(model.config._name_or_path)
         self.log_z, self._offline, self._offline_batches = log_z, offline, (-1, 0)
         self._rewards_per_func = torch.empty(0)
         self._audits = {"train": ResidualRecord(), "eval": ResidualRecord()}
@@ -120,7 +122,16 @@ class BalanceTrainer(SharedPromptTrainer):
             optimizers=optimizers,
             peft_config=peft_config,
         )
+        unwrapped = self.accelerator.unwrap_model(self.model)
+        if "ref" in getattr(unwrapped, "peft_config", {}):
+            unwrapped.delete_adapter("ref")  # TRL's copy of the policy's own adapters; the reference has none
+        check_frozen(self)
         log_z.attach(self)
+
+    @property
+    def reference_model(self) -> Any:
+        """The frozen reference; with adapters the policy, whose adapters are off in it."""
+        return self.accelerator.unwrap_model(self.model if self.ref_model is None else self.ref_model)
 
     # A step's completions
 
@@ -133,15 +144,32 @@ class BalanceTrainer(SharedPromptTrainer):
         device, own = batch["completion_ids"].device, self.own_rows(len(inputs))
         # Rewards come gathered over processes, in their order; this process's rows are one slice.
         rewards = self._rewards_per_func[own]
-        total = (rewards * self.reward_weights.to(device)).nansum(dim=1)
-        # A row no reward function decided has no residual; nansum would call it a zero.
-        batch["raw_reward"] = total.masked_fill(rewards.isnan().all(dim=1), torch.nan)
+        weights = self.reward_weights.to(device)
+        # A row that a function which counts left undecided is NaN, has no residual, and is not in the loss.
+        batch["raw_reward"] = torch.where(weights == 0, 0.0, rewards * weights).sum(dim=1)
+        undecided = self.accelerator.gather(batch["raw_reward"]).isnan()
+        self._check_rewards(batch["raw_reward"], inputs)
+        # Decided rows per process and micro-batch, by which every micro-batch's sum is divided.
+        parts = self.args.steps_per_generation if self.model.training else 1
+        batch["decided"] = (~undecided).sum() / (self.accelerator.num_processes * parts)
         batch["group"] = self.groups(len(inputs))[own]
         batch["audited"] = torch.tensor([self.log_z.audited(row) for row in inputs], device=device)
         sampled = self.log_z.sampled(self, batch, inputs)
         if sampled is not None:
             batch["log_z"] = sampled
         return batch
+
+    def _check_rewards(self, rewards: Tensor, rows: list[dict[str, Any]]) -> None:
+        """Refuse rewards that log Z was not estimated for, before they reach the weights."""
+        low, high = self.log_z.reward_range
+        slack = 1e-5 * max(1.0, *(abs(end) for end in (low, high) if math.isfinite(end)), 1.0)  # float32 in TRL
+        for row, reward in zip(rows, rewards.tolist(), strict=True):
+            if not (math.isnan(reward) or (math.isfinite(reward) and low - slack <= reward <= high + slack)):
+                raise DisaError(
+                    f"a reward is {reward:g}, expected a number in [{low:g}, {high:g}], or None where undecided",
+                    where=f"reward_funcs, prompt {row.get('prompt_id', row['prompt'])!r}",
+                    fix="return rewards in the range that log Z was estimated for",
+                )
 
     def own_rows(self, rows: int) -> slice:
         """Which of all processes' rows are this process's."""
@@ -201,7 +229,9 @@ class BalanceTrainer(SharedPromptTrainer):
             baseline = anchored_baseline(shaped[decided], inputs["group"][decided], prior_strength=strength)
         cap = torch.inf if self.args.weight_cap is None else self.args.weight_cap
         weight = importance_weight(log_pi, log_sampler, cap=cap)[decided]
+        # By the step's decided rows, not the micro-batch's: how a step is cut changes nothing.
         loss = trajectory_balance_loss(shaped[decided], baseline, weight) if decided.any() else 0.0 * log_pi.sum()
+        loss = loss * (decided.sum() / inputs["decided"].clamp(min=1e-9))
 
         gather = self.accelerator.gather
         if length == "sum":  # means over tokens are residuals of another target, which the audit knows nothing of

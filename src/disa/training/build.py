@@ -177,7 +177,7 @@ def _flowrl_published(inputs: TrainerInputs) -> Trainer:
 
 
 def _grpo(inputs: TrainerInputs, **own: Any) -> Trainer:
-    args = GRPOConfig(**inputs.arguments, **inputs.generation, **own)
+    args = GRPOConfig(disable_dropout=True, **inputs.arguments, **inputs.generation, **own)
     return SharedPromptTrainer(args=args, **_online(inputs))
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from trl import GRPOConfig
 
 from disa.errors import DisaError
+from disa.runs import processes
 from disa.training.flags import POLICIES
 
 _SUPPORT = "it removes support from the policy's samples"
@@ -24,6 +25,10 @@ _REFUSED: dict[str, tuple[Any, str]] = {
     "sync_ref_model": (False, "the reference is frozen: log Z belongs to it"),
     "mask_truncated_completions": (False, "a truncated completion is an atom of its own, not a missing one"),
     "use_liger_kernel": (False, "its fused loss does not know trajectory balance"),
+    "disable_dropout": (True, "log pi would not be that of the policy that sampled"),
+    "neftune_noise_alpha": (None, "log pi would not be that of the policy that sampled"),
+    "vllm_importance_sampling_correction": (False, "it costs a pass that the residual never reads"),
+    "torch_compile": (False, "every step packs its completions into other shapes, each to be compiled anew"),
 }
 
 # Settings of GRPO's loss and advantages. Trajectory balance has neither, so another value would change nothing.
@@ -86,14 +91,14 @@ class DISAConfig(GRPOConfig):
         default=False,
         metadata={"help": "TRL's correction of vLLM's rounding; it costs a pass that the residual never reads."},
     )
+    disable_dropout: bool = field(
+        default=True, metadata={"help": "Dropout off everywhere: log pi is that of the policy that samples."}
+    )
 
     def __post_init__(self) -> None:
         """Derive TRL's beta and refuse what a log Z cannot live with."""
         self._check_own_fields()
         self._derive_beta()
-        if self.use_vllm:
-            # On by default, it costs a forward pass for weights that these losses do not read.
-            self.vllm_importance_sampling_correction = False
         self._accept_groups_of_one()
         for name, (neutral, reason) in _REFUSED.items():
             if getattr(self, name) != neutral and not (name == "num_iterations" and self.weight_cap is not None):
@@ -121,10 +126,12 @@ class DISAConfig(GRPOConfig):
             raise _error(f"baseline_prior_strength={self.baseline_prior_strength}, expected a number of at least 0")
         if not 0.0 <= self.offline_share < 1.0:
             raise _error(f"offline_share={self.offline_share}, expected a number in [0, 1)")
-        if self.flagged == "group" and self.num_generations == 1:
+        for name in ("num_generations", "num_generations_eval"):
+            if self.flagged != "group" or getattr(self, name) != 1:
+                continue
             raise _error(
-                "flagged='group' needs groups, but num_generations is 1",
-                "use num_generations of 2 or more, or flagged='skip'",
+                f"flagged='group' needs groups, but {name} is 1",
+                f"use {name} of 2 or more, or flagged='skip'",
             )
 
     def _derive_beta(self) -> None:
@@ -144,13 +151,19 @@ class DISAConfig(GRPOConfig):
 
     def _accept_groups_of_one(self) -> None:
         """Run GRPO's checks; they refuse groups of one, for the sake of advantages that these losses never read."""
-        alone = self.num_generations == 1
-        if alone:
-            # Any number of two or more that divides the batch; the batch itself does.
-            self.num_generations, self.num_generations_eval = max(2, self.per_device_train_batch_size), 1
+        if self.num_generations != 1:
+            super().__post_init__()
+            return
+        # Any number of two or more that divides the batch: the batch itself does, and one of one is checked as two.
+        steps = self.steps_per_generation or self.gradient_accumulation_steps
+        batch = self.per_device_train_batch_size * steps * processes.count()
+        if batch == 1:
+            self.steps_per_generation = 2
+        self.num_generations, self.num_generations_eval = max(2, batch), 1
         super().__post_init__()
-        if alone:
-            self.num_generations = 1
+        self.num_generations = 1
+        if batch == 1:
+            self.steps_per_generation = self.generation_batch_size = 1
 
 
 def _error(problem: str, fix: str = "") -> DisaError:

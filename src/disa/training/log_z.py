@@ -36,6 +36,8 @@ class LogZ:
         Factor on the residual.
     clip : dict or None
         ``low`` and ``high`` of :func:`disa.objectives.trajectory_balance.clip_gap`; None for no clip.
+    reward_range : tuple of float
+        Smallest and largest reward that log Z was estimated for.
     normalised_rewards : bool
         Whether rewards are normalised within the group (TRL's advantages) instead of raw.
     module : nn.Module or None
@@ -46,6 +48,7 @@ class LogZ:
     frozen = False
     scale = 1.0
     clip: dict[str, float] | None = None
+    reward_range = (-math.inf, math.inf)
     normalised_rewards = False
     module: nn.Module | None = None
     learning_rate: float | None = None
@@ -86,6 +89,7 @@ class Frozen(LogZ):
         Prompts whose log Z is the group's mean all the same.
     facts : mapping of str to float
         For the log.
+    reward_range : tuple of float
     name, paper : str
     """
 
@@ -98,10 +102,12 @@ class Frozen(LogZ):
         scale: float = 1.0,
         from_group: Collection[str] = (),
         facts: Mapping[str, float] | None = None,
+        reward_range: tuple[float, float] = (-math.inf, math.inf),
         name: str = "DISA",
         paper: str = "2605.17295",
     ) -> None:
         self.values, self.scale, self.name, self.paper = values, scale, name, paper
+        self.reward_range = reward_range
         self._from_group, self._facts = frozenset(from_group), dict(facts or {})
 
     def check(self, args: DISAConfig, datasets: Sequence[Any]) -> None:

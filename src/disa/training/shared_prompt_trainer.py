@@ -14,7 +14,7 @@ from torch import Tensor
 from trl import GRPOTrainer
 
 from disa.lm.hf_trainer import SeededEpochs
-from disa.lm.loading import without_own_defaults
+from disa.lm.loading import without_dropout, without_own_defaults
 from disa.lm.merged_adapters import merged_adapters
 from disa.lm.sampler import draw_tokens
 from disa.lm.shared_prefix import causal_lm, shared_attention
@@ -33,6 +33,8 @@ class SharedPromptTrainer(GRPOTrainer):
 
     def __init__(self, *args: Any, **others: Any) -> None:
         super().__init__(*args, **others)
+        if self.args.disable_dropout:
+            without_dropout(self.accelerator.unwrap_model(self.model))
         models = [self.accelerator.unwrap_model(m) for m in (self.model, self.ref_model) if m is not None]
         self.prompts_not_shared = answer_log_probs(models, self.accelerator)
         self.add_callback(SeededEpochs())

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Sequence
-from hashlib import sha256
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from trl.data_utils import is_conversational
 
 from disa.anchor import Anchor
-from disa.errors import DisaError
 from disa.lm.fingerprint import take_fingerprint
 from disa.lm.sampling import SamplingConfig
 from disa.runs.provenance import Fingerprint
 from disa.training.balance_trainer import BalanceTrainer
+from disa.training.data import check_args, check_columns, check_datasets, check_prompts
 from disa.training.disa_config import DISAConfig
 from disa.training.flags import flag_plan, require_frozen_log_z
+from disa.training.guard import ReferenceGuard
 from disa.training.log_z import Frozen
+from disa.training.reward_identity import reward_fingerprint
 from disa.training.stored import StoredTrajectories
-
-_DATA = "DISATrainer, train_dataset or eval_dataset"
 
 
 class DISATrainer(BalanceTrainer):
@@ -33,8 +32,8 @@ class DISATrainer(BalanceTrainer):
     ----------
     model, reward_funcs, reference, others
         As in :class:`disa.training.balance_trainer.BalanceTrainer`.
-    anchor : Anchor
-        Frozen log Z. Its fingerprint must equal the trainer's in every field.
+    anchor : Anchor, str or Path
+        Frozen log Z, or the folder it is in. Its fingerprint must equal the trainer's in every field.
     args : DISAConfig
     train_dataset : datasets.Dataset
         Columns ``prompt`` (text or messages), ``prompt_id`` (as in the anchor), ``task`` (as in the
@@ -53,7 +52,7 @@ class DISATrainer(BalanceTrainer):
         self,
         model: Any,
         reward_funcs: Callable[..., Any] | list[Callable[..., Any]],
-        anchor: Anchor,
+        anchor: Anchor | str | Path,
         args: DISAConfig,
         train_dataset: Any,
         *,
@@ -61,8 +60,12 @@ class DISATrainer(BalanceTrainer):
         eval_dataset: Any = None,
         **others: Any,
     ) -> None:
-        datasets = [d for d in (train_dataset, eval_dataset) if d is not None]
+        check_args(args)
+        train_dataset, eval_dataset, datasets = check_datasets(train_dataset, eval_dataset)
+        check_columns(datasets)
         check_prompts(datasets)
+        if not isinstance(anchor, Anchor):
+            anchor = Anchor.load(anchor)
         per_step = args.generation_batch_size // args.num_generations
         plan = flag_plan(anchor, train_dataset.unique("prompt_id"), args.flagged, prompts_per_step=per_step)
         if offline is not None:
@@ -74,11 +77,24 @@ class DISATrainer(BalanceTrainer):
             {prompt_id: row.log_z for prompt_id, row in anchor.estimates.items()},
             from_group=[p for p, source in plan.source.items() if source == "group"],
             facts={f"flagged/{s}": count for s in ("group", "skip") if (count := plan.count(s))},
+            reward_range=anchor.reward_range,
         )
         super().__init__(
             model, reward_funcs, log_z, args, train_dataset, offline=offline, eval_dataset=eval_dataset, **others
         )
         anchor.verify(self.fingerprint(train_dataset))
+        prompts = {row["prompt_id"]: row["prompt"] for dataset in datasets for row in dataset}
+        ids = dict(zip(prompts, self._tokenize_prompts(list(prompts.values()))[0], strict=True))
+        anchor.verify_prompts(ids)
+        self._anchor = anchor
+        self.add_callback(ReferenceGuard(self, anchor, ids))
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        batch = super()._generate_and_score_completions(inputs)
+        # A template that prints the date renders other prompts after midnight.
+        rows = zip(inputs, batch["prompt_ids"], batch["prompt_mask"].bool(), strict=True)
+        self._anchor.verify_prompts({row["prompt_id"]: ids[mask].tolist() for row, ids, mask in rows})
+        return batch
 
     def fingerprint(self, dataset: Any) -> Fingerprint:
         """Everything the anchor must have been estimated under, as this trainer has it."""
@@ -91,7 +107,7 @@ class DISATrainer(BalanceTrainer):
             system_prompt=first["content"] if first.get("role") == "system" else None,
         )
         return take_fingerprint(
-            self.accelerator.unwrap_model(self.model if self.ref_model is None else self.ref_model),
+            self.reference_model,
             self._tokenizer,
             sampling,
             stops=self.eos_token_ids,
@@ -99,50 +115,3 @@ class DISATrainer(BalanceTrainer):
             inverse_temperature=self.args.inverse_temperature,
             task="+".join(sorted(dataset.unique("task"))),
         )
-
-
-def check_prompts(datasets: Sequence[Any]) -> None:
-    """Refuse prompts that differ in more than the question: a fingerprint describes one form, and log Z belongs to it.
-
-    Raises
-    ------
-    DisaError
-        Where a column is missing, or a prompt has other messages than a question and perhaps a system prompt before it,
-        or another form or system prompt than the first one.
-    """
-    first = None
-    for dataset in datasets:
-        for column in ("prompt", "prompt_id", "task"):
-            if column not in dataset.column_names:
-                raise DisaError(
-                    f"column '{column}' is missing, found {', '.join(dataset.column_names)}",
-                    where=_DATA,
-                    fix="build rows from the run's 1_tasks prompts; prompt_id is how a row finds its log Z",
-                )
-    fix = "build all rows by disa.training.run.dataset(prompts, task, law)"
-    for prompt_id, prompt in (row for d in datasets for row in zip(d["prompt_id"], d["prompt"], strict=True)):
-        roles = [] if isinstance(prompt, str) else [message["role"] for message in prompt]
-        if roles not in ([], ["user"], ["system", "user"]):
-            found = f"prompt {prompt_id} has messages of {', '.join(roles)}"
-            raise DisaError(f"{found}, expected one of user, and one of system at most before it", where=_DATA, fix=fix)
-        system = repr(prompt[0]["content"]) if roles[:1] == ["system"] else "none"
-        form = f"messages with system prompt {system}" if roles else "text"
-        first = first or form
-        if form != first:
-            raise DisaError(f"prompt {prompt_id} is {form}, expected {first} as before it", where=_DATA, fix=fix)
-
-
-def reward_fingerprint(reward_funcs: list[Callable[..., Any]], weights: list[float]) -> str:
-    """Identity of a weighted sum of reward functions.
-
-    A function's own ``fingerprint`` attribute where it has one (the project's task rewards do),
-    else a digest of its source code.
-    """
-    names = []
-    for function, weight in zip(reward_funcs, weights, strict=True):
-        own = getattr(function, "fingerprint", None)
-        if own is None:
-            source = inspect.getsource(function)
-            own = f"{function.__qualname__}:{sha256(source.encode()).hexdigest()[:16]}"
-        names.append(own if weight == 1.0 else f"{weight:g}*{own}")
-    return "+".join(names)

@@ -1,0 +1,58 @@
+"""What an anchor knows of its prompts: the token ids log Z was estimated for, and completions to try a reference on."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+from disa.runs.provenance import digest
+from disa.runs.records import ScoredTrajectory
+
+PROBES = 16
+"""Prompts with a completion to try: enough for a mean, few enough to cost a fraction of a training step."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Probe:
+    """One prompt. Written by ``anchor``."""
+
+    VERSION: ClassVar[int] = 1
+
+    prompt_id: str
+    prompt_digest: str
+    """Of the rendered prompt's token ids (:func:`prompt_digest`)."""
+    completion_ids: list[int] | None
+    """Token ids of one stored trajectory; null for prompts that only the digest is kept of."""
+    log_ref: float | None
+    """Its log-probability under the reference, as scoring computed it."""
+
+
+def prompt_digest(ids: Sequence[int]) -> str:
+    """Digest of a rendered prompt's token ids."""
+    return digest([int(i) for i in ids])
+
+
+def take_probes(prompt_ids: Mapping[str, Sequence[int]], rows: Sequence[ScoredTrajectory]) -> list[Probe]:
+    """A digest of every prompt, and a completion of up to :data:`PROBES` of them, spread over the prompts.
+
+    Parameters
+    ----------
+    prompt_ids : mapping of prompt id to token ids
+    rows : sequence of ScoredTrajectory
+        The reference's own draws are preferred: they are likely where a changed reference is not.
+    """
+    found: dict[str, ScoredTrajectory] = {}
+    for row in rows:
+        if row.completion_ids and row.prompt_id in prompt_ids:
+            first = found.setdefault(row.prompt_id, row)
+            if first.source != "reference" == row.source:
+                found[row.prompt_id] = row
+    ids = sorted(found)
+    tried = set(ids[:: max(1, -(-len(ids) // PROBES))])
+    return [
+        Probe(i, prompt_digest(prompt_ids[i]), found[i].completion_ids, found[i].log_ref)
+        if i in tried
+        else Probe(i, prompt_digest(prompt_ids[i]), None, None)
+        for i in sorted(prompt_ids)
+    ]

@@ -1,0 +1,123 @@
+"""The rows a trainer with a log Z is given: every prompt known beforehand, enough of them, all of one form."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from datasets import Dataset
+
+from disa.errors import DisaError
+from disa.training.disa_config import DISAConfig
+
+_DATA = "train_dataset or eval_dataset"
+
+
+def check_args(args: Any) -> None:
+    """Refuse TRL's own configuration, which knows no inverse temperature."""
+    if not isinstance(args, DISAConfig):
+        problem = f"args is {type(args).__name__}, expected DISAConfig"
+        raise DisaError(
+            problem, where="args", fix="give disa.DISAConfig(inverse_temperature=..., ...); it takes TRL's too"
+        )
+
+
+def check_dataset(dataset: Any, name: str) -> Dataset:
+    """Rows as a data set: a list of rows is made one.
+
+    Raises
+    ------
+    DisaError
+        For rows that stream, several data sets where one is expected, none, or nothing.
+    """
+    if isinstance(dataset, list) and dataset and isinstance(dataset[0], dict):
+        dataset = Dataset.from_list(dataset)
+    if not isinstance(dataset, Dataset):
+        raise DisaError(
+            f"{name} is {type(dataset).__name__}, expected a datasets.Dataset or a list of rows, all known before "
+            "training",
+            where=name,
+            fix="give one split (dataset['train']), or Dataset.from_list(list(rows))",
+        )
+    if not len(dataset):
+        raise DisaError(f"{name} has no rows, expected at least one", where=name, fix="give the run's prompts")
+    if "prompt" not in dataset.column_names:
+        raise _missing("prompt", dataset, name)
+    return dataset
+
+
+def check_datasets(train: Any, evaluation: Any) -> tuple[Dataset, Any, list[Dataset]]:
+    """Training rows, evaluation rows (None, one data set, or several by name), and all of them."""
+    train = check_dataset(train, "train_dataset")
+    if isinstance(evaluation, dict):
+        evaluation = {name: check_dataset(rows, f"eval_dataset[{name!r}]") for name, rows in evaluation.items()}
+        return train, evaluation, [train, *evaluation.values()]
+    if evaluation is None:
+        return train, None, [train]
+    evaluation = check_dataset(evaluation, "eval_dataset")
+    return train, evaluation, [train, evaluation]
+
+
+def check_steps(dataset: Dataset, args: DISAConfig) -> None:
+    """Refuse fewer rows than a step takes: TRL fills no step with them, and would train on nothing.
+
+    Raises
+    ------
+    DisaError
+        Naming both numbers.
+    """
+    needed = args.generation_batch_size // args.num_generations
+    if len(dataset) < needed:
+        raise DisaError(
+            f"{len(dataset)} rows, expected at least the {needed} distinct ones that completions are drawn for at once",
+            where="train_dataset",
+            fix="give more prompts, repeat them, lower per_device_train_batch_size, or raise num_generations",
+        )
+    if args.max_steps > 0 and args.warmup_steps >= args.max_steps:
+        raise DisaError(
+            f"warmup_steps={args.warmup_steps} leaves none of max_steps={args.max_steps} at the full learning rate",
+            where="DISAConfig",
+            fix="use fewer warm-up steps than steps",
+        )
+
+
+def check_columns(datasets: Sequence[Dataset]) -> None:
+    """Refuse rows that an anchor cannot find its log Z by."""
+    for dataset in datasets:
+        for column in ("prompt", "prompt_id", "task"):
+            if column not in dataset.column_names:
+                raise _missing(column, dataset, _DATA)
+
+
+def check_prompts(datasets: Sequence[Dataset]) -> None:
+    """Refuse prompts that differ in more than the question: a fingerprint describes one form, and log Z belongs to it.
+
+    Raises
+    ------
+    DisaError
+        Where an id is no text, or a prompt has other messages than a question and perhaps a system
+        prompt before it, or another form or system prompt than the first one.
+    """
+    first = None
+    fix = "build all rows by disa.training.run.dataset(prompts, task, sampling)"
+    for prompt_id, prompt in (row for d in datasets for row in zip(d["prompt_id"], d["prompt"], strict=True)):
+        if not isinstance(prompt_id, str):
+            problem = f"prompt_id is {prompt_id!r}, expected text, as in the anchor"
+            raise DisaError(problem, where=_DATA, fix="give the prompt_id of the run's 1_tasks")
+        roles = [] if isinstance(prompt, str) else [message["role"] for message in prompt]
+        if roles not in ([], ["user"], ["system", "user"]):
+            found = f"prompt {prompt_id} has messages of {', '.join(roles)}"
+            raise DisaError(f"{found}, expected one of user, and one of system at most before it", where=_DATA, fix=fix)
+        system = repr(prompt[0]["content"]) if roles[:1] == ["system"] else "none"
+        form = f"messages with system prompt {system}" if roles else "text"
+        first = first or form
+        if form != first:
+            raise DisaError(f"prompt {prompt_id} is {form}, expected {first} as before it", where=_DATA, fix=fix)
+
+
+def _missing(column: str, dataset: Dataset, where: str) -> DisaError:
+    return DisaError(
+        f"column '{column}' is missing, found {', '.join(dataset.column_names)}",
+        where=where,
+        fix="build rows from the run's 1_tasks prompts; prompt_id is how a row finds its log Z",
+    )

@@ -1,0 +1,109 @@
+"""The general guard of a frozen log Z: whatever went wrong, log pi_ref as training computes it is the anchor's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+from transformers import TrainerCallback
+from trl.trainer.utils import use_adapter
+
+from disa.anchor import Anchor
+from disa.errors import DisaError
+from disa.runs.provenance import weights_digest
+
+if TYPE_CHECKING:
+    from disa.training.balance_trainer import BalanceTrainer
+
+BFLOAT16_BOUND = 0.02
+"""Nats per token, mean over the probes, where training computes in bfloat16: that of the parity check."""
+
+
+class ReferenceGuard(TrainerCallback):
+    """Tries the reference on the anchor's probes when training starts or resumes; digests it at every checkpoint.
+
+    Parameters
+    ----------
+    trainer : BalanceTrainer
+    anchor : Anchor
+    prompt_ids : mapping of prompt id to token ids
+        As the trainer renders the prompts.
+    """
+
+    def __init__(self, trainer: BalanceTrainer, anchor: Anchor, prompt_ids: Mapping[str, Sequence[int]]) -> None:
+        self._trainer, self._anchor = trainer, anchor
+        probes = [p for p in anchor.probes.values() if p.completion_ids and p.prompt_id in prompt_ids]
+        self._log_ref = torch.tensor([p.log_ref for p in probes], dtype=torch.float64)
+        self._tokens = torch.tensor([len(p.completion_ids) for p in probes])
+        self._ids = [(prompt_ids[p.prompt_id], p.completion_ids) for p in probes]
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Compare log pi_ref with the anchor's, and log pi in training with that in sampling."""
+        if not self._ids:
+            return
+        log_pi, log_ref = self._log_probs()
+        self._refuse(
+            log_ref - self._log_ref,
+            "log pi_ref of the anchor's own trajectories",
+            "the reference, its adapters, or the prompts are not those of the anchor: train from the reference that "
+            "log Z was estimated for",
+        )
+        self._refuse(
+            log_pi["train"] - log_pi["eval"],
+            "log pi in training mode, against sampling's,",
+            "something random is on in training (dropout, noise): switch it off",
+        )
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Take the reference's digest again."""
+        found, expected = weights_digest(self._trainer.reference_model), self._anchor.fingerprint.reference
+        if found != expected:
+            raise DisaError(
+                f"the reference changed in training: its digest is {found}, the anchor was estimated for {expected}",
+                where=f"step {state.global_step}",
+                fix="find what trains it (adapters with biases, shared weights, a callback) and start again",
+            )
+
+    on_train_end = on_save
+
+    def _refuse(self, difference: torch.Tensor, what: str, fix: str) -> None:
+        bound = max(self._anchor.probe_bound, BFLOAT16_BOUND if self._trainer.args.bf16 else 0.0)
+        found = float((difference.abs() / self._tokens).mean())
+        if not found <= bound:
+            raise DisaError(
+                f"{what} is off by {found:.2g} nats per token (mean of {len(self._ids)}; largest sum "
+                f"{float(difference.abs().max()):.2g}), bound {bound:.2g}",
+                where="DISATrainer",
+                fix=fix,
+            )
+
+    @torch.no_grad()
+    def _log_probs(self) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        """Log pi of the probes in either mode and log pi_ref, each as the trainer's steps compute it."""
+        trainer, batch = self._trainer, self._batch()
+        model, training = trainer.model, trainer.model.training
+        log_pi = {}
+        for mode in ("eval", "train"):
+            model.train(mode == "train")
+            log_pi[mode] = trainer.sequence_log_probs(model, batch)[0].cpu()
+        if trainer.ref_model is not None:
+            log_ref, _ = trainer.sequence_log_probs(trainer.ref_model, batch)
+        else:
+            adapted = trainer.accelerator.unwrap_model(model)
+            with use_adapter(adapted, "ref" if "ref" in adapted.peft_config else None):
+                log_ref, _ = trainer.sequence_log_probs(model, batch)
+        model.train(training)
+        return log_pi, log_ref.cpu()
+
+    def _batch(self) -> dict[str, torch.Tensor]:
+        device, pad, batch = self._trainer.accelerator.device, self._trainer._tokenizer.pad_token_id, {}
+        for name, side, rows in zip(
+            ("prompt", "completion"), ("left", "right"), zip(*self._ids, strict=True), strict=True
+        ):
+            ids = [torch.tensor(row) for row in rows]
+            for key, values, value in (("ids", ids, pad), ("mask", [torch.ones_like(row) for row in ids], 0)):
+                padded = pad_sequence(values, batch_first=True, padding_value=value, padding_side=side)
+                batch[f"{name}_{key}"] = padded.to(device)
+        return batch

@@ -1,0 +1,68 @@
+"""What a reward function is, so that another one is noticed."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import types
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import nn
+
+from disa.errors import DisaError
+from disa.runs.provenance import digest, weights_digest
+
+
+def reward_fingerprint(reward_funcs: Sequence[Callable[..., Any]], weights: Sequence[float]) -> str:
+    """Identity of a weighted sum of reward functions.
+
+    Of each, its own ``fingerprint`` attribute where it has one (the project's task rewards do). Else, of a reward model
+    the digest of its weights, and of a function, method, partial or callable object that of its source and of the
+    plain values it holds.
+
+    Raises
+    ------
+    DisaError
+        Where a function's source cannot be read, or it holds more than plain values.
+    """
+    names = [_identity(function) for function in reward_funcs]
+    return "+".join(n if w == 1.0 else f"{w:g}*{n}" for n, w in zip(names, weights, strict=True))
+
+
+def _identity(function: Any) -> str:
+    own = getattr(function, "fingerprint", None)
+    if own is not None:
+        return own
+    if isinstance(function, nn.Module):
+        return f"{type(function).__name__}:{weights_digest(function)}"
+    name = _name(function)
+    try:
+        return f"{name}:{digest(_content(function))}"
+    except (OSError, TypeError) as error:
+        raise DisaError(
+            f"what reward function {name} computes cannot be told ({str(error).splitlines()[0]})",
+            where="reward_funcs",
+            fix="give it an attribute fingerprint: a text that you change whenever it computes something else, and "
+            "that is the anchor's",
+        ) from error
+
+
+def _name(function: Any) -> str:
+    while isinstance(function, functools.partial):
+        function = function.func
+    return getattr(function, "__qualname__", type(function).__qualname__)
+
+
+def _content(function: Any) -> Any:
+    """Source and held values as plain JSON; TypeError or OSError where there is no such thing."""
+    if isinstance(function, functools.partial):
+        return [_content(function.func), function.args, function.keywords]
+    if isinstance(function, types.MethodType):
+        return [_content(function.__func__), _content(function.__self__)]
+    if isinstance(function, types.FunctionType):
+        held = [cell.cell_contents for cell in function.__closure__ or ()]
+        source = inspect.getsource(function)
+        # A function alone keeps the identity that its source gives it.
+        return [source, *held] if held else source
+    return [inspect.getsource(type(function)), vars(function)]
