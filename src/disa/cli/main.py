@@ -32,8 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     module, _, function = options.command.partition(":")
     try:
         return getattr(importlib.import_module(f"disa.cli.{module}"), function)(options)
-    except KeyboardInterrupt:
-        print("disa: interrupted; run the same command to continue", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        kept = f"{interrupt}; " if str(interrupt) else ""
+        print(f"disa: interrupted; {kept}run the same command to continue", file=sys.stderr)
         return 130
     except Exception as error:
         if fixable := _fixable(error):

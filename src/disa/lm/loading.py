@@ -81,16 +81,18 @@ def load_config(path: str | Path) -> PretrainedConfig:
         return AutoConfig.from_pretrained(str(path))
 
 
-def refuse_adapters(path: str | Path) -> None:
+def refuse_adapters(path: str | Path, model: PreTrainedModel | None = None) -> None:
     """Refuse a folder of PEFT adapters: transformers would load them over their base model, and other code the base.
+
+    Of a hub id, only the ``model`` that transformers made of it tells.
 
     Raises
     ------
     DisaError
         Where the folder holds adapters and no model.
     """
-    folder = Path(path)
-    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+    folder, loaded = Path(path), getattr(model, "_hf_peft_config_loaded", False)
+    if loaded or ((folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file()):
         raise DisaError(
             "a folder of adapters, expected a whole model",
             where=str(path),
@@ -112,24 +114,6 @@ def load_model(path: str | Path) -> PreTrainedModel:
         model = AutoModelForCausalLM.from_pretrained(str(path), dtype=torch.float32)
     refuse_adapters(path, model)
     return model.eval().requires_grad_(False).to(device())
-
-
-def refuse_adapters(path: str | Path, model: PreTrainedModel | None = None) -> None:
-    """Refuse an adapter's folder, or what ``from_pretrained`` made of it: saved or adapted again, it is half a model.
-
-    Raises
-    ------
-    DisaError
-        With the way to make a whole model of it.
-    """
-    alone = (Path(path) / "adapter_config.json").is_file() and not (Path(path) / "config.json").is_file()
-    if alone or getattr(model, "_hf_peft_config_loaded", False):
-        raise DisaError(
-            "this is an adapter's folder, expected a whole model",
-            where=str(path),
-            fix="merge it: PeftModel.from_pretrained(base, folder).merge_and_unload().save_pretrained(NEW); save the "
-            "tokenizer there too",
-        )
 
 
 def without_dropout(model: nn.Module) -> None:

@@ -18,8 +18,8 @@ class LoRAConfig(StageConfig):
     """Rank of the update."""
     alpha: int = Field(32, ge=1)
     """Scale of the update, relative to the rank."""
-    target_modules: str = "all-linear"
-    """Which modules get adapters, as PEFT names them."""
+    target_modules: str | tuple[str, ...] = "all-linear"
+    """Which modules get adapters, as PEFT names them: a list of names, or one text (a pattern)."""
 
 
 class RolloutConfig(StageConfig):
@@ -99,6 +99,16 @@ class TrainingConfig(StageConfig):
                 f"micro_batch {self.micro_batch} does not divide prompts_per_step * completions_per_prompt = "
                 f"{self.completions_per_step}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _warmup_within_steps(self) -> TrainingConfig:
+        for method in self.methods:
+            if self.warmup_steps > self.method_steps(method):
+                raise ValueError(
+                    f"warmup_steps {self.warmup_steps} is more than {method}'s {self.method_steps(method)} steps, so "
+                    "the learning rate would never reach its peak"
+                )
         return self
 
     @model_validator(mode="after")

@@ -73,11 +73,12 @@ def check_steps(dataset: Dataset, args: DISAConfig) -> None:
             where="train_dataset",
             fix="give more prompts, repeat them, lower per_device_train_batch_size, or raise num_generations",
         )
-    if args.max_steps > 0 and args.warmup_steps >= args.max_steps:
+    if 0 < args.max_steps < args.warmup_steps:
         raise DisaError(
-            f"warmup_steps={args.warmup_steps} leaves none of max_steps={args.max_steps} at the full learning rate",
+            f"warmup_steps={args.warmup_steps} is more than max_steps={args.max_steps}, so the learning rate would "
+            "never reach its peak",
             where="DISAConfig",
-            fix="use fewer warm-up steps than steps",
+            fix="use fewer warm-up steps",
         )
 
 

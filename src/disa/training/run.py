@@ -119,8 +119,13 @@ def run_training(
     )
     trainer = build_trainer(method, inputs)
     trainer.remove_callback(PrinterCallback)
-    with closing(log):
-        trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
+    try:
+        with closing(log):
+            trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
+    except KeyboardInterrupt as error:
+        found = last_checkpoint(checkpoints)
+        kept = f"training goes on from {Path(found).name}" if found else "training has no checkpoint yet"
+        raise KeyboardInterrupt(f"finished stages are kept, {kept}") from error
     save_trained(trainer, stage.path / "model")
     rows = config.method_steps(method) * config.completions_per_step
     if processes.rank() == 0:
@@ -184,6 +189,6 @@ def _peft_config(lora: LoRAConfig | None) -> PeftConfig | None:
     return LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
-        target_modules=lora.target_modules,
+        target_modules=lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules),
         task_type="CAUSAL_LM",
     )
