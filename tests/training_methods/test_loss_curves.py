@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import yaml
 
 from training_methods.loss_curves import RECORDED, VARIANTS, curves
 
@@ -12,11 +13,10 @@ RELATIVE, ABSOLUTE = 2e-3, 2e-4
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory):
-    from conftest import TINY_RECIPE
-
+def found(tmp_path_factory, finished_run):
+    recipe = yaml.safe_load((finished_run.parent / "recipe.yaml").read_text())
     with pytest.warns(UserWarning, match="probability leaks there"):  # the squared residual offline says so
-        return curves(tmp_path_factory.mktemp("curves") / "run", TINY_RECIPE)
+        return curves(tmp_path_factory.mktemp("curves") / "run", recipe)
 
 
 @pytest.mark.parametrize("name", [f"{v}/{m}" for v, (_, methods) in VARIANTS.items() for m in methods])
