@@ -18,8 +18,7 @@ VALUE_SAMPLES = 8
 def a_star_po(values: Mapping[str, float], inverse_temperature: float) -> Frozen:
     """A*-PO's log Z: ``values`` as :func:`reference_values` gives them, ``inverse_temperature`` being 1 / beta2.
 
-    It minimises ``(beta2 (log pi - log pi_ref) + V - r)^2``: the residual with log Z = V / beta2, times beta2, squared
-    (held against `tests/published_losses.py`).
+    It minimises ``(beta2 (log pi - log pi_ref) + V - r)^2``: the residual with log Z = V / beta2, times beta2, squared.
     """
     return Frozen(values, scale=1.0 / inverse_temperature, name="A*-PO", paper="2505.20686")
 
