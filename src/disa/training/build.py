@@ -102,7 +102,7 @@ def _disa(inputs: TrainerInputs, *, default_share: float = 0.0) -> Trainer:
             inputs.anchor, list(inputs.prompt_ids), config.flagged, prompts_per_step=config.prompts_per_step
         )
         offline = _towards_target(inputs, with_frozen_log_z(inputs.trajectories, plan))
-    return DISATrainer(anchor=inputs.anchor, args=args, reference=inputs.reference, offline=offline, **_online(inputs))
+    return DISATrainer(anchor=inputs.anchor, args=args, offline=offline, **_compared(inputs))
 
 
 def _towards_target(inputs: TrainerInputs, rows: Sequence[ScoredTrajectory]) -> StoredTrajectories:
@@ -189,7 +189,7 @@ def _gspo(inputs: TrainerInputs) -> Trainer:
 def _balance(inputs: TrainerInputs, log_z: LogZ, **own: Any) -> Trainer:
     general = {"inverse_temperature": inputs.config.inverse_temperature, **inputs.arguments, **inputs.generation}
     args = DISAConfig(**general | own)
-    return BalanceTrainer(log_z=log_z, args=args, reference=inputs.reference, **_online(inputs))
+    return BalanceTrainer(log_z=log_z, args=args, **_compared(inputs))
 
 
 _BUILDERS = {
@@ -214,6 +214,11 @@ assert _BUILDERS.keys() == METHODS.keys()
 
 def _online(inputs: TrainerInputs) -> dict[str, Any]:
     return inputs.shared | {"reward_funcs": [inputs.reward], "train_dataset": inputs.dataset}
+
+
+def _compared(inputs: TrainerInputs) -> dict[str, Any]:
+    """With what a trainer with a reference needs; new adapters leave it behind themselves."""
+    return _online(inputs) | ({} if inputs.shared.get("peft_config") else {"reference": inputs.reference})
 
 
 def _offline(inputs: TrainerInputs, stored: StoredTrajectories, loss: OfflineLoss) -> Trainer:

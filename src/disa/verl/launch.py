@@ -82,9 +82,8 @@ def launch(
     reference = recipe.models.reference or str(run_dir / "warmup" / "reference")
     train, validation = _prompts(run_dir, frozen, recipe)
     tokenizer, model = load_tokenizer(reference), load_model(reference)
-    longest: list[int] = []
-    for prompt in (*train, *validation):
-        longest = max(longest, encode_prompt(tokenizer, prompt.prompt, sampling), key=len)
+    ids = {p.prompt_id: encode_prompt(tokenizer, p.prompt, sampling) for p in (*train, *validation)}
+    longest = max(ids.values(), key=len)
     check_context(model.config, longest, sampling, where="verl, longest prompt")
     folder = run_dir / "verl"
     config = compose_config(
@@ -97,6 +96,7 @@ def launch(
         anchor=anchor_digest(frozen),
     )
     frozen.verify(_fingerprint(config, recipe, model, tokenizer))
+    frozen.verify_prompts(ids)
     folder.mkdir(parents=True, exist_ok=True)
     write_verl_rows(folder / "train.parquet", train, frozen, sampling)
     write_verl_rows(folder / "validation.parquet", validation, frozen, sampling)
