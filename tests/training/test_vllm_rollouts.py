@@ -39,7 +39,8 @@ def test_settings_become_trls_arguments(vllm, tmp_path):
     assert _rollouts(TrainingConfig()) == {}
 
 
-def test_a_machine_without_vllm_is_told_what_to_install():
+def test_a_machine_without_vllm_is_told_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "vllm", None)  # as if it were not installed, where it is
     with pytest.raises(DisaError, match="field training.vllm: vllm is not installed. Fix: pip install 'vllm"):
         _rollouts(TrainingConfig(vllm={}))
 

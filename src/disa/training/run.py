@@ -24,6 +24,7 @@ from disa.tasks.checked_rewards import checked_rewards
 from disa.training.build import TrainerInputs, build_trainer
 from disa.training.config import LoRAConfig, TrainingConfig
 from disa.training.methods import METHODS
+from disa.training.rollouts import free_engine
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -125,8 +126,11 @@ def run_training(
     )
     trainer = build_trainer(method, parts)
     trainer.remove_callback(PrinterCallback)
+    if config.vllm:
+        trainer.rollout_bound = config.vllm.parity_bound
     with closing(log):
         trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
+    free_engine(trainer)
     save_trained(trainer, stage.path / "model")
     rows = config.method_steps(method) * config.completions_per_step
     if processes.rank() == 0:
