@@ -116,10 +116,13 @@ def _check_server(args: GRPOConfig, model: str, dtype: torch.dtype) -> None:
             config = json.load(reply)["vllm_config"]
         found = {name: config["model_config"][name] for name in ("dtype", "logprobs_mode", "max_logprobs")}
         transfer = config["weight_transfer_config"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        missing = isinstance(error, urllib.error.HTTPError) and error.code == 404
-        problem = "the server has no development endpoints" if missing else f"no vLLM server answers ({error})"
+    except urllib.error.HTTPError as error:
+        error.close()
+        missing = error.code == 404
+        problem = "the server has no development endpoints" if missing else f"the server answered {error.code}"
         raise DisaError(problem, where=url, fix=fix) from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DisaError(f"no vLLM server answers ({error})", where=url, fix=fix) from error
     wanted = {"dtype": str(dtype), "logprobs_mode": "processed_logprobs", "max_logprobs": -1}
     for setting, value in wanted.items():
         if found[setting] != value:
