@@ -4,7 +4,7 @@ BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 
-.PHONY: help install quickstart smollm2 gemma3 test test-verl test-verl-ray lint
+.PHONY: help install quickstart smollm2 gemma3 test test-verl test-verl-ray test-vllm lint
 
 help:  ## Show the targets
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "%-12s %s\n", $$1, $$2}' Makefile
@@ -46,6 +46,20 @@ test-verl-ray: install .verl/installed  ## verl's own trainer on a Ray of two no
 
 .verl/installed: tests/verl_plugin/requirements.txt
 	$(BIN)/pip install --quiet --no-deps --upgrade --target .verl -r $<
+	touch $@
+
+# One process, one thread, nothing compiled: a first draw would otherwise wait for minutes. What vLLM takes for a device's
+# memory is the machine's here, so its cache gets a fixed gigabyte.
+test-vllm: install .vllm/installed  ## The project against the real vLLM and llama.cpp, on a CPU
+	PYTHONPATH=.vllm OMP_NUM_THREADS=1 VLLM_CPU_KVCACHE_SPACE=1 VLLM_CPU_OMP_THREADS_BIND=nobind \
+	VLLM_ENABLE_V1_MULTIPROCESSING=0 VLLM_USE_AOT_COMPILE=0 TORCHDYNAMO_DISABLE=1 VLLM_NO_USAGE_STATS=1 \
+	$(BIN)/python -m pytest tests/vllm_engine tests/objectives/test_advantage_hooks.py tests/proposals/test_llama_cpp.py
+
+# vLLM's command line asks for its version under the name vllm, and the build for CPUs has another one.
+.vllm/installed: tests/vllm_engine/requirements.txt
+	$(BIN)/pip install --quiet --no-deps --upgrade --target .vllm -r $<
+	mkdir -p .vllm/vllm-0.30.0+cpu.dist-info
+	printf 'Metadata-Version: 2.1\nName: vllm\nVersion: 0.30.0+cpu\n' > .vllm/vllm-0.30.0+cpu.dist-info/METADATA
 	touch $@
 
 lint: install  ## Fix what ruff can fix

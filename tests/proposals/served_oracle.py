@@ -59,8 +59,13 @@ def install_vllm(monkeypatch, table):
             self, model, *, dtype="auto", seed=0, generation_config="auto", logprobs_mode="raw_logprobs", **more
         ):
             self.arguments = {"model": model, "dtype": dtype, "generation_config": generation_config, **more}
-            self.oracle, self.mode, self.seen = ServedOracle(table), logprobs_mode, []
+            self.oracle, self.mode, self.seen, self.ended = ServedOracle(table), logprobs_mode, [], False
+            self.llm_engine = types.SimpleNamespace(engine_core=types.SimpleNamespace(shutdown=self.end))
+            assert all(llm.ended for llm in made), "two models in memory at once"
             made.append(self)
+
+        def end(self):
+            self.ended = True
 
         def generate(self, prompts, sampling_params=None, *, use_tqdm=True, lora_request=None):
             self.seen += sampling_params

@@ -1,6 +1,8 @@
 """Engines draw from the sampling law and say so, or are refused."""
 
 import dataclasses
+import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -36,11 +38,12 @@ def folder(tmp_path_factory):
     return path
 
 
-def draw(run_dir, folder, config, sampling=LAW, rows=ROWS):
-    """Trajectories of a stage whose two models are the oracle's folder."""
+def draw(run_dir, folder, config, sampling=LAW, rows=ROWS, proposal=None):
+    """Trajectories of a stage whose two models are the oracle's folder, or its proposal another."""
     stage = StageFolder(run_dir, "2_proposals", version=1, identity={}, inputs={})
     stage.begin()
-    engines = make_engines(config, sampling, rows, {"reference": folder, "proposal": folder}, TOKENIZER)
+    paths = {"reference": folder, "proposal": proposal or folder}
+    engines = make_engines(config, sampling, rows, paths, TOKENIZER)
     run_proposals(stage, config, sampling, rows, {}, TOKENIZER, engines=engines)
     return stage.rows(Trajectory), stage.manifest
 
@@ -83,21 +86,35 @@ def test_vllm_gives_exact_trajectories_after_the_temperature(tmp_path, folder, m
     rows, manifest = draw(tmp_path, folder, config, sampling)
     check_rows(rows, temperature)
     assert manifest["engine"] == "vllm"
-    # One model for both sources, and with nobody to share the device with.
+    # One model for both sources.
     assert [llm.arguments for llm in made] == [
         {
             "model": str(folder),
             "dtype": "bfloat16",
             "generation_config": "vllm",
             "tensor_parallel_size": 2,
-            "gpu_memory_utilization": 0.9,
         }
     ]
+    assert made[0].ended
     assert {tuple(params.stop_token_ids) for params in made[0].seen} == {(0,)}
+
+
+def test_vllm_has_one_of_two_models_in_memory_at_a_time_and_each_once(tmp_path, folder, monkeypatch):
+    made = install_vllm(monkeypatch, TABLE)  # refuses to load one before the other has ended
+    other = shutil.copytree(folder, tmp_path / "other")
+    config = ProposalsConfig(engine="vllm", per_prompt=16, prompts_per_part=1)
+    rows, _ = draw(tmp_path / "run", folder, config, proposal=other)
+    assert [llm.arguments["model"] for llm in made] == [str(folder), str(other)]
+    assert all(llm.ended for llm in made)
+    # The same trajectories as from a model that stays.
+    one, _ = draw(tmp_path / "one", folder, config)
+    key = lambda row: (row.prompt_id, row.source, row.draw)  # noqa: E731
+    assert sorted(rows, key=key) == sorted(one, key=key) and len(rows) == 3 * 16
 
 
 def test_vllm_refuses_options_that_would_change_the_law_and_is_refused_where_it_is_missing(folder, monkeypatch):
     paths = {"reference": folder, "proposal": folder}
+    monkeypatch.setitem(sys.modules, "vllm", None)  # as if it were not installed, where it is
     with pytest.raises(DisaError, match="proposals.engine: vllm is not installed. Fix: pip install 'vllm"):
         make_engines(ProposalsConfig(engine="vllm"), LAW, ROWS, paths, TOKENIZER)
     install_vllm(monkeypatch, TABLE)

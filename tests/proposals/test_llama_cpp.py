@@ -1,4 +1,6 @@
-"""llama.cpp serving real models: its own server, or llama-cpp-python's, where one of them is installed.
+"""llama.cpp serving real models: its own server, as a program or inside xllamacpp, or llama-cpp-python's.
+
+Each runs where it is installed: ``make test-vllm`` installs xllamacpp.
 
 The models are those that packages carry as quantised GGUF files. llama.cpp computes with the quantised weights and
 quantised activations, transformers with the same weights dequantised, in float32.
@@ -31,6 +33,15 @@ from disa.warmup.embedded_models import EMBEDDED_MODELS, embedded_model_folder
 SERVER = os.environ.get("DISA_LLAMA_SERVER") or shutil.which("llama-server")
 # An interpreter that has llama-cpp-python[server], this one or another.
 PYTHON = os.environ.get("DISA_LLAMA_CPP_PYTHON") or (sys.executable if find_spec("llama_cpp") else None)
+# llama-server's own code as a library: the same options, the same replies.
+EMBEDDED = """
+import sys, time, xllamacpp
+params = xllamacpp.CommonParams()
+params.model.path, params.port, params.n_ctx, params.n_parallel = sys.argv[1], int(sys.argv[2]), 512, 1
+params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
+server = xllamacpp.Server(params)
+time.sleep(86400)
+"""
 PROMPTS = ("The capital of France is", "def add(a, b):")
 LIMIT = 8
 # Nats per token, mean over trajectories: quantised activations were seen to move SmolLM2's by 0.02 to 0.04.
@@ -41,20 +52,25 @@ def commands(gguf, port):
     """Command line of each server and how it takes prompts."""
     binding = ["-m", "llama_cpp.server", "--model", gguf, "--port", port, "--logits_all", "true", "--n_ctx", "512"]
     return {
-        "llama-server": (SERVER, ["-m", gguf, "--port", port, "-c", "512", "-np", "1"], "tokens"),
-        "llama-cpp-python": (PYTHON, binding, "text"),
+        "llama-server": (
+            SERVER,
+            ["-m", gguf, "--port", port, "-c", "512", "-np", "1", "--host", "127.0.0.1"],
+            "tokens",
+        ),
+        "xllamacpp": (sys.executable if find_spec("xllamacpp") else None, ["-c", EMBEDDED, gguf, port], "tokens"),
+        "llama-cpp-python": (PYTHON, [*binding, "--host", "127.0.0.1"], "text"),
     }
 
 
 @pytest.fixture(
     scope="module",
-    params=itertools.product(["llama-server", "llama-cpp-python"], EMBEDDED_MODELS),
+    params=itertools.product(["llama-server", "xllamacpp", "llama-cpp-python"], EMBEDDED_MODELS),
     ids=" ".join,
 )
 def served(request, tmp_path_factory):
     """The model on this machine, its tokenizer, and the settings of an engine that draws from a server of it."""
     name, base = request.param
-    if {"llama-server": SERVER, "llama-cpp-python": PYTHON}[name] is None:
+    if commands("", "")[name][0] is None:
         pytest.skip(f"{name} is not installed")
     gguf = EMBEDDED_MODELS[base].find_gguf(tmp_path_factory.mktemp("gguf"))
     if gguf is None:
@@ -66,7 +82,7 @@ def served(request, tmp_path_factory):
     folder = embedded_model_folder(base)
     log = tmp_path_factory.mktemp("server") / "log.txt"
     with log.open("w") as output:
-        server = subprocess.Popen([program, *arguments, "--host", "127.0.0.1"], stdout=output, stderr=output)
+        server = subprocess.Popen([program, *arguments], stdout=output, stderr=output)
     try:
         _wait(f"http://127.0.0.1:{port}/v1/models", server, log)
         endpoint = f"openai:http://127.0.0.1:{port}/v1#{base}"

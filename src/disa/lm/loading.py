@@ -148,6 +148,11 @@ def require_vllm(field: str) -> None:
         raise DisaError("vllm is not installed", where=f"recipe, field {field}", fix=fix)
 
 
+def free_vllm(llm: Any) -> None:
+    """End a ``vllm.LLM`` of this process, so that the next one finds its memory free."""
+    llm.llm_engine.engine_core.shutdown()
+
+
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     """Load the tokenizer beside a model; padding falls back to the end-of-text token.
 

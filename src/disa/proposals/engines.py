@@ -48,8 +48,5 @@ def make_engines(
             for source, endpoint in servers.items()
             if endpoint
         }
-    models = {path: None for path in map(str, paths.values())}
-    # Of the device's memory vLLM takes 0.9 by default, and two models may have to share it.
-    options = {"gpu_memory_utilization": 0.9 / len(models)} | config.vllm
-    models = {path: VLLMEngine(path, sampling, stops, config.compute, options) for path in models}
+    models = {path: VLLMEngine(path, sampling, stops, config.compute, config.vllm) for path in map(str, paths.values())}
     return {source: models[str(path)] for source, path in paths.items()}

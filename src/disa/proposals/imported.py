@@ -98,6 +98,9 @@ class ImportedTrajectories:
         """Look the trajectories up by prompt and number."""
         return [self._draws[job.prompt_id][job.draw] for job in jobs]
 
+    def close(self) -> None:
+        """Nothing to free: the rows stay."""
+
 
 def files_digest(files: Sequence[str]) -> list[str]:
     """Digest of every file's content: what is imported is part of what a run depends on.

@@ -73,6 +73,9 @@ class OpenAIEngine:
         """
         return list(self._client.map(self._draw, jobs))
 
+    def close(self) -> None:
+        """Nothing is held between draws."""
+
     def _draw(self, job: Job) -> Draw:
         reply = self._client.complete(self._prompt(job.prompt_ids), **self._request(job.seed))
         where = f"{self._client.endpoint.url}, prompt {job.prompt_id}, draw {job.draw}"

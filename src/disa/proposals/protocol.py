@@ -47,6 +47,9 @@ class Engine(Protocol):
             Where the engine does not draw from the sampling law, or fails.
         """
 
+    def close(self) -> None:
+        """Free what it holds; a later draw takes it again."""
+
 
 def job_seed(seed: int, prompt_id: str, source: str, draw: int) -> int:
     """Seed of one trajectory, a pure function of its identity.

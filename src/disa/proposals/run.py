@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -27,6 +28,9 @@ VERSION = 1
 
 MOSTLY_CUT = 0.5
 """Share of cut completions beyond which a run warns."""
+
+Drawn = tuple[Prompt, str]
+"""A prompt and a source to draw it from."""
 
 
 def proposals_stage(
@@ -101,18 +105,26 @@ def run_proposals(
     if plan is None:
         plan = {p.prompt_id: {s: range(n) for s, n in _counts(p, config, engines).items()} for p in prompts}
 
-    def count(block: Sequence[Prompt]) -> int:
-        return sum(len(draws) for p in block for draws in plan[p.prompt_id].values())
+    def count(block: Sequence[Drawn]) -> int:
+        return sum(len(plan[p.prompt_id][source]) for p, source in block)
 
-    def make(block: Sequence[Prompt], advance: Advance) -> list[Trajectory]:
+    def make(block: Sequence[Drawn], advance: Advance) -> list[Trajectory]:
         rows = []
         for batch in draw_block(block, plan, config, sampling, models, tokenizer, engines):
             rows += batch
             advance(len(batch))
         return rows
 
-    blocks = blocks_of(prompts, config.prompts_per_part)
-    total = make_parts(stage, blocks, count, make, Trajectory, "proposals: trajectories")
+    of_both = blocks_of(prompts, config.prompts_per_part)
+    blocks = {key: [(p, source) for source in SOURCES for p in block] for key, block in of_both.items()}
+    if config.engine == "vllm" and engines["reference"] is not engines["proposal"]:
+        # They take turns in the device's memory: all parts of the one come before those of the other.
+        of_one = [(f"{key}-{source}", block, source) for source in SOURCES for key, block in of_both.items()]
+        blocks = {key: [(p, source) for p in block] for key, block, source in of_one}
+    with contextlib.ExitStack() as held:
+        for engine in engines.values():
+            held.callback(engine.close)
+        total = make_parts(stage, blocks, count, make, Trajectory, "proposals: trajectories")
     stage.finish(trajectories=total, prompts=len(prompts), **_engine_facts(stage, config, engines))
 
 
@@ -136,7 +148,7 @@ def _engine_facts(stage: StageFolder, config: ProposalsConfig, engines: Mapping[
 
 
 def draw_block(
-    prompts: Sequence[Prompt],
+    block: Sequence[Drawn],
     plan: DrawPlan,
     config: ProposalsConfig,
     sampling: SamplingConfig,
@@ -145,12 +157,13 @@ def draw_block(
     engines: Mapping[str, Engine],
 ) -> Iterator[list[Trajectory]]:
     """Trajectories of some prompts, in batches; each is determined by its own seed alone."""
+    prompts = {p.prompt_id: p for p, _ in block}.values()
     encoded = {p.prompt_id: encode_prompt(tokenizer, p.prompt, sampling) for p in prompts}
     for prompt in prompts:
         for model in models.values():
             check_context(model.config, encoded[prompt.prompt_id], sampling, where=f"prompt {prompt.prompt_id}")
-    for source in ("reference", "proposal"):
-        jobs = [(p.prompt_id, draw) for p in prompts for draw in plan[p.prompt_id][source]]
+    for source in SOURCES:
+        jobs = [(p.prompt_id, draw) for p, s in block if s == source for draw in plan[p.prompt_id][source]]
         for start in range(0, len(jobs), config.batch_size):
             batch = jobs[start : start + config.batch_size]
             draws = (

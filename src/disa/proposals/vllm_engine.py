@@ -1,19 +1,22 @@
-"""Draw with vLLM on this machine: its offline ``LLM`` class, prompts and completions as token ids."""
+"""Draw with vLLM on this machine: its offline ``LLM`` class, prompts and completions as token ids.
+
+One model is in memory at a time: an engine takes the place of the one before it with its first draw.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from disa.errors import DisaError
-from disa.lm.loading import require_vllm
+from disa.lm.loading import free_vllm, require_vllm
 from disa.lm.sampler import Draw
 from disa.lm.sampling import SamplingConfig
 from disa.proposals.protocol import NEUTRAL, Job, finished_draw
 
 
 class VLLMEngine:
-    """One model under vLLM.
+    """One model under vLLM, loaded with its first draw.
 
     Parameters
     ----------
@@ -33,6 +36,8 @@ class VLLMEngine:
         Where vLLM is not installed, or an option is one that is set here.
     """
 
+    _loaded: ClassVar[VLLMEngine | None] = None
+
     def __init__(
         self, model: str, sampling: SamplingConfig, stops: Sequence[int], compute: str, options: dict[str, Any]
     ) -> None:
@@ -51,7 +56,20 @@ class VLLMEngine:
             problem = f"{', '.join(taken)} cannot be set, disa sets it"
             raise DisaError(problem, where="recipe, field proposals.vllm", fix="remove it")
         self._law, self._stops, self._vllm = sampling, tuple(stops), vllm
-        self._llm = vllm.LLM(**fixed, **options)
+        self._arguments, self._llm = fixed | options, None
+
+    def close(self) -> None:
+        """Free the model's memory."""
+        if VLLMEngine._loaded is self:
+            free_vllm(self._llm)
+            VLLMEngine._loaded = self._llm = None
+
+    def _load(self) -> Any:
+        if VLLMEngine._loaded is not self:
+            if VLLMEngine._loaded:
+                VLLMEngine._loaded.close()
+            self._llm, VLLMEngine._loaded = self._vllm.LLM(**self._arguments), self
+        return self._llm
 
     def draw(self, jobs: Sequence[Job]) -> list[Draw]:
         """One trajectory a job, each with a seed of its own."""
@@ -70,7 +88,7 @@ class VLLMEngine:
             for job in jobs
         ]
         prompts = [{"prompt_token_ids": list(job.prompt_ids)} for job in jobs]
-        outputs = self._llm.generate(prompts, settings, use_tqdm=False)
+        outputs = self._load().generate(prompts, settings, use_tqdm=False)
         return [self._read(job, output.outputs[0]) for job, output in zip(jobs, outputs, strict=True)]
 
     def _read(self, job: Job, completion: Any) -> Draw:

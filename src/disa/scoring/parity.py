@@ -62,5 +62,6 @@ def check_parity(report: dict[str, Any]) -> None:
                 f"(mean; largest {report[source]['max']:.2g}), bound {report['bound']:.2g}",
                 where="stage 3_scoring, field scoring.parity_bound",
                 fix="make sure both used the same weights, temperature, chat template and tokenizer; "
-                "in bfloat16 raise scoring.parity_bound to 0.02",
+                "in bfloat16 raise scoring.parity_bound to 0.02; start a vLLM server by: "
+                "vllm serve MODEL --dtype float32 --logprobs-mode processed_logprobs",
             )

@@ -29,6 +29,9 @@ class RolloutConfig(StageConfig):
     """In the training processes on the same devices, or a server that ``vllm serve`` started."""
     options: dict[str, Any] = {}
     """Further ``vllm_...`` arguments of ``trl.GRPOConfig``, without that prefix, such as ``gpu_memory_utilization``."""
+    parity_bound: float | None = Field(None, gt=0)
+    """Largest allowed gap between vLLM's log-probabilities and the trainer's, as ``scoring.parity_bound``; null for
+    0.001 nats per token, 0.02 with ``compute: bfloat16``. Checked at the 1st, 2nd, 4th, 8th, ... step."""
 
 
 class TrainingConfig(StageConfig):

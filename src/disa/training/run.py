@@ -24,6 +24,7 @@ from disa.tasks.checked_rewards import checked_rewards
 from disa.training.build import TrainerInputs, build_trainer
 from disa.training.config import LoRAConfig, TrainingConfig
 from disa.training.methods import METHODS
+from disa.training.rollouts import free_engine
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -119,6 +120,8 @@ def run_training(
     )
     trainer = build_trainer(method, inputs)
     trainer.remove_callback(PrinterCallback)
+    if config.vllm:
+        trainer.rollout_bound = config.vllm.parity_bound
     try:
         with closing(log):
             trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
@@ -126,6 +129,7 @@ def run_training(
         found = last_checkpoint(checkpoints)
         kept = f"training goes on from {Path(found).name}" if found else "training has no checkpoint yet"
         raise KeyboardInterrupt(f"finished stages are kept, {kept}") from error
+    free_engine(trainer)
     save_trained(trainer, stage.path / "model")
     rows = config.method_steps(method) * config.completions_per_step
     if processes.rank() == 0:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from trl import GRPOTrainer
+from trl import GRPOConfig, GRPOTrainer
 
 from disa.lm.hf_trainer import SeededEpochs
 from disa.lm.loading import without_dropout, without_own_defaults
@@ -19,6 +19,7 @@ from disa.lm.merged_adapters import merged_adapters
 from disa.lm.sampler import draw_tokens
 from disa.lm.shared_prefix import causal_lm, shared_attention
 from disa.training.policy_log_probs import answer_log_probs, completion_log_probs
+from disa.training.rollouts import check_gap, policy_precision
 
 
 class SharedPromptTrainer(GRPOTrainer):
@@ -26,13 +27,19 @@ class SharedPromptTrainer(GRPOTrainer):
 
     It samples by its arguments alone. Whatever they leave open (``min_p``, suppressed tokens, ...) ``generate`` would
     otherwise take from the checkpoint's ``generation_config.json``, and draw from another distribution than the one
-    whose log-probabilities are in the loss. The order of prompts is a function of the seed and the epoch.
+    whose log-probabilities are in the loss. vLLM samples in the policy's precision. The order of prompts is a function
+    of the seed and the epoch.
 
-    ``prompts_not_shared`` says why the policy or the reference cannot share prompts; None where they do.
+    ``rollout_bound`` is the largest gap between vLLM's log-probabilities and the policy's, nats per token; None for
+    that of the precision (:data:`disa.training.rollouts.BOUNDS`). ``prompts_not_shared`` says why the policy or the reference cannot share prompts; None where they do.
     """
 
-    def __init__(self, *args: Any, **others: Any) -> None:
-        super().__init__(*args, **others)
+    rollout_bound: float | None = None
+    _generations = 0
+
+    def __init__(self, model: Any, *others: Any, args: GRPOConfig, **settings: Any) -> None:
+        with policy_precision(model, args):
+            super().__init__(model, *others, args=args, **settings)
         if self.args.disable_dropout:
             without_dropout(self.accelerator.unwrap_model(self.model))
         models = [self.accelerator.unwrap_model(m) for m in (self.model, self.ref_model) if m is not None]
@@ -46,7 +53,13 @@ class SharedPromptTrainer(GRPOTrainer):
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         with without_own_defaults(self.accelerator.unwrap_model(self.model)):
-            return super()._generate_and_score_completions(inputs)
+            batch = super()._generate_and_score_completions(inputs)
+        if self.use_vllm:
+            self._generations += 1
+            # The 1st, 2nd, 4th, 8th, ...: the first shows the precision, the others that new weights reach vLLM.
+            if self._generations.bit_count() == 1:
+                check_gap(self, batch, self.rollout_bound)
+        return batch
 
     def _generate_single_turn(
         self,
