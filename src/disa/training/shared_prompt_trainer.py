@@ -31,7 +31,8 @@ class SharedPromptTrainer(GRPOTrainer):
     of the seed and the epoch.
 
     ``rollout_bound`` is the largest gap between vLLM's log-probabilities and the policy's, nats per token; None for
-    that of the precision (:data:`disa.training.rollouts.BOUNDS`). ``prompts_not_shared`` says why the policy or the reference cannot share prompts; None where they do.
+    that of the precision (:data:`disa.training.rollouts.BOUNDS`). ``prompts_not_shared`` says why the policy or the
+    reference cannot share prompts; None where they do.
     """
 
     rollout_bound: float | None = None
