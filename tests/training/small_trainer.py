@@ -28,8 +28,9 @@ class SmallRun:
         self.rows = dataset(self.prompts, self.task, self.recipe.sampling)
 
     def anchor_for(self, **fields):
-        """The anchor, as if estimated under other conditions."""
-        return dataclasses.replace(self.anchor, fingerprint=dataclasses.replace(self.anchor.fingerprint, **fields))
+        """The anchor, as if estimated under other conditions; its probes were scored under its own, and are left out."""
+        fingerprint = dataclasses.replace(self.anchor.fingerprint, **fields)
+        return dataclasses.replace(self.anchor, fingerprint=fingerprint, probes={})
 
     def offline(self, seed=0):
         """The training prompts' trajectories for the forward projection."""
