@@ -28,7 +28,7 @@ class SmallRun:
         self.rows = dataset(self.prompts, self.task, self.recipe.sampling)
 
     def anchor_for(self, **fields):
-        """The anchor, as if estimated under other conditions; its probes were scored under its own, and are left out."""
+        """The anchor, as if estimated under other conditions; its probes, scored under its own, are left out."""
         fingerprint = dataclasses.replace(self.anchor.fingerprint, **fields)
         return dataclasses.replace(self.anchor, fingerprint=fingerprint, probes={})
 
