@@ -172,7 +172,8 @@ def test_a_warm_up_longer_than_the_run_is_refused(small_run, tmp_path):
     with pytest.raises(DisaError, match="warmup_steps=4 is more than max_steps=2"):
         small_run.trainer(tmp_path, max_steps=2, warmup_steps=4)
     with pytest.raises(ValueError, match="warmup_steps 10 is more than grpo's 5 steps"):
-        TrainingConfig(steps=20, steps_of={"grpo": 5})
+        TrainingConfig(steps=20, steps_of={"grpo": 5}, warmup_steps=10)
+    assert TrainingConfig(steps=5).warmup_steps == 10  # cut to the run where it is used
 
 
 def test_a_prompt_may_hold_the_end_token_where_that_pads_too(small_run):

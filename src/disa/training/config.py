@@ -106,7 +106,8 @@ class TrainingConfig(StageConfig):
 
     @model_validator(mode="after")
     def _warmup_within_steps(self) -> TrainingConfig:
-        for method in self.methods:
+        # The default is cut to a shorter run (disa.training.run); a number that was given is meant.
+        for method in self.methods if "warmup_steps" in self.model_fields_set else ():
             if self.warmup_steps > self.method_steps(method):
                 raise ValueError(
                     f"warmup_steps {self.warmup_steps} is more than {method}'s {self.method_steps(method)} steps, so "

@@ -160,7 +160,7 @@ def _arguments(method: str, config: TrainingConfig, output_dir: Path) -> dict[st
         "gradient_accumulation_steps": own // micro_batch,
         "learning_rate": config.method_learning_rate(method),
         "lr_scheduler_type": config.schedule,
-        "warmup_steps": config.warmup_steps,
+        "warmup_steps": min(config.warmup_steps, config.method_steps(method)),
         "max_grad_norm": config.max_grad_norm,
         "seed": config.seed,
         "save_steps": config.save_every,
