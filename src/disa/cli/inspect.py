@@ -180,15 +180,15 @@ def _evidence_lines(result: dict[str, Any]) -> list[str]:
 
 def _draw(anchor: Anchor, folder: Path) -> list[str]:
     # matplotlib takes a second to load, and only --figures needs it.
-    from disa.report.canvas import png, style
-    from disa.report.partition_figures import partition_plates
+    from disa.display.figures import png, style
+    from disa.report.partition_figures import partition_figures
 
     folder.mkdir(parents=True, exist_ok=True)
-    written = []
-    beta, coverage = anchor.fingerprint.inverse_temperature, anchor.evidence.get("coverage")
+    rows, beta, written = list(anchor.estimates.values()), anchor.fingerprint.inverse_temperature, []
+    how = {"binary": anchor.binary, "coverage": anchor.evidence.get("coverage")}
     with style():
-        for plate in partition_plates(list(anchor.estimates.values()), beta, coverage):
-            path = folder / f"{plate.name}.png"
-            path.write_bytes(png(plate.figure))
+        for figure in partition_figures(rows, beta, anchor.reward_range, **how):
+            path = folder / f"{figure.name}.png"
+            path.write_bytes(png(figure.drawing))
             written.append(str(path))
     return written
