@@ -27,8 +27,9 @@ for (const table of document.querySelectorAll("table")) {
   });
   const search = table.closest("figure").querySelector("input[type=search]");
   if (!search) continue;
-  const said = search.parentElement.querySelector("output");
-  search.parentElement.hidden = false;
+  const line = search.closest("p");
+  const said = line.querySelector("output");
+  line.hidden = false;
   search.addEventListener("input", () => {
     const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
     let shown = 0;
