@@ -76,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Post-train language models to match a reward-shaped distribution over solutions.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND", help=argparse.SUPPRESS)
+    commands = parser.add_subparsers(prog="disa", required=True, metavar="COMMAND", help=argparse.SUPPRESS)
 
     def command(name: str, does: str, summary: str, *, recipe: bool = True, **defaults: Any) -> Any:
         """Add a command that calls the function ``does``; most read a recipe."""

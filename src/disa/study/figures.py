@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 
 from disa.display.figures import (
     FLAGGED,
@@ -107,18 +108,13 @@ def _decomposition(results: Mapping[str, Any], size: int, beta: float) -> Figure
 def _against_beta(results: Mapping[str, Any], name: str, size: int) -> Figure:
     """Bias² or variance against the inverse temperature, a line per strength."""
     title, unit, _ = _QUANTITIES[name]
-    strengths, betas = list(results["strengths"]), sorted(results["inverse_temperatures"])
+    betas = sorted(results["inverse_temperatures"])
     drawing, axes = new_axes(f"{title}, N = {size}", "inverse temperature", unit)
-    styles, lines = model_styles(strengths), []
-    for strength in strengths:
-        cells = [_cell(results, strength, beta, size)[name] for beta in betas]
-        values, errors = ([cell[key] or 0.0 for cell in cells] for key in ("value", "se"))
-        axes.errorbar(betas, values, errors, capsize=3, markersize=5, linewidth=1.5, label=strength, **styles[strength])
-        lines.append(f"{strength} {values[0]:.3f} to {values[-1]:.3f}")
+    said = _lines(axes, results, name, betas, [(beta, size) for beta in betas])
     name_curves(axes)
     caption = (
         f"{title} ({unit}) from beta = {betas[0]:g} to {betas[-1]:g}, the same {size} trajectories per prompt at every "
-        f"beta: {'; '.join(lines)}. Bars are one standard error over prompts."
+        f"beta: {said}. Bars are one standard error over prompts."
     )
     return Figure(f"beta_{name}", drawing, caption)
 
@@ -126,12 +122,7 @@ def _against_beta(results: Mapping[str, Any], name: str, size: int) -> Figure:
 def _rmse_against_size(results: Mapping[str, Any], beta: float) -> Figure:
     strengths, sizes = list(results["strengths"]), sorted(results["trajectories"])
     drawing, axes = new_axes(f"RMSE of log Z, beta = {beta:g}", "trajectories per prompt (N)", "nats")
-    styles, lines = model_styles(strengths), []
-    for name in strengths:
-        cells = [_cell(results, name, beta, size) for size in sizes]
-        values, errors = ([cell["rmse"][key] or 0.0 for cell in cells] for key in ("value", "se"))
-        axes.errorbar(sizes, values, errors, capsize=3, markersize=5, linewidth=1.5, label=name, **styles[name])
-        lines.append(f"{name} {values[0]:.3f} to {values[-1]:.3f}")
+    said = _lines(axes, results, "rmse", sizes, [(beta, size) for size in sizes])
     first = np.mean([_cell(results, name, beta, sizes[0])["rmse"]["value"] for name in strengths])
     guide = first * np.sqrt(sizes[0] / np.array(sizes, dtype=np.float64))
     axes.plot(sizes, guide, color=GUIDE, linestyle="--", label="1 / √N")
@@ -142,9 +133,20 @@ def _rmse_against_size(results: Mapping[str, Any], beta: float) -> Figure:
     name_curves(axes)
     caption = (
         f"Root mean square error of log Z against N, both on logarithmic scales, N from {sizes[0]} to {sizes[-1]}: "
-        f"{'; '.join(lines)} nats. Bars are one standard error over prompts; the dashed line falls as 1 / √N."
+        f"{said} nats. Bars are one standard error over prompts; the dashed line falls as 1 / √N."
     )
     return Figure("rmse_trajectories", drawing, caption)
+
+
+def _lines(axes: Axes, results: Mapping[str, Any], name: str, x: Sequence[float], cells: Sequence[tuple]) -> str:
+    """Draw a quantity of these (beta, N) against x, a line per strength; returns its ends in words."""
+    said = []
+    for strength, look in model_styles(list(results["strengths"])).items():
+        found = [_cell(results, strength, *cell)[name] for cell in cells]
+        values, errors = ([cell[key] or 0.0 for cell in found] for key in ("value", "se"))
+        axes.errorbar(x, values, errors, capsize=3, markersize=5, linewidth=1.5, label=strength, **look)
+        said.append(f"{strength} {values[0]:.3f} to {values[-1]:.3f}")
+    return "; ".join(said)
 
 
 def _policy_figures(results: Mapping[str, Any], beta: float) -> list[Figure]:

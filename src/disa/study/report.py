@@ -86,29 +86,25 @@ def _write(folder: Path, results: dict[str, Any], recipe: str) -> None:
 
 
 def verdict_lines(results: Mapping[str, Any]) -> list[str]:
-    """Which proposal estimates log Z best at every inverse temperature, and what policies gained, as sentences."""
+    """Which proposal estimates log Z best, and which policies ended clearly nearer or farther, as sentences."""
     said = []
     for beta in results["inverse_temperatures"]:
-        for size in results["trajectories"]:
-            cells = {
-                c["strength"]: c["rmse"]
-                for c in results["cells"]
-                if (c["inverse_temperature"], c["trajectories"]) == (beta, size)
-            }
-            best = min(cells, key=lambda name: cells[name]["value"])
-            rmse = with_error(cells[best]["value"], cells[best]["se"])
-            said.append(f"Beta {beta:g}, N = {size}: {best} has the smallest RMSE of log Z, {rmse} nats.")
+        at = [cell for cell in results["cells"] if cell["inverse_temperature"] == beta]
+        best = {n: min((c for c in at if c["trajectories"] == n), key=_rmse) for n in results["trajectories"]}
+        cells = ", ".join(f"{c['strength']} at N = {n} ({_rmse(c):.3f})" for n, c in best.items())
+        said.append(f"Beta {beta:g}, smallest RMSE of log Z in nats: {cells}.")
     for row in results["policies"]:
-        gain = row["gains"].get("kl_to_target")
-        if gain and gain["se"] is not None and abs(gain["value"]) > 2 * gain["se"]:
-            where = (
-                f"{row['method']} at beta {row['inverse_temperature']:g}, {row['strength']}, N = {row['trajectories']}"
-            )
-            nearer = "nearer to" if gain["value"] < 0 else "farther from"
-            said.append(
-                f"{where}: {nearer} the target than the reference, {with_error(gain['value'], gain['se'], sign='+')}."
-            )
+        gain = row["gains"].get("kl_to_target", {"se": None})
+        if gain["se"] is not None and abs(gain["value"]) > 2 * gain["se"]:
+            where = f"Beta {row['inverse_temperature']:g}, {row['strength']}, N = {row['trajectories']}"
+            end = "nearer to" if gain["value"] < 0 else "farther from"
+            less = with_error(abs(gain["value"]), gain["se"])
+            said.append(f"{where}: {row['method']} ends {end} the target than the reference, by {less} nats.")
     return said
+
+
+def _rmse(cell: Mapping[str, Any]) -> float:
+    return cell["rmse"]["value"]
 
 
 def lead(results: Mapping[str, Any]) -> str:
