@@ -13,8 +13,12 @@ import argparse
 import shutil
 from pathlib import Path
 
+from disa.comparison.config import read_comparison
+from disa.display.blocks import fill_block
+from disa.display.table import Table
 from disa.recipe import load_recipe
-from disa.report.blocks import fill_block
+from disa.runs.folders import read_json
+from goals import goal_rows
 from page import FIGURES
 
 PAGE = Path("docs/results.md")
@@ -35,12 +39,14 @@ def main() -> None:
     options = parser.parse_args()
     recipe = load_recipe(options.recipe)
     folder = Path(recipe.run_dir) / "comparison"
+    results = read_json(folder / "results.json")
     tasks, evaluation, beta = recipe.tasks, recipe.evaluation, recipe.training.inverse_temperature
     lines = [
         f"Written by `disa compare {options.recipe}` and `python benchmarks/comparison.py {options.recipe} --block "
         f"{options.block}`: {tasks.heldout_prompts} held-out prompts of {evaluation.samples_per_prompt} samples, "
-        f"inverse temperature {beta:g}, seeds {', '.join(map(str, recipe.comparison.seeds))}.",
+        f"inverse temperature {beta:g}, seeds {', '.join(map(str, read_comparison(recipe).seeds))}.",
         (folder / "table.md").read_text(encoding="utf-8").strip(),
+        Table(goal_rows(results), caption="Goals of DISA's best mode, judged by means over seeds.").markdown(),
     ]
     for name, title in SHOWN.items():
         if (folder / "figures" / f"{name}.png").is_file():

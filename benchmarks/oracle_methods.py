@@ -35,10 +35,10 @@ from trl import GRPOConfig, GRPOTrainer
 
 from disa import DISAConfig, DISATrainer, estimate_log_partition_batch
 from disa.anchor import Anchor
+from disa.display.blocks import fill_block
 from disa.lm.hf_trainer import trainer_arguments
 from disa.objectives.log_z import group_log_z
 from disa.objectives.trajectory_balance import trajectory_balance_residual
-from disa.report.blocks import fill_block
 from disa.runs.provenance import Fingerprint, chat_template_digest, tokenizer_digest, weights_digest
 from disa.runs.records import PartitionEstimate, ScoredTrajectory
 from disa.testing import (

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from disa.report.blocks import fill_block, markdown_table
+from disa.display.blocks import fill_block
+from disa.display.table import Table
 
 PAGE = Path("docs/estimators.md")
 FIGURES = Path("docs/figures")
@@ -35,7 +36,7 @@ def origin() -> str:
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
     """Lines of a Markdown table."""
-    return markdown_table([header, *([str(value) for value in row] for row in rows)]).splitlines()
+    return Table([header, *([str(value) for value in row] for row in rows)]).markdown().splitlines()
 
 
 def spread(values: NDArray[np.float64], digits: int = 3) -> str:

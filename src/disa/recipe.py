@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import ValidationError, model_validator
 
-from disa.comparison.config import ComparisonConfig, check_points
 from disa.config import StageConfig, types_in
 from disa.errors import DisaError
 from disa.evaluation.config import EvaluationConfig
@@ -17,10 +16,11 @@ from disa.lm.sampling import SamplingConfig
 from disa.partition.config import PartitionConfig
 from disa.proposals.config import ProposalsConfig
 from disa.scoring.config import ScoringConfig
-from disa.study.config import StudyConfig
 from disa.tasks import TASKS, TaskSection
 from disa.training.config import TrainingConfig
 from disa.warmup.config import WarmupConfig
+
+Section = TypeVar("Section", bound=StageConfig)
 
 
 class ModelsConfig(StageConfig):
@@ -55,10 +55,10 @@ class Recipe(StageConfig):
     """The policies; ``training.inverse_temperature`` is the beta of the target."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """What is measured."""
-    comparison: ComparisonConfig | None = None
-    """What ``disa compare`` compares; no other command reads it."""
-    study: StudyConfig | None = None
-    """The cells of ``disa study``; no stage of a run reads it."""
+    comparison: dict[str, Any] | None = None
+    """What ``disa compare`` compares, in the fields of ``ComparisonConfig``; no other command reads it."""
+    study: dict[str, Any] | None = None
+    """The cells of ``disa study``, in the fields of ``StudyConfig``; no other command reads it."""
     verl: dict[str, Any] = {}
     """For ``disa verl`` alone: settings in verl's own names, such as ``trainer: {nnodes: 2}``."""
 
@@ -73,12 +73,6 @@ class Recipe(StageConfig):
     def _whole_steps(self) -> Recipe:
         if self.tasks.train_prompts is not None:  # of a data set, only training will know
             self.training.check_prompts(self.training.methods, self.tasks.train_prompts)
-        return self
-
-    @model_validator(mode="after")
-    def _comparable(self) -> Recipe:
-        if self.comparison:
-            check_points(self.comparison, self.training)
         return self
 
 
@@ -118,7 +112,7 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        raise _first_problem(error, path) from error
+        raise first_problem(error, path) from error
 
 
 def _apply(values: dict[str, Any], override: str) -> None:
@@ -141,14 +135,32 @@ def _apply(values: dict[str, Any], override: str) -> None:
         raise DisaError(problem, where="command line", fix="quote the value as YAML would have it") from error
 
 
-def _first_problem(error: ValidationError, path: Path) -> DisaError:
+def read_section(config: type[Section], values: dict[str, Any], where: str, name: str) -> Section:
+    """A section that one command reads, validated as those of a run are.
+
+    Raises
+    ------
+    DisaError
+        Naming the field: an unknown key, a value out of range.
+    """
+    try:
+        return config.model_validate(values)
+    except ValidationError as error:
+        raise first_problem(error, where, name, root=config) from error
+
+
+def first_problem(
+    error: ValidationError, path: str | Path, *section: str, root: type[StageConfig] | None = None
+) -> DisaError:
     """One line about the first problem, naming the field as it is written in the recipe."""
     problem = error.errors()[0]
-    field = ".".join(str(part) for part in problem["loc"] if part not in TASKS)
+    field = ".".join(str(part) for part in (*section, *problem["loc"]) if part not in TASKS)
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
-        return DisaError(f"unknown key{more}", where=f"{path}, field {field}", fix=_nearest(problem["loc"]))
+        return DisaError(
+            f"unknown key{more}", where=f"{path}, field {field}", fix=_nearest(problem["loc"], root or Recipe)
+        )
     if problem["type"] in ("union_tag_invalid", "union_tag_not_found"):
         message = f"unknown task '{problem['ctx']['tag']}'" if "tag" in problem["ctx"] else "no task is named"
         return DisaError(message, where=f"{path}, field tasks.name", fix=f"choose one of {', '.join(TASKS)}")
@@ -157,10 +169,10 @@ def _first_problem(error: ValidationError, path: Path) -> DisaError:
     return DisaError(f"{message}{given}{more}", where=where, fix="correct the value")
 
 
-def _nearest(loc: tuple[int | str, ...]) -> str:
+def _nearest(loc: tuple[int | str, ...], root: type[StageConfig]) -> str:
     """Name the known key that an unknown one was meant to be: a like one beside it, or the same in another section."""
     *sections, key = loc
-    models: list[Any] = [Recipe]
+    models: list[Any] = [root]
     for part in sections:
         if part in TASKS:
             models = [m for m in models if get_args(m.model_fields["name"].annotation) == (part,)]
@@ -169,7 +181,7 @@ def _nearest(loc: tuple[int | str, ...]) -> str:
     beside = list(dict.fromkeys(name for model in models for name in model.model_fields))
     if close := difflib.get_close_matches(str(key), beside, n=1):
         return f"did you mean {close[0]}?"
-    sections_with_it = [s for s, models in _sections([Recipe]).items() if any(key in m.model_fields for m in models)]
+    sections_with_it = [s for s, models in _sections([root]).items() if any(key in m.model_fields for m in models)]
     if sections_with_it:
         return f"did you mean {' or '.join(f'{section}.{key}' for section in sections_with_it)}?"
     return f"remove it; known here: {', '.join(beside)}"

@@ -1,7 +1,9 @@
 """A comparison end to end: who is trained with what, on which prompts it is judged, and that nothing is done twice."""
 
 import contextlib
+import dataclasses
 import json
+import re
 import shutil
 import signal
 import statistics
@@ -15,11 +17,11 @@ import yaml
 from disa.cli.main import main
 from disa.comparison.grid import Cell, Grid
 from disa.errors import DisaError
-from disa.evaluation.metrics import kl_to_target, mean_at_k
+from disa.evaluation.metrics import kl_to_target
 from disa.pipeline import NotFinished, Pipeline
 from disa.recipe import load_recipe
 from disa.runs.locks import RunDirectoryBusy, claim, exclusive
-from disa.runs.records import EvaluationRecord, PartitionEstimate, Prompt, ScoredTrajectory, read_rows
+from disa.runs.records import EvaluationRecord, PartitionEstimate, Prompt, ScoredTrajectory, read_rows, write_rows
 
 METHODS, SEEDS = ("sft", "vargrad", "disa"), (0, 1)
 
@@ -66,7 +68,7 @@ def compared(finished_run, tmp_path_factory):
 @pytest.fixture
 def compared_copy(compared, tmp_path, monkeypatch):
     """A copy that a test may change, as (recipe file, run directory); its figures are not drawn again."""
-    monkeypatch.setattr("disa.comparison.figures.comparison_plates", lambda results: [])
+    monkeypatch.setattr("disa.comparison.figures.comparison_figures", lambda results: [])
     shutil.copytree(compared / "run", tmp_path / "run", copy_function=shutil.copy2)
     values = yaml.safe_load((compared / "recipe.yaml").read_text())
     recipe = tmp_path / "recipe.yaml"
@@ -156,7 +158,7 @@ def test_metrics_are_means_over_seeds_of_means_over_prompts(compared):
             by_prompt = {p: [r for r in rows if r.prompt_id == p] for p in {r.prompt_id for r in rows}}
             assert {len(group) for group in by_prompt.values()} == {4} and len(by_prompt) == 4
             values[method, seed] = (
-                statistics.mean(mean_at_k([r.reward >= 1 for r in g], 4) for g in by_prompt.values()),
+                statistics.mean(statistics.mean(r.reward >= 1 for r in g) for g in by_prompt.values()),
                 statistics.mean(
                     kl_to_target(
                         [r.log_pi for r in g], [r.log_ref for r in g], [r.reward for r in g], log_z=log_z[p], beta=2
@@ -240,7 +242,7 @@ def test_a_policy_that_another_process_works_on_is_left_to_it(compared_copy, mon
         if len(looks) == 3:
             other.close()
 
-    monkeypatch.setattr("disa.comparison.work.time.sleep", look)
+    monkeypatch.setattr("disa.runs.cells.time.sleep", look)
     lines = say_compare(recipe)
     # It waited while the other held the policy, said so once, and took it over when that one was gone.
     assert looks == [False] * 3
@@ -318,7 +320,7 @@ def test_a_stage_that_is_missing_while_working_is_told_as_it_is(compared_copy, m
 
 
 def test_only_the_same_comparison_may_join_one_that_is_at_work(compared_copy):
-    from disa.comparison.work import shared_run
+    from disa.comparison.run import shared_run
 
     path, run_dir = compared_copy
     recipe = load_recipe(path)
@@ -421,10 +423,27 @@ def test_what_a_search_says_of_its_learning_rates_stands_beneath_its_table_in_ev
 def test_the_page_asks_nothing_of_anyone_and_shows_every_figure(compared):
     folder = compared / "run" / "comparison"
     page = (folder / "report.html").read_text()
-    assert "http:" not in page and "https:" not in page and "<script" not in page
+    # Names of XML's own are no requests.
+    asked = re.sub(r'xmlns(:\w+)?="[^"]*"', "", page)
+    assert "http:" not in asked and "https:" not in asked and page.count("<script") == 1
     figures = sorted(p.stem for p in (folder / "figures").iterdir())
     assert figures == ["kl_to_target", "quality_diversity", "reward_completions", "reward_time"]
     assert all(f'<figure id="{name}">' in page for name in figures)
+
+
+def test_a_sample_without_a_verdict_for_every_prompt_leaves_the_tables_whole(compared_copy):
+    recipe, run_dir = compared_copy
+    for part in run_dir.glob("comparison/**/evaluation/*.parquet"):
+        rows = read_rows(part, EvaluationRecord)
+        rows = [dataclasses.replace(r, reward=None, mode=None) if r.draw == 0 else r for r in rows]
+        write_rows(part, rows, EvaluationRecord)
+    say_compare(recipe, work=False)
+    found = results(run_dir)
+    assert found["methods"]["sft"]["over_seeds"]["heldout"]["undecided"]["value"] == 1 / 4
+    assert 0 <= found["methods"]["sft"]["over_seeds"]["heldout"]["mean@4"]["value"] <= 1
+    assert "Undecided" in (run_dir / "comparison" / "table.txt").read_text()
+    with pytest.raises(DisaError, match="has enough samples with a verdict for pass@4. Fix: choose mean, raise"):
+        say_compare(recipe, "comparison.search.criterion=pass", work=False)
 
 
 @pytest.mark.slow

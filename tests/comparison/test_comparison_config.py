@@ -2,7 +2,14 @@
 
 import pytest
 
-from disa.comparison.config import ComparisonConfig, SearchConfig, check_points, point_name, point_training
+from disa.comparison.config import (
+    ComparisonConfig,
+    SearchConfig,
+    check_points,
+    point_name,
+    point_training,
+    read_comparison,
+)
 from disa.errors import DisaError
 from disa.recipe import load_recipe
 from disa.training.config import TrainingConfig
@@ -14,7 +21,7 @@ def refusal(tiny_recipe, write_recipe):
 
     def refuse(comparison):
         with pytest.raises(DisaError) as caught:
-            load_recipe(write_recipe(tiny_recipe | {"comparison": comparison}))
+            read_comparison(load_recipe(write_recipe(tiny_recipe | {"comparison": comparison})))
         return str(caught.value)
 
     return refuse

@@ -6,10 +6,8 @@ import pytest
 from test_over_seeds import comparison, method
 
 from disa.comparison.budget import Budget
-from disa.comparison.figures import comparison_plates, reward_curve
-from disa.evaluation.metrics import Measured
-from disa.report.canvas import model_styles, png, style
-from disa.report.evaluation_figures import quality_against_diversity
+from disa.comparison.figures import comparison_figures, reward_curve
+from disa.display.figures import Point, model_styles, png, quality_against_diversity, style
 from disa.training.methods import METHODS
 
 
@@ -37,12 +35,12 @@ def test_methods_that_draw_have_curves_also_where_no_training_prompt_is_evaluate
     rising = {0: logs([0.1, 0.2, 0.3])}
     drawing = [method(m, (0.5, 2, 0.1), logs=rising) for m in ("disa", "grpo")]
     with style():
-        plates = {p.name: p for p in comparison_plates(comparison(*drawing, method("sft", (0.5, 2, 0.1))))}
+        figures = {p.name: p for p in comparison_figures(comparison(*drawing, method("sft", (0.5, 2, 0.1))))}
     for name in ("reward_completions", "reward_time"):
-        (axes,) = plates[name].figure.axes
+        (axes,) = figures[name].drawing.axes
         assert [line.get_label() for line in axes.lines] == ["disa", "grpo"]
-        assert "offline methods' policies saw no reward and are not shown" in plates[name].reading
-    assert "reward_time" not in {p.name for p in comparison_plates(comparison(method("sft", (0.5, 2, 0.1))))}
+        assert "offline methods' policies saw no reward and are not shown" in figures[name].caption
+    assert "reward_time" not in {p.name for p in comparison_figures(comparison(method("sft", (0.5, 2, 0.1))))}
 
 
 @pytest.mark.parametrize("distances", [(1.3, 3.2), (2.1, 4.6), (0.2, 0.45), (0.05, 9.0)])
@@ -52,9 +50,9 @@ def test_distances_are_labelled_by_plain_numbers_a_few_of_them(distances):
     distance = results.reference["heldout"]["kl_to_target"]
     distance.update(dict.fromkeys(distance, sum(distances) / 2))  # its line widens the view of no case
     with style():
-        (plate,) = [p for p in comparison_plates(results) if p.name == "kl_to_target"]
-        png(plate.figure)
-        (axes,) = plate.figure.axes
+        (figure,) = [p for p in comparison_figures(results) if p.name == "kl_to_target"]
+        png(figure.drawing)
+        (axes,) = figure.drawing.axes
         low, high = axes.get_xlim()
         ticks = axes.xaxis.get_major_ticks() + axes.xaxis.get_minor_ticks()
         seen = [t.label1.get_text() for t in ticks if low <= t.get_loc() <= high and t.label1.get_text()]
@@ -71,18 +69,17 @@ def test_every_method_at_once_is_drawn_without_a_warning():
     results = comparison(*methods)
     results.reference["train"] = results.reference["heldout"]
     with style():
-        plates = comparison_plates(results)
-        sizes = {plate.name: len(png(plate.figure)) for plate in plates}
+        figures = comparison_figures(results)
+        sizes = {figure.name: len(png(figure.drawing)) for figure in figures}
     assert sorted(sizes) == ["kl_to_target", "quality_diversity", "reward_completions", "reward_time"]
 
 
 def test_the_report_of_a_run_with_every_method_is_drawn_without_a_warning():
-    measured = {"mean@8": Measured(0.5, 0.1, 9), "effective_modes": Measured(1.5, 0.1, 9)}
-    summary = {name: {"heldout": measured, "train": measured} for name in METHODS}
+    points = [Point(name, (0.5, 0.1), (1.5, 0.1), split) for name in METHODS for split in ("heldout", "train")]
     with style():
-        (plate,) = quality_against_diversity(summary, model_styles(summary))
-        assert png(plate.figure)
-        axes = plate.figure.axes[0].get_position()
+        (figure,) = quality_against_diversity(points, "Mean@8", "")
+        assert png(figure.drawing)
+        axes = figure.drawing.axes[0].get_position()
     # Room for the points: more than half of the figure's width and a third of its height, which grew by the names.
     assert axes.width > 0.5 and axes.height > 1 / 3
 
@@ -95,5 +92,5 @@ def test_styles_of_all_methods_differ():
 def test_drawing_leaves_matplotlib_s_settings_alone():
     before = dict(matplotlib.rcParams)
     with style():
-        comparison_plates(comparison(method("disa", (0.5, 2, 0.1)), method("grpo", (0.5, 2, 0.1))))
+        comparison_figures(comparison(method("disa", (0.5, 2, 0.1)), method("grpo", (0.5, 2, 0.1))))
     assert dict(matplotlib.rcParams) == before

@@ -1,4 +1,4 @@
-"""Means, intervals, the best mode and the goals, from policies whose numbers are made by hand."""
+"""Means, intervals and the best mode, from policies whose numbers are made by hand."""
 
 import dataclasses
 import math
@@ -7,12 +7,19 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from disa.comparison.blocks import blocks
 from disa.comparison.budget import Budget
-from disa.comparison.choice import best_of
-from disa.comparison.goals import check_goals
+from disa.comparison.grid import best_of
 from disa.comparison.results import Candidate, ComparisonResults, MethodResult, best_mode, over_seeds
-from disa.comparison.tables import difference_rows, interval_text, rate_notes, results_rows, seeds_text
+from disa.comparison.tables import (
+    comparison_tables,
+    difference_rows,
+    interval_text,
+    rate_notes,
+    results_rows,
+    seeds_text,
+    verdict_lines,
+)
+from disa.errors import DisaError
 
 PROMPTS = [f"p{i}" for i in range(4)]
 BUDGET = Budget(steps=10, prompts_per_step=2, drawn_per_step=16, stored_per_step=0, read=40)
@@ -39,11 +46,6 @@ def comparison(*methods, criterion="mean@8"):
     lower = criterion == "kl_to_target"
     best = best_mode(methods, criterion, lower_is_better=lower)
     return ComparisonResults(list(methods), policy(0.1, 1.0, 0.5), best, criterion, lower, "completions", 0)
-
-
-def met(*methods, **settings):
-    """Verdicts by the first words of each claim."""
-    return [goal.met for goal in check_goals(comparison(*methods, **settings))]
 
 
 def test_the_interval_is_student_s():
@@ -109,8 +111,8 @@ def test_a_policy_that_diverged_is_never_the_best(lower):
 def test_the_scores_that_chose_the_best_mode_are_printed():
     modes = method("disa", (0.3, 2, 0.1), (0.4, 2, 0.1)), method("disa_both", (0.6, 2, 0.4))
     modes[0].values[0]["heldout"] = policy(0.9, 3, 0.01)["heldout"]
-    (reading,) = [block.reading for block in blocks(comparison(*modes, *OTHERS)) if block.title == "Differences"]
-    assert "by mean@8 on validation prompts, mean over seeds: disa 0.350 ± 0.050, disa_both 0.600. " in reading
+    (caption,) = [t.caption for t in comparison_tables(comparison(*modes, *OTHERS)) if t.title == "Differences"]
+    assert "by mean@8 on validation prompts, mean over seeds: disa 0.350 ± 0.050, disa_both 0.600. " in caption
 
 
 def searched(name, chosen, *rates):
@@ -144,41 +146,6 @@ OTHERS = [
 ]
 
 
-def test_goals_are_met_at_their_bounds_and_missed_below_them():
-    assert met(method("disa", (0.50, 2.0, 0.2)), *OTHERS) == [True] * 5
-    below = 1e-6
-    assert met(method("disa", (0.50 - below, 2.0, 0.2)), *OTHERS) == [False, False, True, True, True]
-    assert met(method("disa", (0.50, 2.0 - below, 0.2)), *OTHERS) == [True, True, False, True, True]
-    assert met(method("disa", (0.50, 2.0, 0.25)), *OTHERS) == [True, True, True, True, False]
-    # 0.9 x 0.55 = 0.495 of GRPO's quality is asked for, however many modes there are.
-    assert met(method("disa", (0.49, 9.0, 0.2)), *OTHERS)[2] is False
-    # Above the supervised policy, not level with it.
-    assert met(method("disa", (0.45, 2.0, 0.2)), *OTHERS)[3] is False
-
-
-def test_the_nearest_method_and_the_place_of_the_best_mode_are_named():
-    *_, goal = check_goals(comparison(method("disa", (0.5, 2.0, 0.35)), *OTHERS))
-    # a2po 0.25, flowrl 0.30, disa 0.35, sft 0.4, grpo 2.0
-    assert (goal.met, goal.numbers) == (False, "a2po has the lowest, disa is 3 of 5: disa 0.350, a2po 0.250, +0.100")
-    diverged = method("gspo", (0.5, 2.0, math.nan))
-    *_, goal = check_goals(comparison(method("disa", (0.5, 2.0, 0.2)), diverged, *OTHERS))
-    assert goal.met and goal.numbers.startswith("next is a2po: ")
-
-
-def test_every_supervised_method_that_was_compared_has_its_goal():
-    lora = method("lora_sft", (0.6, 1.5, 0.4))
-    goals = check_goals(comparison(method("disa", (0.5, 2.0, 0.2)), lora, *OTHERS))
-    assert [(g.claim.split("'s")[0], g.met) for g in goals[3:5]] == [
-        ("Mean@8 above lora_sft", False),
-        ("Mean@8 above sft", True),
-    ]
-
-
-def test_a_goal_against_a_method_that_was_not_compared_is_open():
-    assert met(method("disa", (0.5, 2.0, 0.2))) == [None] * 4
-    assert met(*OTHERS) == [None] * 5
-
-
 def test_the_best_mode_carries_a_mark_and_every_other_one_a_difference():
     results = comparison(method("disa", (0.5, 2, 0.1)), method("disa_both", (0.6, 2, 0.1)), *OTHERS)
     assert [row[0] for row in results_rows(results)[1:]] == [
@@ -200,3 +167,29 @@ def test_without_countable_modes_there_is_no_column_for_them():
     for values in (results.reference, *(m.values[0] for m in results.methods)):
         values["heldout"].pop("effective_modes", None)
     assert results_rows(results)[0] == ["method", "seeds", "Mean@8 ↑", "KL to target (nats) ↓"]
+
+
+def undefined(name, metric, *seeds):
+    """A method whose policies lack a metric, as every sample without a verdict leaves it."""
+    found = method(name, *seeds)
+    for values in found.values.values():
+        for split in values.values():
+            split.pop(metric, None)
+    return found
+
+
+def test_a_criterion_that_no_validation_prompt_defines_is_named():
+    with pytest.raises(DisaError, match="no validation prompt of disa has enough samples with a verdict for mean@8"):
+        comparison(undefined("disa", "mean@8", (0.5, 2, 0.1)))
+
+
+def test_an_interval_without_0_is_marked_and_stands_in_the_verdict():
+    disa = method("disa", (0.5, 2, 0.1), (0.6, 2, 0.1), (0.4, 2, 0.1))
+    grpo = method("grpo", (0.4, 1, 0.9), (0.51, 1, 0.9), (0.29, 1, 0.9))
+    results = comparison(disa, grpo)
+    found = results.difference("grpo", "disa", "heldout", "mean@8")
+    assert found.high < 0 and interval_text(found).endswith("] *")
+    first, second = verdict_lines(results)
+    assert first == "The best of DISA's modes is disa, chosen on validation prompts."
+    assert second.startswith(f"grpo minus disa: Mean@8 ↑ {interval_text(found)}; ")
+    assert interval_text(over_seeds([-0.1, 0.2])) == "+0.050 [-1.856, +1.956]"

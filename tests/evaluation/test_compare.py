@@ -11,14 +11,10 @@ import pytest
 
 from disa.errors import DisaError
 from disa.evaluation import compare as module
-from disa.evaluation.compare import AVERAGE, compare, problem_values, sign_flip_test, summarise_tasks
-from disa.evaluation.samples import JudgedSample, ProblemScore, problem_scores
+from disa.evaluation.compare import compare, sign_flip_test
+from disa.evaluation.metrics import AVERAGE
 
 EXACT = {"rel": 0, "abs": 1e-12}
-
-
-def score(prompt_id, correct, *, model="a", task="t", samples=4, undecided=0):
-    return ProblemScore(model, task, prompt_id, samples, undecided, correct, 0, None, [], None)
 
 
 def values(**models):
@@ -85,12 +81,8 @@ def test_comparisons_are_paired_by_problem_and_adjusted_over_models():
     assert (y.p_value, y.p_holm) == (1.0, 1.0)
 
 
-def test_the_average_weighs_tasks_alike():
+def test_the_difference_of_averages_weighs_tasks_alike():
     tasks = {"large": {f"p{i}": float(i % 2) for i in range(100)}, "small": {"q0": 1.0, "q1": 0.5}}
-    average = summarise_tasks(values(a=tasks))["a"][AVERAGE]["mean@4"]
-    assert average.value == pytest.approx((0.5 + 0.75) / 2, **EXACT)
-    parts = [np.std(list(v.values()), ddof=1) / math.sqrt(len(v)) for v in tasks.values()]
-    assert average.se == pytest.approx(math.hypot(*parts) / 2, **EXACT)
     found = compare(values(a=tasks, b={t: dict.fromkeys(v, 0.0) for t, v in tasks.items()}), "b", ["mean@4"])
     assert {c.task: c.difference.value for c in found}[AVERAGE] == pytest.approx(0.625, **EXACT)
 
@@ -98,43 +90,3 @@ def test_the_average_weighs_tasks_alike():
 def test_an_unknown_baseline_is_refused():
     with pytest.raises(DisaError, match="'z'.*choose one of a"):
         compare(values(a={"t": {"p": 1.0}}), "z", ["mean@4"])
-
-
-def test_undecided_samples_are_neither_right_nor_wrong_and_bound_what_is_unknown():
-    metrics = score("p", correct=2, samples=6, undecided=2).metrics([1, 4, 6])
-    assert metrics["mean@4"] == 2 / 4
-    assert metrics["pass@4"] == 1.0
-    assert "pass@6" not in metrics  # four verdicts say nothing exact about six
-    assert (metrics["mean@6_low"], metrics["mean@6_high"]) == (2 / 6, 4 / 6)
-    assert metrics["pass@1_low"] <= metrics["pass@1"] <= metrics["pass@1_high"]
-    assert metrics["undecided"] == 2 / 6
-
-
-def test_bounds_contain_the_metric_under_every_completion_of_the_verdicts():
-    for extra in range(3):
-        full = score("p", correct=2 + extra, samples=6).metrics([2])
-        partial = score("p", correct=2, samples=6, undecided=2).metrics([2])
-        assert partial["pass@2_low"] <= full["pass@2"] <= partial["pass@2_high"]
-    assert partial["pass@2_high"] == full["pass@2"]
-
-
-def test_bounds_are_shown_only_where_verdicts_are_missing():
-    shown = problem_values([score("p", 2), score("q", 1, task="u", undecided=1)], [1])["a"]
-    assert "mean@1_low" not in shown["t"]
-    assert "mean@1_low" in shown["u"]
-
-
-def test_scores_count_samples_by_problem():
-    rows = [
-        JudgedSample("a", "t", "p", 0, "x", 5, False, 1.0, "m1"),
-        JudgedSample("a", "t", "p", 1, "y", 7, True, 0.5, None),
-        JudgedSample("a", "t", "p", 2, "z", None, False, None, None),
-        JudgedSample("a", "t", "p", 3, "w", None, False, 1.0, "m1"),
-    ]
-    (found,) = problem_scores(rows, {"p": 4})
-    assert found == ProblemScore("a", "t", "p", 4, 1, 2, 1, 6.0, ["m1", "m1"], 4)
-    metrics = found.metrics([2])
-    assert metrics["coverage"] == 1 / 4
-    assert metrics["effective_modes"] == 1.0
-    # Pairs of the three with a verdict: (m1, wrong), (m1, m1), (wrong, m1), one mode each.
-    assert metrics["distinct_modes@2"] == pytest.approx(1.0, **EXACT)

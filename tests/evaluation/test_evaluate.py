@@ -1,5 +1,6 @@
 """``disa evaluate`` from the command line: folders, adapters and a served model, stopped and continued."""
 
+import functools
 import json
 import shutil
 import subprocess
@@ -13,15 +14,14 @@ from peft import LoraConfig, get_peft_model
 
 from disa.cli.main import main
 from disa.errors import DisaError
-from disa.evaluation import benchmark as module
-from disa.evaluation.benchmark import Benchmark, checked_rewards, chosen
-from disa.evaluation.generation import GenerationSettings
+from disa.evaluation import run as module
 from disa.evaluation.metrics import clustered_mean, pass_at_k
 from disa.evaluation.models import ModelSpec, adapter_base
-from disa.evaluation.nucleus import draw
-from disa.evaluation.samples import JudgedSample, ProblemScore
+from disa.evaluation.nucleus import pick_in_nucleus
+from disa.evaluation.task_prompts import TaskPrompts, chosen
 from disa.lm.loading import load_model, load_tokenizer
-from disa.runs.records import Prompt, read_rows
+from disa.lm.sampler import draw_rows
+from disa.runs.records import EvaluationRecord, PromptValue, read_rows
 from disa.tasks import make_task
 from disa.tasks.config import GraphColoringConfig
 from disa.tasks.graph_coloring import GraphColoring
@@ -42,13 +42,12 @@ def tiny_server(folder, **settings):
 
     def answer(path, body):
         text = body["prompt"] if "prompt" in body else body["messages"][-1]["content"]
-        how = GenerationSettings(
-            samples=1, temperature=body["temperature"], top_p=body["top_p"], max_tokens=body["max_tokens"]
-        )
-        numbers = np.random.default_rng(body["seed"]).random((1, how.max_tokens))
+        numbers = np.random.default_rng(body["seed"]).random((1, body["max_tokens"]))
+        how = {"temperature": body["temperature"], "pick": functools.partial(pick_in_nucleus, top_p=body["top_p"])}
         with lock:
-            ((ids, cut),) = draw(model, tokenizer, [tokenizer(text)["input_ids"]], numbers, how)
-        return tokenizer.decode(ids, skip_special_tokens=True), "length" if cut else "stop"
+            (drawn,) = draw_rows(model, tokenizer, [tokenizer(text)["input_ids"]], numbers, **how)
+        text = tokenizer.decode(drawn.completion_ids, skip_special_tokens=True)
+        return text, "length" if drawn.truncated else "stop"
 
     return OpenAIServer(answer, **settings)
 
@@ -65,7 +64,7 @@ def two_models(finished_run, tmp_path_factory):
 def test_numbers_follow_from_the_sampled_rows(two_models):
     results = json.loads((two_models / "results.json").read_text())
     for model in ("reference", "proposal"):
-        rows = read_rows(two_models / "samples" / "graph_coloring" / model, JudgedSample)
+        rows = read_rows(two_models / "samples" / "graph_coloring" / model, EvaluationRecord)
         assert len(rows) == 6 * 4
         by_problem = {}
         for row in rows:
@@ -79,13 +78,16 @@ def test_numbers_follow_from_the_sampled_rows(two_models):
     assert {r.correct for r in rows} == {True, False}
 
 
-def test_problem_records_and_rows_agree(two_models):
-    scores = read_rows(two_models / "problems.parquet", ProblemScore)
-    assert len(scores) == 12
-    rows = read_rows(two_models / "samples" / "graph_coloring" / "proposal", JudgedSample)
-    ours = [s for s in scores if s.model == "proposal"]
-    assert sum(s.correct for s in ours) == sum(r.correct for r in rows)
-    assert sum(len(s.modes) for s in ours) == sum(r.mode is not None for r in rows)
+def test_values_by_problem_are_what_the_means_are_made_of(two_models):
+    values = read_rows(two_models / "values.parquet", PromptValue)
+    results = json.loads((two_models / "results.json").read_text())
+    for model in ("reference", "proposal"):
+        summary = results["summary"][model]["graph_coloring"]
+        ours = [v for v in values if v.model == model]
+        assert {v.metric for v in ours} == set(summary)
+        for name, measured in summary.items():
+            found = [v.value for v in ours if v.metric == name]
+            assert (len(found), np.mean(found)) == (measured["n_prompts"], pytest.approx(measured["value"], abs=1e-12))
 
 
 def test_everything_needed_to_draw_the_samples_again_is_recorded(two_models):
@@ -112,13 +114,13 @@ def test_the_leaderboard_file_has_a_value_and_an_error_for_every_metric(two_mode
 
 def test_the_table_names_models_metrics_and_the_paired_test(two_models):
     table = (two_models / "table.txt").read_text()
-    assert table.splitlines()[0].split() == ["graph_coloring", "(6", "problems)", "reference", "proposal"]
+    assert table.splitlines()[0].split() == ["graph_coloring", "(6", "prompts)", "reference", "proposal"]
     assert "Mean@4" in table and "Mean@1" not in table and "pass@2" in table
     assert "proposal - reference, Mean@4" in table and "p = " in table
 
 
 def test_a_finished_evaluation_is_not_done_again(two_models, finished_run, monkeypatch, capsys):
-    monkeypatch.setattr(module, "_sample", None)  # would fail if called
+    monkeypatch.setattr(module, "sample_model", None)  # would fail if called
     folder = finished_run / "warmup" / "reference"
     evaluate(f"reference={folder}", *TASK, "--samples", 4, "--ks", "4", "--output", two_models, "--json")
     captured = capsys.readouterr()
@@ -147,7 +149,7 @@ def test_a_killed_evaluation_continues_with_the_missing_part_also_in_other_parts
     command[command.index("--problems-per-part") + 1] = 3
     evaluate(*command, tmp_path / "other")
     whole, killed, other = (
-        read_rows(tmp_path / name / "samples" / "graph_coloring" / "m", JudgedSample)
+        read_rows(tmp_path / name / "samples" / "graph_coloring" / "m", EvaluationRecord)
         for name in ("whole", "killed", "other")
     )
     assert whole == killed == other
@@ -172,7 +174,7 @@ def test_a_served_model_gets_the_numbers_of_the_folder_it_serves(finished_run, t
     local, served, streamed = (
         [
             (r.prompt_id, r.completion, r.truncated, r.reward)
-            for r in read_rows(tmp_path / where / "samples" / "graph_coloring" / name, JudgedSample)
+            for r in read_rows(tmp_path / where / "samples" / "graph_coloring" / name, EvaluationRecord)
         ]
         for where, name in (("text", "local"), ("text", "served"), ("chat", "served"))
     )
@@ -192,7 +194,7 @@ def test_seeds_of_served_samples_differ_and_are_the_same_in_any_order(finished_r
         seeds = [(r["prompt"], r["seed"]) for r in server.requests]
     assert sorted(seeds[:18]) == sorted(seeds[18:])
     assert len({seed for _, seed in seeds[:18]}) == 18
-    one, two = (read_rows(tmp_path / n / "samples" / "graph_coloring" / "m", JudgedSample) for n in ("one", "two"))
+    one, two = (read_rows(tmp_path / n / "samples" / "graph_coloring" / "m", EvaluationRecord) for n in ("one", "two"))
     assert one == two
 
 
@@ -239,7 +241,7 @@ def test_an_adapter_is_evaluated_on_its_base_and_fingerprinted_with_it(finished_
     assert sources["base"]["weights"] != sources["tuned"]["weights"]
     assert sources["base"]["tokenizer"] == sources["tuned"]["tokenizer"]
     rows = [
-        [r.completion for r in read_rows(tmp_path / "out" / "samples" / "graph_coloring" / n, JudgedSample)]
+        [r.completion for r in read_rows(tmp_path / "out" / "samples" / "graph_coloring" / n, EvaluationRecord)]
         for n in ("base", "tuned")
     ]
     assert rows[0] != rows[1]
@@ -265,7 +267,7 @@ def test_a_recipe_gives_task_sampling_and_samples(run_copy, tmp_path):
     import pyarrow.parquet as pq
 
     own = pq.read_table(next((run / "7_evaluation" / "reference").glob("*.parquet"))).to_pylist()
-    ours = read_rows(tmp_path / "out" / "samples" / "graph_coloring" / "reference", JudgedSample)
+    ours = read_rows(tmp_path / "out" / "samples" / "graph_coloring" / "reference", EvaluationRecord)
     texts = {(r.prompt_id, r.draw): r.completion for r in ours}
     shared = [(r, texts[r["prompt_id"], r["draw"]]) for r in own if (r["prompt_id"], r["draw"]) in texts]
     assert len(shared) == len(ours) == 12
@@ -280,27 +282,33 @@ def test_a_limit_chooses_by_the_seed_and_a_larger_one_only_adds():
     assert [p for p in prompts if p in some] == some
     assert chosen(prompts, 5, 2) != some
     assert chosen(prompts, 99, 1) == prompts
-    assert (
-        Benchmark.of(task, name="t", split="heldout", limit=5, seed=1).content != Benchmark("t", task, prompts).content
-    )
+    some = TaskPrompts.of(task, name="t", split="heldout", limit=5, seed=1)
+    assert some.content != TaskPrompts("t", task, prompts).content
 
 
-class _Verifier:
-    name, reward_range = "custom", (0.0, 1.0)
+def test_a_reward_that_raises_is_told_as_in_a_run(finished_run, tmp_path, capsys, monkeypatch):
+    def raising(self, prompts, completions):
+        raise ZeroDivisionError("division by zero")
 
-    def __init__(self, *rewards):
-        self.values = rewards
+    monkeypatch.setattr(GraphColoring, "rewards", raising)
+    command = ["evaluate", f"m={finished_run / 'warmup' / 'reference'}", *TASK, "--samples", "1", "--output", tmp_path]
+    assert main([str(a) for a in command]) == 2
+    assert "the reward raised ZeroDivisionError: division by zero" in capsys.readouterr().err
 
-    def rewards(self, prompts, completions):
-        return list(self.values)
+
+@pytest.mark.parametrize(("own", "parts"), [([], 2), (["--batch-size", 18], 1), (["--batch-size", 8], 2)])
+def test_a_part_holds_the_batch_that_was_asked_for(own, parts, tmp_path):
+    sizes = ["heldout_prompts=18", "train_prompts=2", "warmup_prompts=0"]
+    task = ["--task", "countdown", *(a for size in sizes for a in ("--option", size))]
+    with OpenAIServer(lambda path, body: "1") as server:
+        evaluate(f"m=openai:{server.url}#x", *task, "--samples", 1, *own, "--output", tmp_path)
+    assert len(list((tmp_path / "samples" / "countdown" / "m").glob("part-*"))) == parts
 
 
-def test_no_verdict_stays_none_and_a_reward_out_of_range_is_refused(finished_run):
-    (prompt,) = read_rows(finished_run / "1_tasks" / "heldout.parquet", Prompt)[:1]
-    assert checked_rewards(_Verifier(None, 1), [prompt] * 2, ["a", "b"]) == [None, 1.0]
-    for value in (float("nan"), 1.5, -0.1):
-        with pytest.raises(DisaError, match="expected a number in"):
-            checked_rewards(_Verifier(value), [prompt], ["a"])
+def test_a_batch_beyond_the_parts_asked_for_is_refused(finished_run, tmp_path, capsys):
+    command = ["m", *TASK, "--samples", "2", "--batch-size", "7", "--problems-per-part", "3", "--output", str(tmp_path)]
+    assert main(["evaluate", *command]) == 2
+    assert "7 completions at once, but a part holds 6. Fix: raise --problems-per-part to 4" in capsys.readouterr().err
 
 
 def test_a_data_set_of_ones_own_is_evaluated_whole_and_missing_verdicts_are_reported(tmp_path, capsys):
@@ -330,6 +338,41 @@ def test_a_data_set_of_ones_own_is_evaluated_whole_and_missing_verdicts_are_repo
     assert (found["undecided"]["value"], found["undecided"]["n_prompts"]) == (1 / 8, 8)
     table = capsys.readouterr().out
     assert "Undecided" in table and "Mean@2, low bound" in table
+
+
+def test_a_verifier_file_names_the_modes_of_ones_own_data(tmp_path, capsys):
+    rows = [{"question": f"{i}", "answer": str(2 * i)} for i in range(1, 5)]
+    (tmp_path / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "verdict.py").write_text(
+        "def verdict(prompts, completions, answer, **columns):\n"
+        "    return [float(eval(c) == int(a)) for c, a in zip(completions, answer)]\n"
+        "def mode(prompt, completion):\n"
+        "    return 'sum' if '+' in completion else 'product'\n"
+    )
+
+    def two_ways(path, body):
+        number, way = body["messages"][-1]["content"].split()[0], body["seed"] % 2
+        return "0" if number == "4" else f"{number} + {number}" if way else f"2 * {number}"
+
+    options = [
+        f"verifier={tmp_path / 'verdict.py'}:verdict",
+        "columns={prompt: question}",
+        "prompt_template='{prompt}'",
+    ]
+    task = ["--task", "dataset", "--data", tmp_path / "sums.jsonl", *(a for o in options for a in ("--option", o))]
+    with OpenAIServer(two_ways) as server:
+        evaluate(f"m=openai:{server.url}#x", *task, "--samples", 6, "--output", tmp_path / "out")
+    rows = read_rows(tmp_path / "out" / "samples" / "dataset" / "m", EvaluationRecord)
+    assert {(r.correct, r.mode) for r in rows} == {(True, "sum"), (True, "product"), (False, None)}
+    found = json.loads((tmp_path / "out" / "results.json").read_text())["summary"]["m"]["dataset"]
+    by_prompt = {p: {r.mode for r in rows if r.prompt_id == p and r.mode} for p in {r.prompt_id for r in rows}}
+    assert found["distinct_modes@6"]["value"] == sum(map(len, by_prompt.values())) / 4
+    assert found["effective_modes"]["n_prompts"] == 4 and "coverage" not in found
+    (tmp_path / "verdict.py").write_text((tmp_path / "verdict.py").read_text().replace("'sum'", "None"))
+    with OpenAIServer(two_ways) as server:
+        command = ["evaluate", f"m=openai:{server.url}#x", *task, "--samples", 6, "--output", tmp_path / "again"]
+        assert main([str(a) for a in command]) == 2
+    assert "mode returned None for the correct completion" in capsys.readouterr().err
 
 
 def test_help_loads_nothing_heavy():

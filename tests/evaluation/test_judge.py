@@ -9,11 +9,10 @@ from openai_server import OpenAIServer
 from disa.cli.main import main
 from disa.evaluation.judge import ANSWER_TRIES, CHARACTERS_PER_TOKEN, Judge
 from disa.evaluation.judge_protocol import label_messages, pair_messages, read_labels, read_pair
-from disa.evaluation.samples import JudgedSample
 from disa.evaluation.strategies import PairVerdict
 from disa.lm.openai_client import Endpoint, OpenAIClient
 from disa.runs.folders import write_json
-from disa.runs.records import Prompt, read_rows, write_rows
+from disa.runs.records import EvaluationRecord, Prompt, read_rows, write_rows
 
 PROBLEM = "Show that 1 + 2 + ... + n = n (n + 1) / 2."
 
@@ -200,12 +199,12 @@ def evaluation(tmp_path):
     prompts = [Prompt(p, "t", "heldout", f"problem {p}", "{}", None) for p in ("p1", "p2", "p3")]
     for model, problems in completions.items():
         rows = [
-            JudgedSample(model, "t", p, i, text, 2, False, float(text != "wrong"), None)
+            EvaluationRecord(model, "t", p, "heldout", i, text, 2, False, float(text != "wrong"), None)
             for p, texts in problems.items()
             for i, text in enumerate(texts)
         ]
         (folder / "samples" / "t" / model).mkdir(parents=True)
-        write_rows(folder / "samples" / "t" / model / "part-000000.parquet", rows, JudgedSample)
+        write_rows(folder / "samples" / "t" / model / "part-000000.parquet", rows, EvaluationRecord)
     write_rows(folder / "samples" / "t" / "problems.parquet", prompts, Prompt)
     write_json(folder / "results.json", {"tasks": {"t": {}}, "order": ["base", "ours"], "baseline": "base"})
     return folder

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from disa.evaluation.generation import GenerationSettings
-from disa.evaluation.nucleus import draw, nucleus, pick_in_nucleus
-from disa.lm.sampler import draw_rows, sample, uniforms
-from disa.lm.sampling import SamplingConfig, stop_token_ids
+from disa.evaluation.nucleus import nucleus, pick_in_nucleus
+from disa.lm.sampler import draw_rows, uniforms
+from disa.lm.sampling import stop_token_ids
 from disa.warmup.small_model import character_tokenizer
 from small_architectures import NAMES, VOCABULARY, small_architecture
 
@@ -26,10 +26,16 @@ def numbers(n):
     return np.stack([uniforms(3, f"p{i}", "evaluation", 0, LENGTH) for i in range(n)])
 
 
-def test_without_a_nucleus_draws_are_the_offline_samplers(model, tokenizer):
-    sampling = SamplingConfig(temperature=0.7, max_completion_length=LENGTH)
+def draw(model, tokenizer, rows, u, settings):
+    pick = functools.partial(pick_in_nucleus, top_p=settings.top_p)
+    u = u[:, : settings.max_tokens]
+    drawn = draw_rows(model, tokenizer, rows, u, temperature=settings.temperature, pick=pick)
+    return [(d.completion_ids, d.truncated) for d in drawn]
+
+
+def test_a_nucleus_of_everything_draws_as_the_offline_sampler_does(model, tokenizer):
     settings = GenerationSettings(temperature=0.7, max_tokens=LENGTH)
-    theirs = sample(model, tokenizer, prompts(tokenizer, 64), numbers(64), sampling)
+    theirs = draw_rows(model, tokenizer, prompts(tokenizer, 64), numbers(64), temperature=0.7)
     ours = draw(model, tokenizer, prompts(tokenizer, 64), numbers(64), settings)
     assert ours == [(d.completion_ids, d.truncated) for d in theirs]
     assert len({tuple(ids) for ids, _ in ours}) > 10
@@ -134,7 +140,6 @@ def test_completions_of_shared_prompts_follow_the_exact_law_cut_to_the_nucleus_a
     u = np.random.default_rng(0).random((2 * n, settings.max_tokens))
     pick = functools.partial(pick_in_nucleus, top_p=settings.top_p)
     rows = draw_rows(model, tokenizer, [short, long] * n, u, temperature=settings.temperature, pick=pick)
-    assert draw(model, tokenizer, [short, long] * n, u, settings) == [(d.completion_ids, d.truncated) for d in rows]
     for prompt, own in ((short, rows[::2]), (long, rows[1::2])):
         sampling = exact_law(model, prompt, stop_token_ids(model, tokenizer), settings)
         assert sum(sampling.values()) == pytest.approx(1.0, abs=1e-12) and len(sampling) > 5

@@ -24,7 +24,7 @@ THROUGH_THE_WALL = {
     ("training/trajectory_weights.py", "disa.partition.draws.Draws"),
 }
 # Packages below all stages, lowest first: each may import those before it.
-FOUNDATION = ("runs", "lm")
+FOUNDATION = ("runs", "lm", "display")
 
 
 def imports_of(path):
@@ -122,3 +122,9 @@ def test_the_pure_cores_import_no_engine():
         modules |= {n.module for n in ast.walk(text) if isinstance(n, ast.ImportFrom)}
         engines = {m.split(".")[0] for m in modules} & {"transformers", "trl", "peft", "accelerate", "datasets"}
         assert engines == set(), path
+
+
+def test_a_run_knows_nothing_of_comparisons_and_studies():
+    above = ("comparison", "study", "cli")
+    names = [(f, n) for f, found in IMPORTS.items() if f.split("/")[0] not in above for n in found]
+    assert [f"{f} imports {n}" for f, n in names if n.split(".")[1:2] in (["comparison"], ["study"])] == []

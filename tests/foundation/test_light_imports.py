@@ -35,7 +35,7 @@ def test_importing_disa_loads_nothing_heavy():
 
 def test_help_of_every_command_loads_nothing_heavy():
     # One interpreter for all of them: what one command loads, the list shows.
-    others = ("compare", "study", "inspect", "evaluate", "judge", "plan", "verl", "check", "init", "schema")
+    others = ("compare", "study", "inspect", "evaluate", "judge", "plan", "verl", "check", "init", "schema", "watch")
     names = ("run", *others, *STAGES)
     commands = [["--help"], *([name, "--help"] for name in names)]
     output, loaded = heavy_modules_after("".join(_HELP.format(arguments=command) for command in commands))

@@ -8,9 +8,9 @@ from pydantic import ValidationError
 
 from disa.config import StageConfig, speed_only
 from disa.errors import DisaError
-from disa.evaluation.benchmark import ServerSettings
 from disa.evaluation.config import EvaluationConfig
 from disa.evaluation.generation import GenerationSettings
+from disa.evaluation.sources import ServerSettings
 from disa.lm.sampling import SamplingConfig
 from disa.partition.config import PartitionConfig
 from disa.proposals.config import ProposalsConfig

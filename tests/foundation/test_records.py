@@ -13,6 +13,7 @@ from disa.runs.records import (
     EvaluationRecord,
     PartitionEstimate,
     Prompt,
+    PromptValue,
     ScoredTrajectory,
     Trajectory,
     read_rows,
@@ -48,9 +49,10 @@ ROWS = {
         ),
     ],
     EvaluationRecord: [
-        EvaluationRecord("disa", "p0", "heldout", 3, TEXT, False, 1.0, "1+2", -3.0, -4.0),
-        EvaluationRecord("reference", "p0", "heldout", 4, "", True, 0.0, None, -3.0, -3.0),
+        EvaluationRecord("disa", "countdown", "p0", "heldout", 3, TEXT, 7, False, 1.0, "1+2", -3.0, -4.0),
+        EvaluationRecord("served", "countdown", "p0", "heldout", 4, "", None, True, None, None),
     ],
+    PromptValue: [PromptValue("disa", "heldout", "p0", "mean@8", 0.1 + 0.2)],
 }  # fmt: skip
 ROW_TYPES = pytest.mark.parametrize("row_type", list(ROWS), ids=lambda t: t.__name__)
 

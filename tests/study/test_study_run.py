@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 import shutil
 
 import numpy as np
@@ -16,13 +17,14 @@ from disa.cli.study import study as study_command
 from disa.errors import DisaError
 from disa.partition.draws import trajectory_columns
 from disa.recipe import load_recipe
+from disa.runs import cells
+from disa.runs.cells import share
 from disa.runs.locks import RunDirectoryBusy, exclusive
 from disa.runs.records import EvaluationRecord, Prompt, ScoredTrajectory, read_rows
 from disa.study import run as study_run
-from disa.study import share as sharing
+from disa.study.config import read_study
 from disa.study.report import write_report
 from disa.study.run import Cell, Study
-from disa.study.share import share
 
 STUDY = {
     "strengths": {"reference": {}, "strong": {"steps": 2}},
@@ -258,7 +260,7 @@ def test_a_study_that_was_stopped_goes_on_to_the_same_results(study_copy, study_
 
 def test_a_unit_that_another_process_holds_is_left_for_later(tmp_path, monkeypatch):
     order, lines = [], []
-    monkeypatch.setattr(sharing, "PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(cells, "PATIENCE_SECONDS", 0.0)
     held = exclusive(tmp_path / "a")
 
     def first():
@@ -275,18 +277,36 @@ def test_a_unit_that_another_process_holds_is_left_for_later(tmp_path, monkeypat
     with pytest.raises(RunDirectoryBusy), exclusive(tmp_path / "c"), exclusive(tmp_path / "c"):
         pass
     held.__enter__()
-    share([first, second], letting_go)
+    units = {"a": first, "b": second}
+    assert share(lambda: units, letting_go) == {}
     assert order == ["b", "a"]
-    assert lines == ["waiting for another process to finish 1 of the study's units"]
+    assert lines == ["waiting for remaining cells that another process works on"]
+
+
+def test_a_unit_that_fails_stops_no_other_and_the_study_ends_with_its_error(study_copy, study_recipe, monkeypatch):
+    def fail(*arguments, **settings):
+        raise DisaError("no draw\nis left", where="study", fix="draw more")
+
+    study = Study(study_recipe(study_copy, inverse_temperatures=[1, 2, 3]), say=(lines := []).append)
+    monkeypatch.setattr(study_run, "cell_error", fail)
+    with pytest.raises(
+        DisaError, match=r"2 failed \(strengths/reference, strengths/strong\), the first with: study: no draw"
+    ):
+        study.run()
+    assert [line for line in lines if "failed" in line] == [
+        f"strengths/{name}: failed, study: no draw is left. Fix: draw more" for name in ("reference", "strong")
+    ]
 
 
 def test_the_report_shows_every_table_and_figure_and_loads_nothing(finished_study, results):
     report = finished_study[0] / "study" / "report"
     page = (report / "study.html").read_text()
     figures = sorted(p.stem for p in (report / "figures").glob("*.png"))
-    assert page.count('<img alt="') == len(figures) == page.count('src="data:image/png;base64,')
+    assert page.count("<svg ") == len(figures) == page.count("<figcaption id=")
     assert {"map_bias_squared", "map_variance", "rmse_trajectories", "policy_kl_to_target_beta_2"} <= set(figures)
-    assert all(f"{scheme}://" not in page for scheme in ("http", "https", "ftp")) and "<script" not in page
+    # Names of XML's own are no requests.
+    asked = re.sub(r'xmlns(:\w+)?="[^"]*"', "", page)
+    assert all(f"{scheme}://" not in asked for scheme in ("http", "https", "ftp")) and page.count("<script") == 1
     summary = (report / "summary.txt").read_text()
     for cell in results["cells"]:
         assert f"{cell['rmse']['value']:.3f} ± {cell['rmse']['se']:.3f}" in summary
@@ -340,7 +360,7 @@ REFUSED = {
 @pytest.mark.parametrize("changes, message", REFUSED.values(), ids=REFUSED)
 def test_a_study_that_cannot_be_done_is_refused_with_its_recipe(study_recipe, tmp_path, changes, message):
     with pytest.raises(DisaError, match=message):
-        study_recipe(tmp_path, **changes)
+        read_study(study_recipe(tmp_path, **changes))
 
 
 def test_unlike_blocks_regressors_and_missing_sections_are_refused(study_recipe, tmp_path, tiny_recipe, write_recipe):

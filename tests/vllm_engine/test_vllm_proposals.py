@@ -13,10 +13,9 @@ from vllm_server import serve
 
 from disa.cli.main import main
 from disa.errors import DisaError
-from disa.evaluation.samples import JudgedSample
 from disa.pipeline import Pipeline
 from disa.recipe import load_recipe
-from disa.runs.records import Trajectory, read_rows
+from disa.runs.records import EvaluationRecord, Trajectory, read_rows
 from disa.warmup.config import SmallModelConfig
 from disa.warmup.small_model import character_tokenizer, small_model
 
@@ -137,7 +136,7 @@ def test_a_served_model_gets_the_numbers_of_the_folder_it_serves(vllm_run, serve
     models = [f"served=openai:{served}/v1#tiny", f"local={proposal}"]
     assert main(["evaluate", *models, *task, *how, "--output", str(folder)]) == 0
     of_served, of_local = (
-        [(r.prompt_id, r.completion, r.truncated, r.reward) for r in read_rows(path, JudgedSample)]
+        [(r.prompt_id, r.completion, r.truncated, r.reward) for r in read_rows(path, EvaluationRecord)]
         for path in (folder / "samples" / "graph_coloring" / name for name in ("served", "local"))
     )
     assert of_served == of_local and len(of_local) == 6

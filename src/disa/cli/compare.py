@@ -7,6 +7,7 @@ import warnings
 
 from rich.console import Console
 
+from disa.comparison.config import read_comparison
 from disa.errors import DisaError
 from disa.recipe import load_recipe
 from disa.runs.processes import refuse_launch
@@ -15,12 +16,10 @@ from disa.runs.processes import refuse_launch
 def compare(options: argparse.Namespace) -> int:
     """Work on the cells asked for, then print the table of all that is finished and write it."""
     recipe = load_recipe(options.recipe, options.overrides)
-    if recipe.comparison is None:
-        fix = "add one, for example 'comparison: {}'; docs/comparison.md explains it"
-        raise DisaError("the recipe has no comparison section", where=options.recipe, fix=fix)
+    comparison = read_comparison(recipe, options.recipe)
     refuse_launch("disa compare")
-    methods = _selected(options.methods, recipe.comparison.methods, "methods")
-    seeds = _selected(options.seeds, recipe.comparison.seeds, "seeds")
+    methods = _selected(options.methods, comparison.methods, "methods")
+    seeds = _selected(options.seeds, comparison.seeds, "seeds")
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"[bold]{options.recipe}[/bold] in {recipe.run_dir}")
 

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,19 @@ from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 
 from disa.errors import DisaError
-from disa.evaluation.benchmark import Benchmark, ServerSettings, evaluate_model
-from disa.evaluation.compare import compare, problem_values, summarise_tasks
+from disa.evaluation.compare import compare
 from disa.evaluation.generation import GenerationSettings
-from disa.evaluation.leaderboard import Results, summary_table
+from disa.evaluation.leaderboard import Results
+from disa.evaluation.metrics import Values, per_prompt, summarise
 from disa.evaluation.models import ModelSpec
-from disa.evaluation.samples import JudgedSample, ProblemScore, problem_scores
+from disa.evaluation.run import evaluate_model
+from disa.evaluation.sources import ServerSettings
+from disa.evaluation.task_prompts import TaskPrompts
 from disa.lm.openai_client import check_request
 from disa.recipe import load_recipe
+from disa.runs.folders import StageFolder
 from disa.runs.locks import exclusive
-from disa.runs.records import write_rows
+from disa.runs.records import EvaluationRecord
 from disa.tasks import TASKS, TaskSection, make_task
 from disa.tasks.benchmarks import BENCHMARKS
 from disa.tasks.dataset_config import DatasetConfig, SourceConfig
@@ -37,7 +41,7 @@ def evaluate(options: argparse.Namespace) -> int:
     specs = [ModelSpec.parse(text) for text in options.models]
     _refuse_twice("model", [s.name for s in specs], "name them: NAME=MODEL")
     settings, ks = _settings(options)
-    benchmarks = _benchmarks(options, settings.seed)
+    tasks = _tasks(options, settings.seed)
     baseline = options.baseline or specs[0].name
     if baseline not in [s.name for s in specs]:
         known = ", ".join(s.name for s in specs)
@@ -53,24 +57,31 @@ def evaluate(options: argparse.Namespace) -> int:
         folders = {}
         for spec in specs:
             folders[spec.name] = evaluate_model(
-                output, spec, benchmarks, settings, server, lambda line: console.print(line, markup=False)
+                output, spec, tasks, settings, server, lambda line: console.print(line, markup=False)
             )
-        rows = [r for tasks in folders.values() for folder in tasks.values() for r in folder.rows(JudgedSample)]
-        scores = problem_scores(rows, {p.prompt_id: p.n_solutions for b in benchmarks for p in b.prompts})
-        write_rows(output / "problems.parquet", scores, ProblemScore)
-        values = problem_values(scores, ks)
+        values = _values(folders, tasks, ks)
         metrics = dict.fromkeys([f"mean@{max(ks)}", *(f"pass@{k}" for k in ks if k > 1), "effective_modes"])
         comparisons = compare(values, baseline, list(metrics))
-        results = Results(
-            specs, benchmarks, settings, ks, folders, scores, summarise_tasks(values), comparisons, baseline
-        )
+        summary = summarise(values, average=True)
+        results = Results(specs, tasks, settings, ks, folders, values, summary, comparisons, baseline)
         results.write(output)
     if options.json:
         print(json.dumps(results.as_json(), indent=1))
     else:
-        print(summary_table(results.summary, results.comparisons))
-        print(f"\nresults: {output / 'results.json'}, {output / 'leaderboard'}, {output / 'problems.parquet'}")
+        print(results.table)
+        print(f"\nresults: {output / 'results.json'}, {output / 'leaderboard'}, {output / 'values.parquet'}")
     return 0
+
+
+def _values(folders: dict[str, dict[str, StageFolder]], tasks: list[TaskPrompts], ks: Sequence[int]) -> Values:
+    """Every metric of every model and task by prompt; tasks may give the same prompt an id."""
+    found: Values = {model: {} for model in folders}
+    for asked in tasks:
+        n_solutions = {p.prompt_id: p.n_solutions for p in asked.prompts}
+        rows = [row for by_task in folders.values() for row in by_task[asked.name].rows(EvaluationRecord)]
+        for model, groups in per_prompt(rows, n_solutions, ks, by="task", has_modes=asked.task.has_modes).items():
+            found[model] |= groups
+    return found
 
 
 def checked_server(options: argparse.Namespace) -> dict[str, Any]:
@@ -85,27 +96,31 @@ def _settings(options: argparse.Namespace) -> tuple[GenerationSettings, tuple[in
     ks = None
     if options.recipe is not None:
         recipe = load_recipe(options.recipe, options.overrides)
-        sampling, evaluation = recipe.sampling, recipe.evaluation
-        values = {
-            "samples": evaluation.samples_per_prompt,
-            "seed": evaluation.seed,
-            "compute": evaluation.compute,
-            "temperature": sampling.temperature,
-            "max_tokens": sampling.max_completion_length,
-            "prompt_format": "chat" if sampling.conversational else "text",
-            "system_prompt": sampling.system_prompt,
-        }
-        ks = evaluation.ks
+        speed = {"batch_size", "problems_per_part"}
+        values = GenerationSettings.of_run(recipe.evaluation, recipe.sampling).model_dump(exclude=speed)
+        ks = recipe.evaluation.ks
     if options.request is not None:
         values["request"] = check_request(options.request)
     values |= {n: getattr(options, n) for n in _SETTINGS.split() if getattr(options, n) is not None}
-    settings = _checked(GenerationSettings, values, "--")
+    settings = _with_whole_batches(_checked(GenerationSettings, values, "--"), options)
     if options.ks is not None or ks is None:
         ks = _ks(options.ks) if options.ks is not None else tuple({1, settings.samples})
     if max(ks) > settings.samples:
         problem = f"k = {max(ks)} needs at least as many samples, {settings.samples} asked"
         raise DisaError(problem, where="--ks", fix="raise --samples, or lower the k")
     return settings, tuple(sorted(set(ks)))
+
+
+def _with_whole_batches(settings: GenerationSettings, options: argparse.Namespace) -> GenerationSettings:
+    """Parts that hold the batch asked for: a batch never reaches beyond its part."""
+    needed = -(-settings.batch_size // settings.samples)
+    if options.batch_size is None or settings.problems_per_part >= needed:
+        return settings
+    if options.problems_per_part is not None:
+        held = settings.problems_per_part * settings.samples
+        problem = f"{settings.batch_size} completions at once, but a part holds {held}"
+        raise DisaError(problem, where="--batch-size", fix=f"raise --problems-per-part to {needed}, or leave it out")
+    return settings.model_copy(update={"problems_per_part": needed})
 
 
 def _ks(text: str) -> tuple[int, ...]:
@@ -118,7 +133,7 @@ def _ks(text: str) -> tuple[int, ...]:
     return ks
 
 
-def _benchmarks(options: argparse.Namespace, seed: int) -> list[Benchmark]:
+def _tasks(options: argparse.Namespace, seed: int) -> list[TaskPrompts]:
     asked = getattr(options, "tasks", None) or []
     configurations = [(name, _task_config(name, given, options.split)) for name, given in asked]
     if options.recipe is not None:
@@ -128,7 +143,7 @@ def _benchmarks(options: argparse.Namespace, seed: int) -> list[Benchmark]:
         raise DisaError("no task", where="command line", fix="add --task NAME or --recipe RECIPE.yaml")
     _refuse_twice("task", [name for name, _ in configurations], "use one --output for each")
     return [
-        Benchmark.of(make_task(config), name=name, split=options.split, limit=options.limit, seed=seed)
+        TaskPrompts.of(make_task(config), name=name, split=options.split, limit=options.limit, seed=seed)
         for name, config in configurations
     ]
 

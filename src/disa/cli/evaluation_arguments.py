@@ -39,7 +39,12 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--compute", choices=("float32", "bfloat16"), help="arithmetic of local models (float32)")
     speed = parser.add_argument_group("speed; changes no result")
     speed.add_argument("--batch-size", type=_positive, metavar="N", help="completions at once, local models (64)")
-    speed.add_argument("--problems-per-part", type=_positive, metavar="N", help="problems written together (16)")
+    speed.add_argument(
+        "--problems-per-part",
+        type=_positive,
+        metavar="N",
+        help="problems written together (16, or what a batch needs)",
+    )
     add_server(speed)
     results = parser.add_argument_group("results")
     results.add_argument("--output", required=True, metavar="DIR", help="samples, tables and JSON; continues there")

@@ -9,9 +9,11 @@ from typing import Any
 
 import yaml
 
+from disa.comparison.config import ComparisonConfig
 from disa.config import StageConfig
 from disa.errors import DisaError
 from disa.recipe import Recipe, load_recipe
+from disa.study.config import StudyConfig
 from disa.tasks import TASKS
 from disa.tasks.benchmarks import BENCHMARKS
 from disa.tasks.dataset_config import DatasetConfig, SourceConfig
@@ -73,7 +75,12 @@ def init(options: argparse.Namespace) -> int:
 
 def schema(options: argparse.Namespace) -> int:
     """Print the JSON schema of a recipe."""
-    print(json.dumps(Recipe.model_json_schema(), indent=1))
+    whole = Recipe.model_json_schema()
+    for name, section in (("comparison", ComparisonConfig), ("study", StudyConfig)):
+        found = section.model_json_schema()
+        whole["$defs"] |= found.pop("$defs", {})
+        whole["properties"][name] |= {"anyOf": [found, {"type": "null"}]}
+    print(json.dumps(whole, indent=1))
     return 0
 
 

@@ -12,12 +12,12 @@ from typing import Any
 
 from disa.cli.evaluate import checked_server
 from disa.errors import DisaError
-from disa.evaluation.compare import compare, summarise_tasks
+from disa.evaluation.compare import compare
 from disa.evaluation.judge import Cost, Judge, Verdict
-from disa.evaluation.leaderboard import comparison_json, summary_table
-from disa.evaluation.metrics import summary_to_json
+from disa.evaluation.metrics import summarise, summary_to_json
 from disa.evaluation.solutions import Group, correct_solutions, diversity_values, labelled_pairs, verdict_rows
 from disa.evaluation.strategies import PairVerdict, agreement
+from disa.evaluation.tables import summary_text
 from disa.lm.openai_client import Endpoint, OpenAIClient, check_request
 from disa.runs.folders import write_json
 from disa.runs.locks import exclusive
@@ -60,10 +60,10 @@ def judge(options: argparse.Namespace) -> int:
         table = ""
         if groups:
             values = diversity_values(groups, verdicts)
-            summary = summarise_tasks(values)
+            summary = summarise(values, average=True)
             comparisons = compare(values, baseline, _METRICS)
-            results |= {"summary": summary_to_json(summary), "comparisons": [comparison_json(c) for c in comparisons]}
-            table = summary_table(summary, comparisons)
+            results |= {"summary": summary_to_json(summary), "comparisons": [c.as_json() for c in comparisons]}
+            table = summary_text(summary, comparisons, detail=True)
         table = "\n\n".join(part for part in (table, _calibration_text(results.get("calibration"))) if part)
         write_json(output / "judge.json", results)
         (output / "judge.txt").write_text(table + "\n", encoding="utf-8")

@@ -25,6 +25,15 @@ _SUMMARIES = {
     "report": "tables, figures and one HTML page",
 }
 
+_GROUPS = {
+    "run a recipe": ["init", "check", "plan", "run", "watch"],
+    "look at what came out": ["inspect", "evaluate", "judge"],
+    "compare and study": ["compare", "study"],
+    "one stage alone, its inputs being finished": list(STAGES),
+    "elsewhere": ["verl", "schema"],
+}
+"""Commands as ``disa --help`` shows them."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code: 0 done, 2 the user can fix it, 1 a bug, 130 interrupted."""
@@ -62,9 +71,12 @@ def _fixable(error: Exception) -> DisaError | None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="disa", description="Post-train language models to match a reward-shaped distribution over solutions."
+        prog="disa",
+        usage="disa [-h] COMMAND ...",
+        description="Post-train language models to match a reward-shaped distribution over solutions.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(prog="disa", required=True, metavar="COMMAND", help=argparse.SUPPRESS)
 
     def command(name: str, does: str, summary: str, *, recipe: bool = True, **defaults: Any) -> Any:
         """Add a command that calls the function ``does``; most read a recipe."""
@@ -135,7 +147,23 @@ def _parser() -> argparse.ArgumentParser:
     add("--anchor", metavar="DIR", help="anchor folder; by default the run's 5_anchor")
     add("--check", action="store_true", help="check and write the configuration, but start nothing")
     add("--export", metavar="DIR", help="start nothing: write the last checkpoint, in float32")
+
+    add = command("watch", "watch:watch", "a run's stages in the terminal, live", recipe=False)
+    add("run", metavar="RUN", help="run directory")
+    add("--once", action="store_true", help="print the state once")
+    add("--every", type=float, default=2.0, metavar="S", help="seconds between looks (2)")
+    parser.epilog = _grouped(commands)
     return parser
+
+
+def _grouped(commands: argparse._SubParsersAction) -> str:
+    """The commands by what they are for, each with its line of help."""
+    helps = {action.dest: action.help or "" for action in commands._choices_actions}
+    named = [name for names in _GROUPS.values() for name in names]
+    groups = _GROUPS | {"more": [name for name in helps if name not in named]}
+    lines = {title: [f"  {name:<12}{helps[name]}" for name in names] for title, names in groups.items() if names}
+    blocks = ["\n".join([f"{title}:", *found]) for title, found in lines.items()]
+    return "\n\n".join(blocks)
 
 
 def _share(text: str) -> float:

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from disa.cli.quiet import quiet_libraries
+from disa.display.table import aligned
 from disa.errors import DisaError
 from disa.planning.cluster import GPUS, Cluster
 from disa.recipe import load_recipe
 from disa.runs.processes import refuse_launch
-from disa.text_table import aligned
 
 if TYPE_CHECKING:
     from disa.planning.plan import StagePlan

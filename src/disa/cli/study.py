@@ -10,13 +10,13 @@ from pathlib import Path
 
 from rich.console import Console
 
-from disa.errors import DisaError
+from disa.display.blocks import fill_block
 from disa.recipe import load_recipe
-from disa.report.blocks import fill_block, markdown_table
 from disa.runs.folders import read_json
 from disa.runs.locks import shared
 from disa.runs.processes import refuse_launch
 from disa.runs.provenance import digest
+from disa.study.config import read_study
 
 
 def run_study(options: argparse.Namespace) -> int:
@@ -27,8 +27,7 @@ def run_study(options: argparse.Namespace) -> int:
 def study(recipe_path: str, overrides: list[str], *, page: str | None) -> int:
     """Run a recipe's study, print its tables, and on request put them into a page."""
     recipe = load_recipe(recipe_path, overrides)
-    if recipe.study is None:
-        raise DisaError("the recipe has no study section", where=recipe_path, fix="recipes/study.yaml has one")
+    read_study(recipe, recipe_path)
     refuse_launch("disa study")
     console = Console(highlight=False)
     console.print(f"[bold]{recipe_path}[/bold] in {recipe.run_dir}")
@@ -57,11 +56,12 @@ def study(recipe_path: str, overrides: list[str], *, page: str | None) -> int:
 
 def fill_page(page: Path, report: Path, command: str) -> None:
     """Put tables and figures of a finished study between the page's markers ``study``, figures beside it."""
-    from disa.study.report import lead, summary_tables
+    from disa.study.report import lead
+    from disa.study.results import study_tables
 
     results = read_json(report / "results.json")
     parts = [f"Written by `{command} --page {page}`. {lead(results)}"]
-    parts += [f"### {title}\n\n{markdown_table(rows)}" for title, rows in summary_tables(results).items()]
+    parts += [f"### {table.title}\n\n{table.markdown()}" for table in study_tables(results)]
     figures = page.parent / "figures"
     figures.mkdir(exist_ok=True)
     for image in sorted((report / "figures").glob("*.png")):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from disa.config import Seed, StageConfig
+from disa.errors import DisaError
+from disa.recipe import Recipe, first_problem, read_section
 from disa.training.config import TrainingConfig
 from disa.training.methods import METHOD_SPECIFIC_FIELDS, METHODS, MethodName
 
@@ -132,6 +134,28 @@ def check_points(comparison: ComparisonConfig, training: TrainingConfig) -> None
                     f"{section} sets offline_share {config.offline_share:g}, with which disa is disa_both: compare "
                     "disa_both instead, or give disa points with offline_share 0"
                 )
+
+
+def read_comparison(recipe: Recipe, where: str = "recipe") -> ComparisonConfig:
+    """The comparison section of a recipe, its points checked.
+
+    Raises
+    ------
+    DisaError
+        Naming the field: where there is no such section, an unknown key, a value out of range, or points that do not
+        fit their method.
+    """
+    if recipe.comparison is None:
+        fix = "add one, for example 'comparison: {}'; docs/comparison.md explains it"
+        raise DisaError("the recipe has no comparison section", where=where, fix=fix)
+    comparison = read_section(ComparisonConfig, recipe.comparison, where, "comparison")
+    try:
+        check_points(comparison, recipe.training)
+    except ValidationError as error:
+        raise first_problem(error, where, "comparison") from error
+    except ValueError as error:
+        raise DisaError(str(error), where=f"{where}, field comparison", fix="correct the value") from error
+    return comparison
 
 
 def point_name(config: TrainingConfig, point: Point) -> str:

@@ -7,13 +7,14 @@ trained with every seed, and only these policies are evaluated on held-out promp
 from __future__ import annotations
 
 import dataclasses
+import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 from disa.anchor import Anchor
 from disa.comparison.budget import Budget, equal_budgets, trajectories_read
-from disa.comparison.choice import best_of
-from disa.comparison.config import Point, point_name, point_training
+from disa.comparison.config import Point, point_name, point_training, read_comparison
 from disa.errors import DisaError
 from disa.evaluation.metrics import clustered_mean, per_prompt
 from disa.pipeline import NotFinished, Pipeline
@@ -24,6 +25,7 @@ from disa.scoring.run import decided
 from disa.training.config import TrainingConfig
 
 FOLDER = "comparison"
+Name = TypeVar("Name")
 SEARCH_SPLITS = ("validation",)
 FINAL_SPLITS = ("heldout", "validation", "train")
 
@@ -57,7 +59,7 @@ class Grid:
     """
 
     def __init__(self, recipe: Recipe) -> None:
-        self.recipe, self.comparison = recipe, recipe.comparison
+        self.recipe, self.comparison = recipe, read_comparison(recipe)
         self._reader = Pipeline(recipe, may_work=(), say=_silent)
         self._worker = Pipeline(recipe, may_work=("training", "evaluation"), say=_silent)
         prompts = self._reader.tasks().rows(Prompt)
@@ -190,14 +192,41 @@ class Grid:
             return None
         if folder.content not in self._scores:
             values = self.values(folder.rows(EvaluationRecord))["validation"]
+            if self.criterion not in values:
+                raise undefined_criterion(self.criterion, self.folder(cell))
             self._scores[folder.content] = clustered_mean(values[self.criterion].values()).value
         return self._scores[folder.content]
 
     def values(self, records: Sequence[EvaluationRecord]) -> dict[str, dict[str, dict[str, float]]]:
         """One model's metrics by prompt: split -> metric -> prompt_id -> value."""
-        beta, ks = self.recipe.training.inverse_temperature, self.recipe.evaluation.ks
-        (values,) = per_prompt(records, self.prompts, self.log_z, beta, ks).values()
+        (values,) = per_prompt(
+            records,
+            {p.prompt_id: p.n_solutions for p in self.prompts},
+            self.recipe.evaluation.ks,
+            log_z=self.log_z,
+            beta=self.recipe.training.inverse_temperature,
+            has_modes=self._reader.task.has_modes,
+        ).values()
         return values
+
+
+def best_of(scores: Mapping[Name, float], *, lower_is_better: bool) -> Name:
+    """Name of the best score, the first of equal ones; NaN, which a policy that diverged gives, is the worst."""
+
+    def order(name: Name) -> tuple[bool, float]:
+        score = scores[name]
+        return math.isnan(score), score if lower_is_better else -score
+
+    return min(scores, key=order)
+
+
+def undefined_criterion(criterion: str, where: str) -> DisaError:
+    """Return the error of a search that has nothing to choose by."""
+    return DisaError(
+        f"no validation prompt of {where} has enough samples with a verdict for {criterion}",
+        where="comparison.search.criterion",
+        fix="choose mean, raise evaluation.samples_per_prompt, lower evaluation.ks, or correct the verifier",
+    )
 
 
 def _silent(line: str) -> None:

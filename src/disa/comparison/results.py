@@ -16,9 +16,8 @@ import numpy as np
 from scipy import stats
 
 from disa.comparison.budget import Budget
-from disa.comparison.choice import best_of
 from disa.comparison.config import Point
-from disa.comparison.grid import REFERENCE, Grid
+from disa.comparison.grid import REFERENCE, Grid, best_of, undefined_criterion
 from disa.evaluation.metrics import PromptValues, clustered_mean, paired_difference
 from disa.runs.records import EvaluationRecord
 from disa.runs.step_log import read_step_log
@@ -44,6 +43,11 @@ class OverSeeds:
     low: float
     """Interval of the mean at LEVEL, from Student's t; NaN with one seed."""
     high: float
+
+    @property
+    def clear(self) -> bool:
+        """Whether the interval leaves out 0."""
+        return self.low > 0 or self.high < 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,5 +175,8 @@ def gather(grid: Grid) -> ComparisonResults | None:
 
 def best_mode(methods: Sequence[MethodResult], criterion: str, *, lower_is_better: bool) -> str | None:
     """DISA's best mode: by the criterion of the search, on validation prompts, over the finished seeds."""
-    scores = {m.method: m.metric("validation", criterion).value for m in methods if m.method in OWN}
+    found = {m.method: m.metric("validation", criterion) for m in methods if m.method in OWN}
+    if missing := [method for method, number in found.items() if number is None]:
+        raise undefined_criterion(criterion, missing[0])
+    scores = {method: number.value for method, number in found.items()}
     return best_of(scores, lower_is_better=lower_is_better) if scores else None

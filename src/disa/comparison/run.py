@@ -1,17 +1,22 @@
-"""One comparison from shared stages to table."""
+"""One comparison from shared stages to table, its policies trained and evaluated by any number of processes at once."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
-from disa.comparison.grid import FOLDER, Grid
+from disa.comparison.grid import FOLDER, REFERENCE, Cell, Grid
 from disa.comparison.results import gather
-from disa.comparison.work import failure, make_shared_stages, shared_run, work_through
 from disa.comparison.write import write_results
 from disa.errors import DisaError
-from disa.pipeline import NotFinished
+from disa.pipeline import NotFinished, Pipeline
 from disa.recipe import Recipe
+from disa.runs.cells import failure, share
+from disa.runs.folders import StageFolder
+from disa.runs.locks import exclusive, shared
+from disa.runs.provenance import digest
 
 
 def run_comparison(
@@ -51,16 +56,85 @@ def run_comparison(
     """
     with shared_run(recipe):
         if work:
-            make_shared_stages(recipe, say)
+            _make_shared_stages(recipe, say)
             grid = Grid(recipe)
-            failed = work_through(grid, methods or recipe.comparison.methods, seeds or recipe.comparison.seeds, say)
+            failed = work_through(grid, methods or grid.comparison.methods, seeds or grid.comparison.seeds, say)
         else:
             grid, failed = _finished_grid(recipe), {}
-        results, error = gather(grid), failure(grid, failed) if failed else None
+        results, error = gather(grid), failure(failed, FOLDER) if failed else None
         if results is None:
             raise error or _nothing_yet(recipe)
         folder = Path(recipe.run_dir) / FOLDER
         return write_results(folder, results, recipe), folder, error
+
+
+def shared_run(recipe: Recipe) -> AbstractContextManager[None]:
+    """Hold the run directory together with other processes of this very comparison.
+
+    Other commands are kept out, and so are comparisons with other settings: cells have the same folders whatever the
+    settings are, and each comparison would move the other's aside.
+
+    Raises
+    ------
+    RunDirectoryBusy
+        Where another process works in the run directory on something else.
+    """
+    work = digest(["comparison", recipe.model_dump(mode="json", exclude={"run_dir"})])
+    return shared(Path(recipe.run_dir), work)
+
+
+def work_through(
+    grid: Grid, methods: Sequence[str], seeds: Sequence[int], say: Callable[[str], None]
+) -> dict[str, DisaError]:
+    """Finish every cell of these methods and seeds, together with whoever else works on them.
+
+    Searches come first, then one seed of all methods after the other, so that a table of whole seeds appears early.
+    Seeds of a method one of whose candidates failed have no chosen point: they are left out.
+
+    Returns
+    -------
+    dict of str to DisaError
+        Cells that failed in this process and that no other one finished, by folder.
+    """
+    total = 1 + sum(len(grid.candidates(method)) + len(seeds) for method in methods)
+
+    def unfinished() -> dict[str, Callable[[], None]]:
+        cells = [cell for cell, folder in _known(grid, methods, seeds).items() if folder is None]
+        return {grid.folder(cell): lambda cell=cell: work(cell) for cell in cells}
+
+    def work(cell: Cell) -> None:
+        started, folder = time.monotonic(), grid.folder(cell)
+        with exclusive(Path(grid.recipe.run_dir) / folder):
+            if grid.evaluated(cell) is None:  # another process may have finished it since the list was made
+                grid.work(cell)
+                done = sum(found is not None for found in _known(grid, methods, seeds).values())
+                say(f"{folder}: done in {time.monotonic() - started:.1f} s, {done} of {total}")
+
+    failed = share(unfinished, say)
+    for method in methods:
+        if not grid.finals(method, seeds):
+            say(f"{FOLDER}/{method}: no seed is trained, for a candidate of its search failed")
+    left = {grid.folder(cell) for cell, folder in _known(grid, methods, seeds).items() if folder is None}
+    return {name.removeprefix(f"{FOLDER}/"): error for name, error in failed.items() if name in left}
+
+
+def _known(grid: Grid, methods: Sequence[str], seeds: Sequence[int]) -> dict[Cell, StageFolder | None]:
+    """Evaluations by cell, in the order of work, None where one is not finished.
+
+    Seeds of a method are known once its search is finished.
+    """
+    searches = [cell for method in methods for cell in grid.candidates(method)]
+    finals = [grid.finals(method, seeds) for method in methods]
+    by_seed = [cell for cells in zip(*filter(None, finals), strict=True) for cell in cells]
+    return {cell: grid.evaluated(cell) for cell in [*searches, REFERENCE, *by_seed]}
+
+
+def _make_shared_stages(recipe: Recipe, say: Callable[[str], None]) -> None:
+    """Bring the stages that all cells read to their finished state; nothing is said where they are there."""
+    try:
+        Pipeline(recipe, may_work=(), say=lambda line: None).anchor()
+    except NotFinished:
+        Pipeline(recipe, say=say).anchor()
 
 
 def _finished_grid(recipe: Recipe) -> Grid:

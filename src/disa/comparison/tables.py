@@ -1,19 +1,58 @@
-"""The comparison as rows of text: one row a method, one column a metric."""
+"""The tables of a comparison: one row per method, one column per metric, with what is to be known of each."""
 
 from __future__ import annotations
 
 import math
 
-from disa.comparison.results import OWN, ComparisonResults, OverSeeds
+from disa.comparison.results import LEVEL, OWN, ComparisonResults, OverSeeds
+from disa.display.table import Table, with_error
 from disa.evaluation.metrics import clustered_mean
-from disa.report.tables import metric_label, shown_metrics
+from disa.evaluation.tables import MARK, metric_label, shown_metrics
 
 Row = list[str]
 
+_EQUAL = {
+    "completions": "Completions drawn in training and offline trajectories read are equal in their sum, but for "
+    "offline methods, which draw none.",
+    "steps": "Completions drawn per step are equal, but for offline methods, which draw none; offline trajectories "
+    "come on top.",
+}
+_BUDGET = (
+    "Every method takes equally many optimiser steps. A step learns from the completions drawn in it and from stored "
+    "trajectories: disa_both from as many of both. {} Seconds are those of training, mean over seeds."
+)
+
+
+def comparison_tables(results: ComparisonResults) -> list[Table]:
+    """Every table there are numbers for."""
+    unfinished = f" {results.missing} policies of the recipe are not finished and not in it." if results.missing else ""
+    found = [
+        Table(
+            results_rows(results),
+            "Results",
+            f"Held-out prompts, mean over training seeds ± one standard error over seeds.{unfinished}",
+        ),
+        Table(
+            difference_rows(results),
+            "Differences",
+            f"Each method minus {results.best}, the best of DISA's modes (*) by {results.criterion} on validation "
+            f"prompts, mean over seeds: {mode_scores(results)}. Differences are paired by prompt and seed, with a "
+            f"{LEVEL:.0%} t interval over seeds; {MARK} marks an interval without 0.",
+        ),
+        Table(budget_rows(results), "Budget", _BUDGET.format(_EQUAL[results.equal])),
+        Table(
+            search_rows(results),
+            "Search",
+            f"{results.criterion} on validation prompts of every candidate, the chosen one in brackets.",
+            rate_notes(results),
+        ),
+    ]
+    return [table for table in found if table.rows]
+
 
 def results_rows(results: ComparisonResults, split: str = "heldout") -> list[Row]:
-    """Header and one row a method: every metric as mean over seeds with its standard error."""
-    metrics = shown_metrics(results.metrics(split))
+    """Header and one row per method: every metric as mean over seeds with its standard error."""
+    metrics = _shown(results, split)
     rows = [["method", "seeds", *map(metric_label, metrics)]]
     reference = [f"{clustered_mean(results.reference[split][m].values()).value:.3f}" for m in metrics]
     rows.append(["reference", "", *reference])
@@ -24,10 +63,10 @@ def results_rows(results: ComparisonResults, split: str = "heldout") -> list[Row
 
 
 def difference_rows(results: ComparisonResults, split: str = "heldout") -> list[Row]:
-    """Header and one row a method: paired differences to DISA's best mode; empty where it is not finished."""
+    """Header and one row per method: paired differences to DISA's best mode; empty where it is not finished."""
     if results.best is None:
         return []
-    metrics = shown_metrics(results.metrics(split))
+    metrics = _shown(results, split)
     rows = [[f"minus {results.best}", *map(metric_label, metrics)]]
     for method in results.methods:
         if method.method != results.best:
@@ -37,9 +76,9 @@ def difference_rows(results: ComparisonResults, split: str = "heldout") -> list[
 
 
 def budget_rows(results: ComparisonResults) -> list[Row]:
-    """Header and one row a method: what it was given, and the time its training took."""
-    columns = ("steps", "drawn a step", "stored a step", "drawn in training", "offline read", "completions", "seconds")
-    rows = [["method", *columns]]
+    """Header and one row per method: what it was given, and the time its training took."""
+    columns = ("steps", "drawn per step", "stored per step", "drawn in training", "offline read", "completions")
+    rows = [["method", *columns, "seconds"]]
     for method in results.methods:
         b = method.budget
         numbers = (b.steps, b.drawn_per_step, b.stored_per_step, b.drawn, b.read, b.completions)
@@ -48,15 +87,12 @@ def budget_rows(results: ComparisonResults) -> list[Row]:
 
 
 def search_rows(results: ComparisonResults) -> list[Row]:
-    """Header and one row a method: every candidate with its score, the chosen one in brackets."""
+    """Header and one row per method: every candidate with its score, the chosen one in brackets."""
     rows = []
     for method in results.methods:
-        cells = []
-        for candidate in method.search:
-            text = f"{_settings(candidate.point)}: {candidate.score:.3f}"
-            cells.append(f"[{text}]" if candidate.point == method.point else text)
-        if cells:
-            rows.append([method.method, *cells])
+        texts = [(f"{_settings(c.point)}: {c.score:.3f}", c.point == method.point) for c in method.search]
+        if texts:
+            rows.append([method.method, *(f"[{text}]" if chosen else text for text, chosen in texts)])
     width = max((len(row) for row in rows), default=1) - 1
     return [["method", *(f"candidate {i + 1}" for i in range(width))], *rows] if rows else []
 
@@ -86,19 +122,38 @@ def mode_scores(results: ComparisonResults) -> str:
     return ", ".join(f"{m.method} {seeds_text(m.metric('validation', results.criterion))}" for m in modes)
 
 
+def verdict_lines(results: ComparisonResults) -> list[str]:
+    """Where each other method's interval of the difference to DISA's best mode leaves out 0, as sentences."""
+    if results.best is None:
+        return ["No mode of DISA is finished."]
+    metrics, said = _shown(results, "heldout"), []
+    for method in results.methods:
+        if method.method != results.best:
+            found = {m: results.difference(method.method, results.best, "heldout", m) for m in metrics}
+            parts = [f"{metric_label(m)} {interval_text(d)}" for m, d in found.items() if d is not None and d.clear]
+            said.append(
+                f"{method.method} minus {results.best}: {'; '.join(parts) or 'no metric differs beyond noise'}."
+            )
+    return [f"The best of DISA's modes is {results.best}, chosen on validation prompts.", *said]
+
+
 def seeds_text(number: OverSeeds | None) -> str:
     """``0.312 ± 0.011``; no error with one seed, nothing where it was not measured."""
-    if number is None:
-        return ""
-    return f"{number.value:.3f}" + ("" if math.isnan(number.se) else f" ± {number.se:.3f}")
+    return "" if number is None else with_error(number.value, number.se)
 
 
 def interval_text(number: OverSeeds | None) -> str:
-    """``+0.012 [-0.003, +0.027]``; no interval with one seed."""
+    """``+0.012 [+0.003, +0.021] *``; no interval with one seed, a mark where it leaves out 0."""
     if number is None:
         return ""
     interval = "" if math.isnan(number.low) else f" [{number.low:+.3f}, {number.high:+.3f}]"
-    return f"{number.value:+.3f}{interval}"
+    return f"{number.value:+.3f}{interval}" + (f" {MARK}" if number.clear else "")
+
+
+def _shown(results: ComparisonResults, split: str) -> list[str]:
+    values = [results.reference, *(v for method in results.methods for v in method.values.values())]
+    idle = [] if any(any(v.get(split, {}).get("undecided", {}).values()) for v in values) else ["undecided"]
+    return shown_metrics(results.metrics(split), idle=idle)
 
 
 def _marked(method: str, best: str | None) -> str:

@@ -7,36 +7,44 @@ import math
 from pathlib import Path
 from typing import Any
 
-from disa.comparison.blocks import blocks
-from disa.comparison.goals import check_goals
-from disa.comparison.page import page
-from disa.comparison.results import ComparisonResults, OverSeeds
-from disa.recipe import Recipe
-from disa.report.blocks import markdown_table
-from disa.report.write import write_figures
-from disa.runs.folders import write_json
-from disa.text_table import aligned
+import yaml
 
-VERSION = 2
+from disa.comparison.results import ComparisonResults, OverSeeds
+from disa.comparison.tables import comparison_tables, verdict_lines
+from disa.display.page import Figures, Folded, Links, Section, Text, page
+from disa.recipe import Recipe
+from disa.runs.folders import write_json
+
+VERSION = 3
 
 
 def write_results(folder: Path, results: ComparisonResults, recipe: Recipe) -> str:
     """Write ``results.json``, ``table.txt``, ``table.md``, ``figures/`` and ``report.html``; returns the text table."""
     # matplotlib takes a second to load
-    from disa.comparison.figures import comparison_plates
-    from disa.report.canvas import illustrations, style
+    from disa.comparison.figures import comparison_figures
+    from disa.display.figures import style, write_figures
 
-    tables = blocks(results)
-    text = "\n\n".join("\n".join([block.reading, aligned(block.rows), *block.notes]) for block in tables)
+    tables = comparison_tables(results)
+    text = "\n\n".join(table.text() for table in tables)
     write_json(folder / "results.json", as_json(results, recipe))
     (folder / "table.txt").write_text(text + "\n", encoding="utf-8")
-    parts = [part for block in tables for part in (block.reading, markdown_table(block.rows), " ".join(block.notes))]
-    markdown = "\n\n".join(filter(None, parts))
-    (folder / "table.md").write_text(markdown + "\n", encoding="utf-8")
+    (folder / "table.md").write_text("\n\n".join(table.markdown() for table in tables) + "\n", encoding="utf-8")
     with style():
-        drawn = illustrations(comparison_plates(results))
-    write_figures(folder / "figures", drawn)
-    (folder / "report.html").write_text(page(tables, recipe, drawn), encoding="utf-8")
+        drawn = write_figures(folder / "figures", comparison_figures(results))
+    lead = (
+        "All policies start from the same reference and train on the same prompts, with beta = "
+        f"{recipe.training.inverse_temperature:g}."
+    )
+    files = {"every number": "results.json", "the tables as text": "table.txt", "and as Markdown": "table.md"}
+    first, *others = tables
+    sections = [
+        Section("Verdict", [Text(verdict_lines(results))]),
+        Section(first.title, [first, Figures(drawn)]),
+        *(Section(table.title, [table]) for table in others),
+        Section("Files", [Links(files), Folded("Recipe", yaml.safe_dump(recipe.model_dump(mode="json")))]),
+    ]
+    written = page(f"{recipe.run_dir}: comparison", lead, sections)
+    (folder / "report.html").write_text(written, encoding="utf-8")
     return text
 
 
@@ -73,7 +81,6 @@ def as_json(results: ComparisonResults, recipe: Recipe) -> dict[str, Any]:
             }
             for method in results.methods
         },
-        "goals": [dataclasses.asdict(goal) for goal in check_goals(results)],
     }
 
 

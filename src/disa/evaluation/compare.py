@@ -1,4 +1,4 @@
-"""Summaries of several models on several tasks, and paired comparisons between them.
+"""Paired comparisons between several models on several tasks.
 
 The unit of evidence is the problem: samples of one problem are averaged first, and models are compared on the
 differences of the same problem. A model's *average* over tasks weighs every task alike, as the field's tables do.
@@ -9,21 +9,16 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from disa.errors import DisaError
-from disa.evaluation.metrics import Measured, PromptValues, Summary, clustered_mean
-from disa.evaluation.samples import ProblemScore
+from disa.evaluation.metrics import AVERAGE, Measured, PromptValues, Values, clustered_mean, mean_of
 
-AVERAGE = "average"
-"""Name under which the mean over tasks stands beside them."""
 _RESAMPLES = 20_000
 """Random sign patterns where there are too many to list: p-values near 0.05 are good to 0.0015 (binomial)."""
-
-Values = dict[str, dict[str, dict[str, PromptValues]]]
-"""model -> task -> metric -> prompt_id -> value."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -41,43 +36,12 @@ class Comparison:
     p_holm: float
     """The same, adjusted (Holm 1979) for all models compared on this task and metric."""
 
-
-def problem_values(scores: Iterable[ProblemScore], ks: Sequence[int]) -> Values:
-    """Every metric of every model and task by problem."""
-    values: Values = {}
-    for score in scores:
-        metrics = values.setdefault(score.model, {}).setdefault(score.task, {})
-        for name, value in score.metrics(ks).items():
-            metrics.setdefault(name, {})[score.prompt_id] = value
-    return without_idle_bounds(values, missing="undecided")
-
-
-def without_idle_bounds(values: Values, *, missing: str) -> Values:
-    """Drop ``*_low`` and ``*_high`` where the metric ``missing`` is 0 on every problem: they equal the metric."""
-    return {
-        model: {
-            task: metrics
-            if any(metrics.get(missing, {}).values())
-            else {name: found for name, found in metrics.items() if not name.endswith(("_low", "_high"))}
-            for task, metrics in tasks.items()
-        }
-        for model, tasks in values.items()
-    }
-
-
-def summarise_tasks(values: Values) -> Summary:
-    """Mean over problems of every metric; with several tasks, also the mean over tasks.
-
-    The standard error of a mean over T tasks is ``sqrt(sum_t se_t^2) / T``: tasks are fixed, their problems a sample.
-    """
-    summary: Summary = {}
-    for model, tasks in values.items():
-        means = {t: {m: clustered_mean(v.values()) for m, v in metrics.items()} for t, metrics in tasks.items()}
-        if len(means) > 1:
-            shared = [m for m in next(iter(means.values())) if all(m in metrics for metrics in means.values())]
-            means[AVERAGE] = {m: _mean_of([metrics[m] for metrics in means.values()]) for m in shared}
-        summary[model] = means
-    return summary
+    def as_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        found = {name: value for name, value in dataclasses.asdict(self).items() if name != "difference"}
+        measured = self.difference
+        se = None if math.isnan(measured.se) else measured.se
+        return found | {"difference": measured.value, "se": se, "n_problems": measured.n_prompts}
 
 
 def compare(values: Values, baseline: str, metrics: Sequence[str]) -> list[Comparison]:
@@ -99,7 +63,7 @@ def compare(values: Values, baseline: str, metrics: Sequence[str]) -> list[Compa
                 measured = clustered_mean(d)
                 found[task, metric].append(_comparison(task, metric, model, baseline, measured, [d]))
             if len(differences) > 1 and len(differences) == len(values[model]):
-                measured = _mean_of([clustered_mean(d) for d in differences.values()])
+                measured = mean_of([clustered_mean(d) for d in differences.values()])
                 groups = list(differences.values())
                 found[AVERAGE, metric].append(_comparison(AVERAGE, metric, model, baseline, measured, groups))
     return [c for group in found.values() for c in _holm(group)]
@@ -123,10 +87,8 @@ def sign_flip_test(groups: Sequence[Sequence[float]]) -> float:
     weighted = np.concatenate([np.asarray(d, dtype=np.float64) / (len(d) * len(groups)) for d in groups])
     # Problems without a difference add nothing under any pattern.
     weighted = weighted[weighted != 0]
-    if weighted.size == 0:
-        return 1.0
-    if weighted.size == 1:
-        return 1.0  # both patterns are equally far from 0
+    if weighted.size < 2:
+        return 1.0  # of one difference, both patterns are equally far from 0
     # Rounded so that patterns whose sums are equal in exact arithmetic count as equal.
     result = permutation_test(
         (weighted,),
@@ -167,8 +129,3 @@ def _holm(group: list[Comparison]) -> list[Comparison]:
         largest = max(largest, min(1.0, group[i].p_value * (len(group) - rank)))
         adjusted[i] = largest
     return [dataclasses.replace(c, p_holm=adjusted[i]) for i, c in enumerate(group)]
-
-
-def _mean_of(parts: Sequence[Measured]) -> Measured:
-    se = math.sqrt(sum(m.se**2 for m in parts)) / len(parts)
-    return Measured(sum(m.value for m in parts) / len(parts), se, sum(m.n_prompts for m in parts))

@@ -23,7 +23,7 @@ class EvaluationConfig(StageConfig):
     seed: Seed = 0
     """Seed of the samples; the same uniform numbers for every model."""
     batch_size: int = speed_only(256, ge=1)
-    """Completions drawn at once."""
+    """Completions drawn at once, at most those of a part."""
     prompts_per_part: int = speed_only(32, ge=1)
     """Prompts written together: what a kill can cost."""
 

@@ -1,4 +1,4 @@
-"""How a benchmark's completions are drawn: settings that belong to the number they lead to."""
+"""How evaluated completions are drawn: settings that belong to the number they lead to."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from disa.config import Seed, StageConfig, speed_only
+from disa.evaluation.config import EvaluationConfig
+from disa.lm.sampling import SamplingConfig
 
 
 class GenerationSettings(StageConfig):
@@ -36,9 +38,24 @@ class GenerationSettings(StageConfig):
     compute: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of local models."""
     batch_size: int = speed_only(64, ge=1)
-    """Completions drawn at once by local models."""
+    """Completions drawn at once by local models, at most those of a part."""
     problems_per_part: int = speed_only(16, ge=1)
     """Problems written together: what a kill can cost."""
+
+    @classmethod
+    def of_run(cls, evaluation: EvaluationConfig, sampling: SamplingConfig) -> GenerationSettings:
+        """The settings that a recipe's evaluation stage draws with."""
+        return cls(
+            samples=evaluation.samples_per_prompt,
+            temperature=sampling.temperature,
+            max_tokens=sampling.max_completion_length,
+            seed=evaluation.seed,
+            prompt_format="chat" if sampling.conversational else "text",
+            system_prompt=sampling.system_prompt,
+            compute=evaluation.compute,
+            batch_size=evaluation.batch_size,
+            problems_per_part=evaluation.prompts_per_part,
+        )
 
     @model_validator(mode="after")
     def _consistent(self) -> GenerationSettings:

@@ -1,4 +1,4 @@
-"""What ``disa evaluate`` leaves behind: a table to read, one JSON of everything, one file a model for leaderboards."""
+"""What ``disa evaluate`` leaves behind: a table to read, one JSON of everything, one file per model."""
 
 from __future__ import annotations
 
@@ -9,32 +9,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from disa.evaluation.benchmark import Benchmark
-from disa.evaluation.compare import AVERAGE, Comparison
+from disa.evaluation.compare import Comparison
 from disa.evaluation.generation import GenerationSettings
-from disa.evaluation.metrics import Measured, Summary, summary_to_json
+from disa.evaluation.metrics import AVERAGE, Summary, Values, summary_to_json, value_rows
 from disa.evaluation.models import ModelSpec
-from disa.evaluation.samples import ProblemScore
+from disa.evaluation.tables import summary_text
+from disa.evaluation.task_prompts import TaskPrompts
 from disa.runs.folders import StageFolder, write_json
-from disa.text_table import aligned
+from disa.runs.records import PromptValue, write_rows
 
 TEST = "two-sided sign-flip permutation test on differences paired by problem, Holm-adjusted over models"
-_NAMES = {
-    "mean": "Mean",
-    "pass": "pass",
-    "distinct_modes": "Distinct modes",
-    "effective_modes": "Effective modes",
-    "coverage": "Coverage of all solutions",
-    "truncated": "Truncated",
-    "tokens": "Tokens",
-    "undecided": "Undecided",
-    "judged_solutions": "Judged solutions",
-    "simpson": "Simpson index",
-    "effective_strategies": "Effective strategies",
-    "abstained": "Abstained pairs",
-    "self_bleu": "Self-BLEU",
-    "vendi": "Vendi score",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,24 +26,29 @@ class Results:
     """Everything one command measured."""
 
     specs: Sequence[ModelSpec]
-    benchmarks: Sequence[Benchmark]
+    tasks: Sequence[TaskPrompts]
     settings: GenerationSettings
     ks: Sequence[int]
     folders: Mapping[str, Mapping[str, StageFolder]]
     """model -> task -> its samples."""
-    scores: Sequence[ProblemScore]
+    values: Values
     summary: Summary
     comparisons: Sequence[Comparison]
     baseline: str
+
+    @property
+    def table(self) -> str:
+        """Every metric of every model, with the differences to the baseline."""
+        return summary_text(self.summary, self.comparisons, detail=True)
 
     def as_json(self) -> dict[str, Any]:
         """Plain JSON values: summary, comparisons, and all that is needed to draw the same samples again."""
         return {
             "summary": summary_to_json(self.summary),
-            "comparisons": [comparison_json(c) for c in self.comparisons],
+            "comparisons": [c.as_json() for c in self.comparisons],
             "test": TEST,
             "settings": self.settings.identity() | {"ks": list(self.ks)},
-            "tasks": {b.name: _task_facts(b) for b in self.benchmarks},
+            "tasks": {b.name: _task_facts(b) for b in self.tasks},
             "models": {s.name: self._model_facts(s) for s in self.specs},
             "order": [s.name for s in self.specs],
             "baseline": self.baseline,
@@ -110,84 +99,25 @@ class Results:
                 "date": time.time(),
             },
             "results": results,
-            "versions": {b.name: b.task.version for b in self.benchmarks},
-            "config_tasks": {b.name: _task_facts(b) for b in self.benchmarks},
+            "versions": {b.name: b.task.version for b in self.tasks},
+            "config_tasks": {b.name: _task_facts(b) for b in self.tasks},
             "n-samples": {
                 b.name: {"original": len(b.task.prompts(b.prompts[0].split)), "effective": len(b.prompts)}
-                for b in self.benchmarks
+                for b in self.tasks
             },
         }
 
     def write(self, output: Path) -> None:
-        """Write ``results.json``, ``table.txt`` and ``leaderboard/MODEL.json``."""
+        """Write ``results.json``, ``table.txt``, ``values.parquet`` and ``leaderboard/MODEL.json``."""
         write_json(output / "results.json", self.as_json())
-        (output / "table.txt").write_text(summary_table(self.summary, self.comparisons) + "\n", encoding="utf-8")
+        write_rows(output / "values.parquet", value_rows(self.values), PromptValue)
+        (output / "table.txt").write_text(self.table + "\n", encoding="utf-8")
         (output / "leaderboard").mkdir(exist_ok=True)
         for spec in self.specs:
             write_json(output / "leaderboard" / f"{spec.name}.json", self.leaderboard(spec))
 
 
-def comparison_json(comparison: Comparison) -> dict[str, Any]:
-    """Plain JSON values of a comparison."""
-    difference = comparison.difference
-    return {
-        "task": comparison.task,
-        "metric": comparison.metric,
-        "model": comparison.model,
-        "baseline": comparison.baseline,
-        "difference": difference.value,
-        "se": _number(difference.se),
-        "n_problems": difference.n_prompts,
-        "p_value": comparison.p_value,
-        "p_holm": comparison.p_holm,
-    }
-
-
-def summary_table(summary: Summary, comparisons: Sequence[Comparison]) -> str:
-    """Aligned text: a block a task, a row a metric, a column a model; differences to the baseline below."""
-    blocks = []
-    for task in dict.fromkeys(task for tasks in summary.values() for task in tasks):
-        cells = {model: tasks.get(task, {}) for model, tasks in summary.items()}
-        n = max(measured.n_prompts for metrics in cells.values() for measured in metrics.values())
-        rows = [[f"{task} ({n} problems)", *cells]]
-        for metric in _shown(cells):
-            rows.append([_label(metric), *(measured_text(found.get(metric), metric) for found in cells.values())])
-        differences = [
-            [
-                f"{c.model} - {c.baseline}, {_label(c.metric)}",
-                measured_text(c.difference, c.metric, sign="+"),
-                f"p = {c.p_value:.4f}" + (f", Holm {c.p_holm:.4f}" if c.p_holm != c.p_value else ""),
-            ]
-            for c in comparisons
-            if c.task == task
-        ]
-        blocks.append(aligned(rows) + ("\n" + aligned(differences) if differences else ""))
-    return "\n\n".join(blocks)
-
-
-def _shown(cells: Mapping[str, Mapping[str, Measured]]) -> list[str]:
-    """Metrics worth a row: Mean@k is one number for every k, and what is at k = 1 the same number again."""
-    present = list(dict.fromkeys(metric for metrics in cells.values() for metric in metrics))
-    ks = [int(k) for base, k, bound in map(_parts, present) if base == "mean" and not bound] or [0]
-    hidden = {m for m in present if _parts(m)[:2] in [("pass", "1"), ("distinct_modes", "1")]}
-    hidden |= {m for m in present if _parts(m)[0] == "mean" and _parts(m)[1] != str(max(ks))}
-    for missing in ("undecided", "abstained"):
-        if not any(metrics[missing].value for metrics in cells.values() if missing in metrics):
-            hidden.add(missing)
-    order = list(_NAMES)
-    return sorted((m for m in present if m not in hidden), key=lambda m: order.index(_parts(m)[0]))
-
-
-def measured_text(measured: Measured | None, metric: str, sign: str = "") -> str:
-    """``0.312 ± 0.011``; nothing where it was not measured, no error where one problem leaves it undefined."""
-    if measured is None:
-        return ""
-    digits = 1 if metric == "tokens" else 3
-    error = "" if math.isnan(measured.se) else f" ± {measured.se:.{digits}f}"
-    return f"{measured.value:{sign}.{digits}f}{error}"
-
-
-def _task_facts(benchmark: Benchmark) -> dict[str, Any]:
+def _task_facts(benchmark: TaskPrompts) -> dict[str, Any]:
     report = benchmark.task.data_report()
     return {
         "task": benchmark.task.fingerprint,
@@ -206,18 +136,6 @@ def _dtype(spec: ModelSpec, settings: GenerationSettings) -> str:
     from disa.lm.loading import effective_dtype  # torch, which the models that were just drawn from have loaded
 
     return effective_dtype(settings.compute)
-
-
-def _parts(metric: str) -> tuple[str, str, str]:
-    """Name, k and bound (``low``, ``high``) of a metric, the latter two empty where it has none."""
-    bound = next((end for end in ("low", "high") if metric.endswith(f"_{end}")), "")
-    name, _, k = metric.removesuffix(f"_{bound}").partition("@")
-    return name, k, bound
-
-
-def _label(metric: str) -> str:
-    name, k, bound = _parts(metric)
-    return _NAMES[name] + (f"@{k}" if k else "") + (f", {bound} bound" if bound else "")
 
 
 def _number(value: float) -> float | None:

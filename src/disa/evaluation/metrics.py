@@ -11,16 +11,17 @@ import dataclasses
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from disa.errors import DisaError
-from disa.runs.records import EvaluationRecord, Prompt
+from disa.runs.records import EvaluationRecord, PromptValue
 
-CORRECT_REWARD = 1.0
-"""A completion is correct when it earns the full reward; partial credit is not a solution."""
+AVERAGE = "average"
+"""Name under which the mean over tasks stands beside them."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -36,14 +37,17 @@ class Measured:
 
 PromptValues = dict[str, float]
 """One metric of one model: value by ``prompt_id``, without the prompts it is undefined on."""
+Values = dict[str, dict[str, dict[str, PromptValues]]]
+"""model -> split or task -> metric -> prompt_id -> value."""
 Summary = dict[str, dict[str, dict[str, Measured]]]
-"""model -> split -> metric -> measured."""
+"""model -> split or task -> metric -> measured."""
 
 
-def mean_at_k(correct: ArrayLike, k: int) -> float:
-    """Correctness of one prompt averaged over k samples.
+def pass_at_k(correct: ArrayLike, k: int) -> float:
+    """Chance that at least one of k samples is correct: ``1 - C(n-c, k) / C(n, k)``.
 
-    Averaged over every choice of k among the n samples it is their plain mean, whatever k <= n is.
+    Unbiased for c correct among n samples (Chen et al., arXiv 2107.03374, equation 1). Mean@k, averaged over every
+    choice of k samples, is their plain mean, whatever k is.
 
     Parameters
     ----------
@@ -56,16 +60,6 @@ def mean_at_k(correct: ArrayLike, k: int) -> float:
     ------
     DisaError
         When fewer than k samples were drawn.
-    """
-    correct = _at_least(correct, k)
-    return float(correct.mean())
-
-
-def pass_at_k(correct: ArrayLike, k: int) -> float:
-    """Chance that at least one of k samples is correct: ``1 - C(n-c, k) / C(n, k)``.
-
-    Unbiased for c correct among n samples (Chen et al., arXiv 2107.03374, equation 1). Parameters
-    and errors as in :func:`mean_at_k`.
     """
     correct = _at_least(correct, k)
     n, c = len(correct), int(correct.sum())
@@ -84,10 +78,7 @@ def distinct_modes_at_k(modes: Sequence[str | None], k: int) -> float:
     k : int
         Samples the metric speaks of.
 
-    Raises
-    ------
-    DisaError
-        When fewer than k samples were drawn.
+    Errors as in :func:`pass_at_k`.
     """
     n = len(_at_least(modes, k))
     return math.fsum(1.0 - math.comb(n - n_m, k) / math.comb(n, k) for n_m in _counts(modes).values())
@@ -174,101 +165,162 @@ def paired_difference(first: Mapping[str, float], second: Mapping[str, float]) -
 
 def per_prompt(
     records: Iterable[EvaluationRecord],
-    prompts: Iterable[Prompt],
-    log_z: Mapping[str, float],
-    beta: float,
+    n_solutions: Mapping[str, int | None],
     ks: Sequence[int],
-) -> dict[str, dict[str, dict[str, PromptValues]]]:
-    """Every metric of every model by prompt: model -> split -> metric -> prompt_id -> value.
+    *,
+    log_z: Mapping[str, float] = MappingProxyType({}),
+    beta: float = 0.0,
+    by: Literal["split", "task"] = "split",
+    has_modes: bool = False,
+) -> Values:
+    """Every metric of every model by prompt: model -> split or task -> metric -> prompt_id -> value.
 
-    Metrics of modes are defined where the task counts its solutions (and ``coverage`` where there
-    is at least one); ``kl_to_target`` where ``log_z`` (nats) names the prompt.
+    Parameters
+    ----------
+    records : iterable of EvaluationRecord
+    n_solutions : mapping of str to (int or None)
+        Exact number of solutions by ``prompt_id``, None where the task cannot count them.
+    ks : sequence of int
+        The k of Mean@k, pass@k and distinct modes at k.
+    log_z : mapping of str to float
+        The anchor's log Z, nats; ``kl_to_target`` is defined for the prompts it names.
+    beta : float
+        Inverse temperature.
+    by : {"split", "task"}
+        What prompts are grouped by.
+    has_modes : bool
+        Whether the task names the modes of solutions that it cannot count.
 
     Raises
     ------
     DisaError
-        When a record's prompt is unknown, a correct sample of a countable task has no mode, or a
-        prompt has fewer samples than the largest k.
+        When a record's prompt is unknown, a correct sample of a task with modes has none, or a prompt has fewer
+        samples than the largest k.
     """
-    by_id = {p.prompt_id: p for p in prompts}
     groups: dict[tuple[str, str, str], list[EvaluationRecord]] = defaultdict(list)
     for record in records:
-        groups[record.model, record.split, record.prompt_id].append(record)
-    result: dict[str, dict[str, dict[str, PromptValues]]] = {}
-    for (model, split, prompt_id), rows in groups.items():
-        if prompt_id not in by_id:
+        groups[record.model, getattr(record, by), record.prompt_id].append(record)
+    result: Values = {}
+    for (model, group, prompt_id), rows in groups.items():
+        if prompt_id not in n_solutions:
             raise DisaError(
                 f"prompt_id '{prompt_id}' is not among the task's prompts",
                 where=f"evaluation of {model}",
                 fix="evaluate on the prompts of this run, or rerun the evaluation",
             )
-        metrics = result.setdefault(model, {}).setdefault(split, {})
-        for name, value in _one_prompt(rows, by_id[prompt_id], log_z.get(prompt_id), beta, ks).items():
+        metrics = result.setdefault(model, {}).setdefault(group, {})
+        count = n_solutions[prompt_id]
+        found = prompt_metrics(rows, ks, n_solutions=count, has_modes=has_modes or count is not None)
+        found |= _divergences(rows, log_z.get(prompt_id), beta)
+        for name, value in found.items():
             metrics.setdefault(name, {})[prompt_id] = value
-    return result
+    return without_idle_bounds(result, missing="undecided")
 
 
-def summarise(
-    records: Iterable[EvaluationRecord],
-    prompts: Iterable[Prompt],
-    log_z: Mapping[str, float],
-    beta: float,
-    ks: Sequence[int],
-) -> Summary:
-    """Every metric of every model and split as a mean over prompts; see :func:`per_prompt`."""
+def without_idle_bounds(values: Values, *, missing: str) -> Values:
+    """Drop ``*_low`` and ``*_high`` where the metric ``missing`` is 0 on every prompt: they equal the metric."""
     return {
         model: {
-            split: {metric: clustered_mean(values.values()) for metric, values in metrics.items()}
-            for split, metrics in splits.items()
+            group: metrics
+            if any(metrics.get(missing, {}).values())
+            else {name: found for name, found in metrics.items() if not name.endswith(("_low", "_high"))}
+            for group, metrics in groups.items()
         }
-        for model, splits in per_prompt(records, prompts, log_z, beta, ks).items()
+        for model, groups in values.items()
     }
+
+
+def summarise(values: Values, *, average: bool = False) -> Summary:
+    """Mean over prompts of every metric; on request, with several groups, also the mean over them.
+
+    The standard error of a mean over T tasks is ``sqrt(sum_t se_t^2) / T``: tasks are fixed, their prompts a sample.
+    """
+    summary: Summary = {}
+    for model, groups in values.items():
+        means = {g: {m: clustered_mean(v.values()) for m, v in metrics.items()} for g, metrics in groups.items()}
+        if average and len(means) > 1:
+            shared = [m for m in next(iter(means.values())) if all(m in metrics for metrics in means.values())]
+            means[AVERAGE] = {m: mean_of([metrics[m] for metrics in means.values()]) for m in shared}
+        summary[model] = means
+    return summary
+
+
+def mean_of(parts: Sequence[Measured]) -> Measured:
+    """Mean of independent measurements, each weighing the same."""
+    se = math.sqrt(sum(m.se**2 for m in parts)) / len(parts)
+    return Measured(sum(m.value for m in parts) / len(parts), se, sum(m.n_prompts for m in parts))
 
 
 def summary_to_json(summary: Summary) -> dict[str, Any]:
     """Plain JSON values of a summary; an undefined standard error becomes null."""
     return {
         model: {
-            split: {
+            group: {
                 metric: {"value": m.value, "se": None if math.isnan(m.se) else m.se, "n_prompts": m.n_prompts}
                 for metric, m in metrics.items()
             }
-            for split, metrics in splits.items()
+            for group, metrics in groups.items()
         }
-        for model, splits in summary.items()
+        for model, groups in summary.items()
     }
 
 
-def _one_prompt(
-    rows: Sequence[EvaluationRecord], prompt: Prompt, log_z: float | None, beta: float, ks: Sequence[int]
+def value_rows(values: Values) -> list[PromptValue]:
+    """Every value as a row of its own."""
+    return [
+        PromptValue(model, group, prompt_id, metric, value)
+        for model, groups in values.items()
+        for group, metrics in groups.items()
+        for metric, found in metrics.items()
+        for prompt_id, value in found.items()
+    ]
+
+
+def prompt_metrics(
+    rows: Sequence[EvaluationRecord], ks: Sequence[int], *, n_solutions: int | None, has_modes: bool
 ) -> PromptValues:
-    kl = kl_to_reference([r.log_pi for r in rows], [r.log_ref for r in rows])
-    # Undecided samples are neither correct nor wrong; a metric at more samples than are decided is undefined here.
+    """Metrics of one model's samples of one prompt, as far as the prompt defines them.
+
+    Accuracy is over the samples with a verdict. Mean@k is their mean, whatever k is; a prompt with fewer than k of
+    them does not define pass@k and distinct modes at k. ``*_low`` and ``*_high`` count every undecided sample as wrong
+    and as correct: whatever the missing verdicts are, the metric of all samples lies between.
+    """
+    for k in ks:
+        _at_least(rows, k)
     decided = [r for r in rows if r.reward is not None]
-    if len(decided) < len(rows):
-        rows, ks = decided, [k for k in ks if k <= len(decided)]
-    if not rows:
-        return {"kl_to_reference": kl}
-    correct = [r.reward >= CORRECT_REWARD for r in rows]
-    values = {f"mean@{k}": mean_at_k(correct, k) for k in ks}
-    values |= {f"pass@{k}": pass_at_k(correct, k) for k in ks}
-    if prompt.n_solutions is not None:
-        modes = [_mode(row) if c else None for row, c in zip(rows, correct, strict=True)]
-        values |= {f"distinct_modes@{k}": distinct_modes_at_k(modes, k) for k in ks}
+    missing, correct = len(rows) - len(decided), [r.correct for r in decided]
+    verdicts = {"": correct, "_low": correct + [False] * missing, "_high": correct + [True] * missing}
+    values: PromptValues = {}
+    for name, found in verdicts.items():
+        values |= {f"mean@{k}{name}": float(np.mean(found)) for k in ks if found}
+        values |= {f"pass@{k}{name}": pass_at_k(found, k) for k in ks if k <= len(found)}
+    if has_modes and decided:
+        modes = [_mode(row) if row.correct else None for row in decided]
+        values |= {f"distinct_modes@{k}": distinct_modes_at_k(modes, k) for k in ks if k <= len(decided)}
         values["effective_modes"] = effective_modes(modes)
-        if prompt.n_solutions > 0:
-            values["coverage"] = coverage(modes, prompt.n_solutions)
-    if log_z is not None:
-        log_pi, log_ref, reward = ([getattr(r, name) for r in rows] for name in ("log_pi", "log_ref", "reward"))
+        if n_solutions:
+            values["coverage"] = coverage(modes, n_solutions)
+    tokens = [r.completion_tokens for r in rows if r.completion_tokens is not None]
+    values |= {"undecided": missing / len(rows), "truncated": sum(r.truncated for r in rows) / len(rows)}
+    return values | ({"tokens": sum(tokens) / len(tokens)} if tokens else {})
+
+
+def _divergences(rows: Sequence[EvaluationRecord], log_z: float | None, beta: float) -> PromptValues:
+    """KL to the reference, and to the target where log Z is known and a sample decided; none without log-probs."""
+    if any(r.log_pi is None for r in rows):
+        return {}
+    values = {"kl_to_reference": kl_to_reference([r.log_pi for r in rows], [r.log_ref for r in rows])}
+    decided = [r for r in rows if r.reward is not None]
+    if log_z is not None and decided:
+        log_pi, log_ref, reward = ([getattr(r, name) for r in decided] for name in ("log_pi", "log_ref", "reward"))
         values["kl_to_target"] = kl_to_target(log_pi, log_ref, reward, log_z=log_z, beta=beta)
-    values["kl_to_reference"] = kl
     return values
 
 
 def _mode(row: EvaluationRecord) -> str:
     if row.mode is None:
         raise DisaError(
-            "a correct sample of a task with countable solutions has no mode",
+            "a correct sample of a task with modes has none",
             where=f"evaluation of {row.model}, prompt_id '{row.prompt_id}', draw {row.draw}, field 'mode'",
             fix="let the task's verifier return the canonical form of every correct solution",
         )
@@ -281,7 +333,7 @@ def _at_least(samples: ArrayLike | Sequence[str | None], k: int) -> np.ndarray:
         raise DisaError(
             f"a metric at k = {k} needs 1 <= k <= the number of samples of each prompt, found {len(samples)}",
             where="evaluation",
-            fix="draw more samples a prompt, or lower k",
+            fix="draw more samples per prompt, or lower k",
         )
     return samples
 

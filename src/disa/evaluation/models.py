@@ -3,41 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import re
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any
 
 from disa.errors import DisaError
 from disa.evaluation.generation import GenerationSettings
+from disa.evaluation.sources import LocalSource, ServedSource, Source
 from disa.lm.openai_client import PREFIX, Endpoint, OpenAIClient
+from disa.lm.sampling import SamplingConfig
 from disa.runs.files import folder_digest
-from disa.runs.records import Prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
-
-
-class Completion(NamedTuple):
-    """One drawn completion."""
-
-    text: str
-    tokens: int | None
-    truncated: bool
-
-
-class Source(Protocol):
-    """A model that completions can be drawn from."""
-
-    def draw(self, jobs: Sequence[tuple[Prompt, int]]) -> list[Completion]:
-        """One completion of every (prompt, draw index), in order."""
-
-    def facts(self) -> dict[str, Any]:
-        """What is known about the model after drawing, for the record."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,103 +72,21 @@ class ModelSpec:
     def open(self, settings: GenerationSettings, client: dict[str, Any]) -> Source:
         """Load it, or make the client (with these keyword arguments) that reaches it."""
         if self.kind == "endpoint":
-            return _Served(OpenAIClient(Endpoint.parse(self.where), **client), settings)
-        return _Local(self, settings)
-
-
-class _Local:
-    def __init__(self, spec: ModelSpec, settings: GenerationSettings) -> None:
-        from disa.lm.sampling import SamplingConfig
-
+            return ServedSource(OpenAIClient(Endpoint.parse(self.where), **client), settings)
         if settings.request:
             problem = "further request fields are for endpoints, this model is local"
-            raise DisaError(problem, where=f"model {spec.name}", fix="leave --request out, or evaluate it separately")
-        self._settings = settings
-        self._model, self._tokenizer = _load(spec)
-        chat = settings.prompt_format == "chat"
-        if settings.prompt_format == "auto":
-            chat = self._tokenizer.chat_template is not None
+            raise DisaError(problem, where=f"model {self.name}", fix="leave --request out, or evaluate it separately")
+        model, tokenizer = _load(self)
+        has_template = tokenizer.chat_template is not None
+        chat = has_template if settings.prompt_format == "auto" else settings.prompt_format == "chat"
         if settings.system_prompt is not None and not chat:
             problem = "a system prompt is given, but the tokenizer has no chat template to put it into"
-            raise DisaError(problem, where=spec.where, fix="leave it out, or use an instruction-tuned model")
-        # Only the prompt's form and the length limit are read from this law: encode_prompt and check_context need it.
-        self._law = SamplingConfig(
+            raise DisaError(problem, where=self.where, fix="leave it out, or use an instruction-tuned model")
+        # Only the prompt's form and the length limit are read from it.
+        sampling = SamplingConfig(
             conversational=chat, system_prompt=settings.system_prompt, max_completion_length=settings.max_tokens
         )
-
-    def draw(self, jobs: Sequence[tuple[Prompt, int]]) -> list[Completion]:
-        import numpy as np
-
-        from disa.evaluation.nucleus import draw
-        from disa.lm.sampler import uniforms
-        from disa.lm.sampling import check_context, decode_completion, encode_prompt
-
-        settings, encoded = self._settings, {}
-        for prompt in {p.prompt_id: p for p, _ in jobs}.values():
-            encoded[prompt.prompt_id] = encode_prompt(self._tokenizer, prompt.prompt, self._law)
-            check_context(self._model.config, encoded[prompt.prompt_id], self._law, where=f"prompt {prompt.prompt_id}")
-        result = []
-        for start in range(0, len(jobs), settings.batch_size):
-            batch = jobs[start : start + settings.batch_size]
-            # The same uniform numbers for every model, as in the evaluation stage of a run.
-            numbers = np.stack(
-                [uniforms(settings.seed, p.prompt_id, "evaluation", i, settings.max_tokens) for p, i in batch]
-            )
-            prompt_ids = [encoded[p.prompt_id] for p, _ in batch]
-            for ids, truncated in draw(self._model, self._tokenizer, prompt_ids, numbers, settings):
-                result.append(Completion(decode_completion(self._tokenizer, ids), len(ids), truncated))
-        return result
-
-    def facts(self) -> dict[str, Any]:
-        from disa.runs.provenance import chat_template_digest, tokenizer_digest, weights_digest
-
-        return {
-            "weights": weights_digest(self._model),
-            "tokenizer": tokenizer_digest(self._tokenizer),
-            "prompt_format": "chat" if self._law.conversational else "text",
-            "chat_template": chat_template_digest(self._tokenizer, conversational=self._law.conversational),
-            "revision": getattr(self._model.config, "_commit_hash", None),
-            "device": str(self._model.device),
-        }
-
-
-class _Served:
-    def __init__(self, client: OpenAIClient, settings: GenerationSettings) -> None:
-        self._client, self._settings = client, settings
-        self._chat = settings.prompt_format != "text"
-        self._models: set[str] = set()
-
-    def draw(self, jobs: Sequence[tuple[Prompt, int]]) -> list[Completion]:
-        return list(self._client.map(self._one, jobs))
-
-    def _one(self, job: tuple[Prompt, int]) -> Completion:
-        prompt, index = job
-        s = self._settings
-        # One request a completion, each with a seed of its own: what is drawn does not depend on what else is.
-        key = hashlib.sha256(f"{s.seed}\0{prompt.prompt_id}\0evaluation\0{index}".encode()).digest()
-        options = {"max_tokens": s.max_tokens, "temperature": s.temperature, "top_p": s.top_p}
-        options["seed"] = int.from_bytes(key[:4], "big") >> 1  # servers take 31 bits
-        options = {name: value for name, value in (options | s.request).items() if value is not None}
-        try:
-            if self._chat:
-                system = [{"role": "system", "content": s.system_prompt}] if s.system_prompt is not None else []
-                reply = self._client.chat([*system, {"role": "user", "content": prompt.prompt}], **options)
-            else:
-                reply = self._client.complete(prompt.prompt, **options)
-        except DisaError as error:
-            raise DisaError(
-                error.problem, where=f"{error.where}, prompt {prompt.prompt_id}, draw {index}", fix=error.fix
-            ) from error
-        self._models.add(reply.model)
-        return Completion(reply.text, reply.completion_tokens, reply.finish_reason == "length")
-
-    def facts(self) -> dict[str, Any]:
-        return {
-            "served_as": sorted(self._models),
-            "prompt_format": "chat" if self._chat else "text",
-            "chat_template": "the server's" if self._chat else "none",
-            "retries": self._client.retries,
-        }
+        return LocalSource(model, tokenizer, settings, sampling)
 
 
 def adapter_base(folder: Path) -> ModelSpec:

@@ -1,24 +1,13 @@
-"""Seeded sampling with top-p and greedy decoding, for evaluation only.
+"""Ways to pick a token, for evaluation only: greedy, and from the nucleus.
 
-Draws are those of ``disa.lm.sampler`` (inversion at the trajectory's own uniform numbers, every distinct prompt
-computed once where the architecture allows it), from the distribution cut to its nucleus: the smallest set of most
-likely tokens with probability at least ``top_p`` (Holtzman et al., arXiv 1904.09751). At ``top_p`` 1 both draw the same
-completions.
+The nucleus is the smallest set of most likely tokens with probability at least ``top_p`` (Holtzman et al.,
+arXiv 1904.09751). ``disa.lm.sampler`` draws with them as it draws from the whole distribution: by inversion at the
+trajectory's own uniform numbers.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Sequence
-
-import numpy as np
 import torch
-from transformers import PreTrainedModel
-from transformers import PreTrainedTokenizerBase as Tokenizer
-
-from disa.evaluation.generation import GenerationSettings
-from disa.lm.loading import effective_dtype
-from disa.lm.sampler import draw_rows
 
 
 def pick_in_nucleus(
@@ -80,33 +69,3 @@ def nucleus(p: torch.Tensor, top_p: float) -> tuple[torch.Tensor, torch.Tensor]:
     # A token belongs to the nucleus while those before it have not reached top_p: the first one always does.
     inside = ordered.cumsum(dim=-1) - ordered < top_p
     return ids, torch.zeros_like(kept).scatter(1, order, torch.where(inside, ordered, 0.0))
-
-
-def draw(
-    model: PreTrainedModel,
-    tokenizer: Tokenizer,
-    prompt_ids: Sequence[Sequence[int]],
-    numbers: np.ndarray,
-    settings: GenerationSettings,
-) -> list[tuple[list[int], bool]]:
-    """One completion per prompt row: its token ids, the stop token included, and whether it was cut.
-
-    Parameters
-    ----------
-    model : PreTrainedModel
-    tokenizer : PreTrainedTokenizerBase
-    prompt_ids : sequence of token id sequences, one a row
-    numbers : ndarray, shape (rows, settings.max_tokens)
-        Uniform numbers in [0, 1), one a row and step.
-    settings : GenerationSettings
-    """
-    draws = draw_rows(
-        model,
-        tokenizer,
-        prompt_ids,
-        numbers,
-        temperature=settings.temperature,
-        compute=effective_dtype(settings.compute),
-        pick=functools.partial(pick_in_nucleus, top_p=settings.top_p),
-    )
-    return [(d.completion_ids, d.truncated) for d in draws]

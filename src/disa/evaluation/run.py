@@ -1,34 +1,27 @@
-"""Sample one model on the evaluation prompts, judge and score the samples, part by part."""
+"""Sample one model on prompts and judge the samples, part by part: in a run's stage, and in ``disa evaluate``."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
-
-import numpy as np
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from disa.evaluation.config import EvaluationConfig
-from disa.lm.loading import effective_dtype
-from disa.lm.log_probs import sequence_log_probs
-from disa.lm.sampler import sample, uniforms
-from disa.lm.sampling import SamplingConfig, check_context, decode_completion, encode_prompt
+from disa.evaluation.generation import GenerationSettings
+from disa.evaluation.models import ModelSpec
+from disa.evaluation.sources import LocalSource, Source
+from disa.evaluation.task_prompts import TaskPrompts
+from disa.lm.sampling import SamplingConfig
 from disa.runs.folders import StageFolder
 from disa.runs.parts import Advance, blocks_of, make_parts
-from disa.runs.records import EvaluationRecord, Prompt
+from disa.runs.records import CORRECT_REWARD, EvaluationRecord, Prompt, write_rows
 from disa.tasks import Task
 from disa.tasks.checked_rewards import checked_rewards
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-VERSION = 2
-
-
-def evaluation_prompts(config: EvaluationConfig, prompts: list[Prompt]) -> list[Prompt]:
-    """The prompts that get evaluated: all of the other splits, then some training ones."""
-    others = [p for p in prompts if p.split != "train"]
-    train = [p for p in prompts if p.split == "train"][: config.train_prompts]
-    return [*others, *train]
+VERSION = 3
 
 
 def run_evaluation(
@@ -42,7 +35,7 @@ def run_evaluation(
     reference: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
 ) -> None:
-    """Write the evaluation records of one model, beside any other processes that do the same.
+    """Write the evaluation records of one model of a run, beside any other processes that do the same.
 
     Parameters
     ----------
@@ -51,68 +44,94 @@ def run_evaluation(
     model, reference : PreTrainedModel
         The same object where the reference itself is evaluated.
     """
-    prompts = evaluation_prompts(config, prompts)
-    total = make_parts(
-        stage,
-        blocks_of(prompts, config.prompts_per_part),
-        lambda block: len(block) * config.samples_per_prompt,
-        lambda block, advance: _evaluate_block(
-            name, block, config, sampling, task, model, reference, tokenizer, advance
-        ),
-        EvaluationRecord,
-        f"evaluation: {name}",
-    )
-    stage.finish(model=name, prompts=len(prompts), samples=total)
+    # All of the other splits, then some training prompts.
+    train = [p for p in prompts if p.split == "train"][: config.train_prompts]
+    evaluated = TaskPrompts(task.name, task, [*(p for p in prompts if p.split != "train"), *train])
+    settings = GenerationSettings.of_run(config, sampling)
+    sample_model(stage, name, evaluated, settings, LocalSource(model, tokenizer, settings, sampling, reference))
 
 
-def _evaluate_block(
+def evaluate_model(
+    output: Path,
+    spec: ModelSpec,
+    tasks: Sequence[TaskPrompts],
+    settings: GenerationSettings,
+    server: dict[str, Any],
+    say: Callable[[str], None],
+) -> dict[str, StageFolder]:
+    """Finished sample folders of one model, by task; the model is loaded only where work is left.
+
+    ``OUTPUT/samples/TASK/MODEL`` is a stage folder: finished work is skipped, half-done work continues, work of other
+    settings is moved aside.
+
+    Raises
+    ------
+    DisaError
+        Where the model cannot be loaded or reached, or a reward leaves its declared range.
+    """
+    folders, source = {}, None
+    for asked in tasks:
+        identity = {
+            "model": spec.identity(),
+            "settings": settings.identity(),
+            "task": asked.task.fingerprint,
+            "reward": asked.task.reward_fingerprint,
+            "problems": asked.content,
+        }
+        name = f"samples/{asked.name}/{spec.name}"
+        stage = folders[asked.name] = StageFolder(output, name, version=VERSION, identity=identity, inputs={})
+        stage.path.parent.mkdir(parents=True, exist_ok=True)
+        write_rows(stage.path.parent / "problems.parquet", asked.prompts, Prompt)
+        if stage.finished:
+            say(f"{name}: finished earlier, nothing changed")
+            continue
+        stage.begin()
+        source = source or spec.open(settings, server)
+        sample_model(stage, spec.name, asked, settings, source, source.facts)
+        say(f"{name}: done in {stage.manifest['seconds']:.1f} s")
+    return folders
+
+
+def sample_model(
+    stage: StageFolder,
     name: str,
-    block: Sequence[Prompt],
-    config: EvaluationConfig,
-    sampling: SamplingConfig,
-    task: Task,
-    model: PreTrainedModel,
-    reference: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    advance: Advance,
+    asked: TaskPrompts,
+    settings: GenerationSettings,
+    source: Source,
+    facts: Callable[[], dict[str, Any]] | None = None,
+) -> None:
+    """Draw and judge what is missing in a stage folder, and finish it; ``facts`` are then recorded with it."""
+
+    def make(block: Sequence[Prompt], advance: Advance) -> list[EvaluationRecord]:
+        return judged(name, asked, [(p, draw) for p in block for draw in range(settings.samples)], source, advance)
+
+    blocks = blocks_of(asked.prompts, settings.problems_per_part)
+    title = f"evaluation: {name}"
+    total = make_parts(stage, blocks, lambda block: len(block) * settings.samples, make, EvaluationRecord, title)
+    known = {} if facts is None else {"source": facts()}
+    stage.finish(model=name, prompts=len(asked.prompts), samples=total, **known)
+
+
+def judged(
+    name: str, asked: TaskPrompts, jobs: Sequence[tuple[Prompt, int]], source: Source, advance: Advance
 ) -> list[EvaluationRecord]:
-    encoded = {p.prompt_id: encode_prompt(tokenizer, p.prompt, sampling) for p in block}
-    for prompt in block:
-        check_context(model.config, encoded[prompt.prompt_id], sampling, where=f"prompt {prompt.prompt_id}")
-    jobs = [(p, draw) for p in block for draw in range(config.samples_per_prompt)]
-    draws, compute = [], effective_dtype(config.compute)
-    for start in range(0, len(jobs), config.batch_size):
-        batch = jobs[start : start + config.batch_size]
-        numbers = np.stack(
-            [
-                uniforms(config.seed, p.prompt_id, "evaluation", draw, sampling.max_completion_length)
-                for p, draw in batch
-            ]
+    """Drawn completions with the verdicts of the task's verifier; a correct one has a mode where the task names any."""
+    completions = source.draw(jobs, advance)
+    rewards = checked_rewards(asked.task, [p for p, _ in jobs], [c.text for c in completions])
+    return [
+        EvaluationRecord(
+            model=name,
+            task=asked.name,
+            prompt_id=prompt.prompt_id,
+            split=prompt.split,
+            draw=draw,
+            completion=c.text,
+            completion_tokens=c.tokens,
+            truncated=c.truncated,
+            reward=reward,
+            mode=asked.task.mode(prompt, c.text) if reward is not None and reward >= CORRECT_REWARD else None,
+            log_pi=c.log_pi,
+            log_ref=c.log_ref,
         )
-        draws += sample(model, tokenizer, [encoded[p.prompt_id] for p, _ in batch], numbers, sampling, compute)
-        advance(len(batch))
-    prompt_ids, completion_ids = [encoded[p.prompt_id] for p, _ in jobs], [d.completion_ids for d in draws]
-    # Both sides of a log ratio come from the scorer: the sampler's rounding would not cancel.
-    log_pi, log_ref = (
-        sequence_log_probs(m, prompt_ids, completion_ids, temperature=sampling.temperature, compute=compute)
-        for m in (model, reference)
-    )
-    completions = [decode_completion(tokenizer, d.completion_ids) for d in draws]
-    rewards = checked_rewards(task, [p for p, _ in jobs], completions)
-    rows = []
-    for i, ((prompt, draw), d, completion) in enumerate(zip(jobs, draws, completions, strict=True)):
-        rows.append(
-            EvaluationRecord(
-                model=name,
-                prompt_id=prompt.prompt_id,
-                split=prompt.split,
-                draw=draw,
-                completion=completion,
-                truncated=d.truncated,
-                reward=rewards[i],
-                mode=task.mode(prompt, completion),
-                log_pi=float(log_pi[i]),
-                log_ref=float(log_ref[i]),
-            )
-        )
-    return rows
+        for (prompt, draw), c, reward in zip(jobs, completions, rewards, strict=True)
+    ]

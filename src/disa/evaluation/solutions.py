@@ -8,15 +8,14 @@ from collections import defaultdict
 from pathlib import Path
 
 from disa.errors import DisaError
-from disa.evaluation.benchmark import chosen
-from disa.evaluation.compare import Values, without_idle_bounds
 from disa.evaluation.judge import Verdict
 from disa.evaluation.judge_protocol import DIFFERENT, SAME
 from disa.evaluation.lexical import self_bleu, vendi_score
-from disa.evaluation.samples import JudgedSample
+from disa.evaluation.metrics import Values, without_idle_bounds
 from disa.evaluation.strategies import PairVerdict, strategy_metrics
+from disa.evaluation.task_prompts import chosen
 from disa.runs.folders import read_json
-from disa.runs.records import Prompt, read_rows
+from disa.runs.records import EvaluationRecord, Prompt, read_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +25,7 @@ class Group:
     model: str
     task: str
     prompt: Prompt
-    samples: list[JudgedSample]
+    samples: list[EvaluationRecord]
 
     @property
     def texts(self) -> list[str]:
@@ -52,7 +51,7 @@ def correct_solutions(folder: Path, *, most: int, limit: int | None, seed: int) 
         prompts = chosen(read_rows(folder / "samples" / task / "problems.parquet", Prompt), limit, seed)
         for model in results["order"]:
             correct = defaultdict(list)
-            for sample in read_rows(folder / "samples" / task / model, JudgedSample):
+            for sample in read_rows(folder / "samples" / task / model, EvaluationRecord):
                 if sample.correct:
                     correct[sample.prompt_id].append(sample)
             for prompt in prompts:

@@ -8,52 +8,41 @@ from typing import Any
 
 import numpy as np
 
-from disa.evaluation.metrics import CORRECT_REWARD, Summary, clustered_mean
-from disa.report.canvas import GUIDE, Plate, name_curves, new_axes
-from disa.report.tables import largest_k
+from disa.display.figures import (
+    GUIDE,
+    MANY,
+    Figure,
+    Point,
+    model_styles,
+    name_curves,
+    new_axes,
+    quality_against_diversity,
+)
+from disa.evaluation.metrics import clustered_mean
+from disa.evaluation.tables import largest_k
+from disa.report.content import ReportContent
 from disa.runs.records import EvaluationRecord, Prompt
 
 
-def quality_against_diversity(summary: Summary, styles: Mapping[str, Mapping[str, Any]]) -> list[Plate]:
-    """Mean@k against effective modes with standard errors; none where modes are not countable."""
-    points = []
-    for model in styles:
-        for split, metrics in summary.get(model, {}).items():
-            k = largest_k(metrics, "mean")
-            if k and "effective_modes" in metrics:
-                points.append((model, split, k, metrics[f"mean@{k}"], metrics["effective_modes"]))
-    if not points:
-        return []
-    k = points[0][2]
-    figure, axes = new_axes("Quality against diversity", f"Mean@{k}", "effective modes a prompt")
-    for model, split, _, mean, modes in points:
-        axes.errorbar(
-            mean.value,
-            modes.value,
-            xerr=np.nan_to_num(mean.se),
-            yerr=np.nan_to_num(modes.se),
-            fmt=styles[model]["marker"],
-            color=styles[model]["color"],
-            markerfacecolor="white" if split == "train" else styles[model]["color"],
-            markersize=8,
-            capsize=3,
-            label=f"{model}, {split}",
-        )
-    axes.set_xlim(left=0)
-    axes.set_ylim(bottom=0)
-    axes.margins(0.1)
-    name_curves(axes, "best")
-    reading = "Up and to the right is better; bars are one standard error over prompts. " + "; ".join(
-        f"{model} on {split}: Mean@{k} {mean.value:.3f}, {modes.value:.2f} effective modes"
-        for model, split, _, mean, modes in points
-    )
-    return [Plate("quality_diversity", figure, reading + ".")]
+def evaluation_figures(content: ReportContent) -> list[Figure]:
+    """Every figure there are numbers for; none of modes where the task has none."""
+    points, k = [], None
+    for model in content.models:
+        for split, metrics in content.summary.get(model, {}).items():
+            k = k or largest_k(metrics, "mean")
+            if "effective_modes" in metrics and f"mean@{k}" in metrics:
+                mean, modes = metrics[f"mean@{k}"], metrics["effective_modes"]
+                points.append(Point(model, (mean.value, mean.se), (modes.value, modes.se), split))
+    return [
+        *quality_against_diversity(points, f"Mean@{k}", "Bars are one standard error over prompts."),
+        *modes_found(content.records, content.prompts, model_styles(content.models)),
+    ]
 
 
 def modes_found(
     records: Sequence[EvaluationRecord], prompts: Sequence[Prompt], styles: Mapping[str, Mapping[str, Any]]
-) -> list[Plate]:
-    """Distinct correct modes found per prompt against how many exist; one plate a split."""
+) -> list[Figure]:
+    """Distinct correct modes found per prompt against how many exist; one figure per split."""
     exist = {p.prompt_id: p.n_solutions for p in prompts if p.n_solutions}
     found: dict[str, dict[str, dict[str, set[str]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(set)))
     draws: dict[tuple[str, str], int] = defaultdict(int)
@@ -61,7 +50,7 @@ def modes_found(
         if r.prompt_id in exist:
             draws[r.model, r.prompt_id] += 1
             modes = found[r.split][r.model][r.prompt_id]
-            if r.mode is not None and r.reward >= CORRECT_REWARD:
+            if r.mode is not None and r.correct:
                 modes.add(r.mode)
     n_draws = max(draws.values(), default=0)
     return [_modes_found(split, found[split], exist, n_draws, styles) for split in sorted(found)]
@@ -73,8 +62,8 @@ def _modes_found(
     exist: Mapping[str, int],
     n_draws: int,
     styles: Mapping[str, Mapping[str, Any]],
-) -> Plate:
-    figure, axes = new_axes(
+) -> Figure:
+    drawing, axes = new_axes(
         f"Modes found, {split} prompts", "solutions that exist", f"distinct found in {n_draws} draws"
     )
     models = [m for m in styles if m in by_model]
@@ -85,7 +74,7 @@ def _modes_found(
         pairs = sorted((exist[p], len(modes)) for p, modes in by_model[model].items())
         x, y = (np.array(column, dtype=np.float64) for column in zip(*pairs, strict=True))
         dodge = 2 ** (0.1 * (i - (len(models) - 1) / 2))
-        axes.scatter(x * dodge, y, color=styles[model]["color"], s=7, alpha=0.2, linewidths=0)
+        axes.scatter(x * dodge, y, color=styles[model]["color"], s=7, alpha=0.2, linewidths=0, rasterized=len(x) > MANY)
         centres, means, errors = [], [], []
         for low, high in zip(edges[:-1], edges[1:], strict=True):
             inside = (x >= low) & (x < high)
@@ -110,10 +99,10 @@ def _modes_found(
     axes.set_xscale("log", base=2)
     axes.set_xticks(edges[edges <= 2 * top], [str(e) for e in edges[edges <= 2 * top]])
     axes.set_ylim(-0.3, 1.15 * max(len(m) for by_prompt in by_model.values() for m in by_prompt.values()) + 0.5)
-    name_curves(axes, "upper left")
-    reading = (
+    name_curves(axes)
+    caption = (
         f"Modes found over modes that exist, summed over {max(len(b) for b in by_model.values())} {split} prompts, "
-        f"in {n_draws} draws a prompt: {'; '.join(lines)}. Lines are means of prompts with a similar number of "
+        f"in {n_draws} draws per prompt: {'; '.join(lines)}. Lines are means of prompts with a similar number of "
         "solutions, bars one standard error; faint dots are single prompts."
     )
-    return Plate(f"modes_found_{split}", figure, reading)
+    return Figure(f"modes_found_{split}", drawing, caption)

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from disa.anchor import Anchor
-from disa.evaluation.metrics import summarise, summary_to_json
+from disa.display.page import Illustration
+from disa.evaluation.metrics import per_prompt, summary_to_json, value_rows
+from disa.evaluation.tables import summary_text
 from disa.recipe import Recipe
 from disa.report.content import ReportContent
-from disa.report.tables import metrics_table_text
-from disa.report.write import write_report
+from disa.report.sections import report_page
 from disa.runs.folders import StageFolder, write_json
-from disa.runs.records import SOURCES, EvaluationRecord, Prompt
+from disa.runs.records import SOURCES, EvaluationRecord, Prompt, PromptValue, write_rows
 from disa.runs.stage import Stage
 from disa.runs.step_log import read_step_log
 
-VERSION = 1
+VERSION = 2
 
 
 def report_stage(
@@ -66,35 +70,85 @@ def run_report(
     parity: dict[str, Any],
     finished: list[StageFolder],
 ) -> None:
-    """Write ``report.html``, ``figures/``, ``summary.json`` and ``summary.txt``."""
+    """Write ``report.html``, ``figures/``, ``summary.json``, ``summary.txt`` and ``values.parquet``."""
     beta = recipe.training.inverse_temperature
-    log_z = {prompt_id: row.log_z for prompt_id, row in anchor.estimates.items()}
-    summary = summarise(records, prompts, log_z, beta, recipe.evaluation.ks)
+    values = per_prompt(
+        records,
+        {p.prompt_id: p.n_solutions for p in prompts},
+        recipe.evaluation.ks,
+        log_z={prompt_id: row.log_z for prompt_id, row in anchor.estimates.items()},
+        beta=beta,
+        has_modes=any(record.mode is not None for record in records),
+    )
+    packages = finished[-1].manifest["packages"]
+    drawn = [f.manifest.get("trajectories", 0) for f in finished if f.name.startswith("3_scoring")]
     content = ReportContent(
         title=recipe.run_dir,
         recipe=yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False),
         estimates=list(anchor.estimates.values()),
         anchor_facts=anchor.fingerprint.as_dict(),
         beta=beta,
+        reward_range=anchor.reward_range,
+        binary=anchor.binary,
+        coverage=anchor.evidence.get("coverage"),
         training_logs={
             method: _steps(folder, recipe.training.completions_per_step) for method, folder in training.items()
         },
-        summary=summary,
+        values=values,
         prompts=prompts,
         records=records,
         parity=parity,
         timings={folder.name: folder.manifest["seconds"] for folder in finished},
-        versions={name: version for name, version in _packages(finished).items() if version},
+        completions={"anchor": sum(drawn)}
+        | {method: folder.manifest.get("completions", 0) for method, folder in training.items()},
+        versions={name: version for name, version in packages.items() if version},
+        files=_files(stage, finished),
     )
     write_report(stage.path, content)
-    write_json(stage.path / "summary.json", summary_to_json(summary))
-    (stage.path / "summary.txt").write_text(metrics_table_text(summary), encoding="utf-8")
+    write_json(stage.path / "summary.json", summary_to_json(content.summary))
+    write_rows(stage.path / "values.parquet", value_rows(values), PromptValue)
+    (stage.path / "summary.txt").write_text(summary_text(content.summary), encoding="utf-8")
     stage.finish()
 
 
-def _packages(finished: list[StageFolder]) -> dict[str, str | None]:
-    """Package versions as the last finished stage recorded them."""
-    return finished[-1].manifest["packages"]
+def write_report(report_dir: Path, content: ReportContent) -> Path:
+    """Write ``report.html`` and ``figures/*.png`` into ``report_dir``; returns the page.
+
+    The same content gives the same bytes with the same version of matplotlib.
+    """
+    # matplotlib takes a second to load and only this stage needs it
+    from disa.display.figures import style, write_figures
+    from disa.report.evaluation_figures import evaluation_figures
+    from disa.report.partition_figures import partition_figures
+    from disa.report.training_figures import training_figures
+
+    with style():
+        figures = {
+            "evaluation": evaluation_figures(content),
+            "partition": partition_figures(
+                content.estimates, content.beta, content.reward_range, binary=content.binary, coverage=content.coverage
+            ),
+            "training": training_figures(content.training_logs, content.models),
+        }
+        drawn = iter(write_figures(report_dir / "figures", itertools.chain(*figures.values())))
+    sections: dict[str, list[Illustration]] = {name: [next(drawn) for _ in group] for name, group in figures.items()}
+    path = report_dir / "report.html"
+    path.write_text(report_page(content, sections), encoding="utf-8")
+    return path
+
+
+def _files(stage: StageFolder, finished: list[StageFolder]) -> dict[str, str]:
+    """What lies beside the page and in the stages before it, by paths from the page."""
+    own = {
+        "means and standard errors": "summary.json",
+        "every metric of every model and prompt": "values.parquet",
+        "the table as text": "summary.txt",
+    }
+    kinds = ("*.parquet", "*.json", "*.jsonl")
+    for folder in finished:
+        found = sorted(f for kind in kinds for f in folder.path.glob(kind) if f.name != "started.json")
+        own |= {f"{folder.name}, {file.name}": os.path.relpath(file, stage.path) for file in found}
+    return own
 
 
 def _steps(folder: StageFolder, completions_per_step: int) -> list[dict[str, Any]]:

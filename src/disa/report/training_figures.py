@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.ticker import LogLocator, NullLocator
 
-from disa.report.canvas import GUIDE, Plate, name_curves, new_axes
+from disa.display.figures import GUIDE, Figure, model_styles, name_curves, new_axes, plain_log, running_mean
 
 # key -> title, unit, what it means
 _PANELS = {
@@ -25,18 +24,17 @@ _PANELS = {
 _ZERO_LINE = {"residual_mean", "eps_audit"}
 
 
-def training_plates(
-    logs: Mapping[str, Sequence[Mapping[str, Any]]], styles: Mapping[str, Mapping[str, Any]]
-) -> list[Plate]:
-    """One plate for every quantity that at least one method logged."""
+def training_figures(logs: Mapping[str, Sequence[Mapping[str, Any]]], models: Sequence[str]) -> list[Figure]:
+    """One figure for every quantity that at least one method logged; ``models`` are all of the report."""
+    styles = model_styles(models)
     x_key = "completions" if all(_finite(s.get("completions")) for steps in logs.values() for s in steps) else "step"
-    plates = []
+    figures = []
     for key in _PANELS:
         series = {method: _series(steps, x_key, key) for method, steps in logs.items()}
         series = {method: xy for method, xy in series.items() if len(xy[0])}
         if series:
-            plates.append(_panel(key, x_key, series, styles, set(logs) - set(series)))
-    return plates
+            figures.append(_panel(key, x_key, series, styles, set(logs) - set(series)))
+    return figures
 
 
 def _panel(
@@ -45,17 +43,17 @@ def _panel(
     series: Mapping[str, tuple[np.ndarray, np.ndarray]],
     styles: Mapping[str, Mapping[str, Any]],
     silent: set[str],
-) -> Plate:
+) -> Figure:
     title, unit, meaning = _PANELS[key]
-    figure, axes = new_axes(title, "completions drawn in training" if x_key == "completions" else "step", unit)
+    drawing, axes = new_axes(title, "completions drawn in training" if x_key == "completions" else "step", unit)
     changes = []
     for method, (x, y) in series.items():
-        window = max(1, len(y) // 20)
+        window = max(1, len(y) // 10)
         colour = styles[method]["color"]
         if window > 1:
             axes.plot(x, y, color=colour, alpha=0.25, linewidth=0.8)
         axes.plot(
-            x, _running_mean(y, window), color=colour, linestyle=styles[method]["linestyle"], linewidth=2, label=method
+            x, running_mean(y, window), color=colour, linestyle=styles[method]["linestyle"], linewidth=2, label=method
         )
         tenth = max(1, len(y) // 10)
         changes.append(f"{method} {_short(y[:tenth].mean())} → {_short(y[-tenth:].mean())}")
@@ -63,16 +61,17 @@ def _panel(
         axes.axhline(0, color=GUIDE, linestyle="--", linewidth=1)
     if key == "grad_norm" and all((y > 0).all() for _, y in series.values()):
         axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axes.yaxis.set_minor_locator(NullLocator())
+        plain_log(axes.yaxis)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.locator_params(axis="x", nbins=6)
-    name_curves(axes, "best")
-    reading = f"{meaning} First tenth to last tenth of training: {'; '.join(changes)}."
+    name_curves(axes)
+    caption = (
+        f"{meaning} Lines are means over the last tenth of training until then. First tenth to last tenth: "
+        f"{'; '.join(changes)}."
+    )
     if silent:
-        reading += f" Not logged by {', '.join(sorted(silent))}."
-    return Plate(f"training_{key}", figure, reading)
+        caption += f" Not logged by {', '.join(sorted(silent))}."
+    return Figure(f"training_{key}", drawing, caption)
 
 
 def _series(steps: Sequence[Mapping[str, Any]], x_key: str, key: str) -> tuple[np.ndarray, np.ndarray]:
@@ -83,12 +82,6 @@ def _series(steps: Sequence[Mapping[str, Any]], x_key: str, key: str) -> tuple[n
 
 def _finite(value: Any) -> bool:
     return isinstance(value, (int, float)) and math.isfinite(value)
-
-
-def _running_mean(y: np.ndarray, window: int) -> np.ndarray:
-    """Centred mean over ``window`` steps, over fewer at the ends."""
-    ones = np.ones(window)
-    return np.convolve(y, ones, "same") / np.convolve(np.ones(len(y)), ones, "same")
 
 
 def _short(value: float) -> str:

@@ -58,6 +58,7 @@ class CustomReward:
                 fix="declare the smallest and the largest reward the function can return",
             )
         self.reward_range = (float(low), float(high))
+        self._mode = getattr(sys.modules[self._function.__module__], "mode", None)
 
     @property
     def fingerprint(self) -> str:
@@ -70,6 +71,24 @@ class CustomReward:
             return str(own)
         source = Path(inspect.getfile(inspect.unwrap(self._function))).read_bytes()
         return f"{self.name.rpartition(':')[2]}:{hashlib.sha256(source).hexdigest()[:16]}"
+
+    @property
+    def mode(self) -> Callable[[str, str], str] | None:
+        """What ``mode(prompt, completion)`` beside the reward function calls a correct completion; None without it."""
+        return self._named if callable(self._mode) else None
+
+    def _named(self, prompt: str, completion: str) -> str:
+        fix = "return a string that is equal for solutions of one kind"
+        try:
+            name = self._mode(prompt, completion)
+        except Exception as error:
+            raise DisaError(
+                f"mode raised {type(error).__name__}: {error}", where=f"reward {self.name}", fix=fix
+            ) from error
+        if not isinstance(name, str):
+            found = f"mode returned {name!r} for the correct completion {completion[:60]!r}, expected a string"
+            raise DisaError(found, where=f"reward {self.name}", fix=fix)
+        return name
 
     def __call__(
         self, prompts: Sequence[str], completions: Sequence[str], columns: dict[str, list[Any]]

@@ -28,6 +28,8 @@ from disa.runs.files import whole_file
 
 SOURCES = ("reference", "proposal")
 """The models that trajectories are drawn from."""
+CORRECT_REWARD = 1.0
+"""A completion is correct when it earns the full reward; partial credit is not a solution."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -127,27 +129,49 @@ class PartitionEstimate:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class EvaluationRecord:
-    """One sampled and judged completion of one evaluated model. Written by ``evaluation``."""
+    """One sampled and judged completion of one model. Written by ``evaluation`` and ``disa evaluate``."""
 
-    VERSION: ClassVar[int] = 2
+    VERSION: ClassVar[int] = 3
 
     model: str
-    """``reference`` or the name of a trained policy (``disa``, ``grpo``, ...)."""
+    """``reference`` or the name of a trained policy (``disa``, ``grpo``, ...); of ``disa evaluate`` as it was named."""
+    task: str
     prompt_id: str
     split: str
     draw: int
     completion: str
+    completion_tokens: int | None
+    """Stop token included, null where a server does not say."""
     truncated: bool
     reward: float | None
     """Null where the verifier came to no verdict: neither correct nor wrong."""
     mode: str | None
-    """Canonical form of a correct solution on countable tasks, null otherwise."""
-    log_pi: float
-    """Log-probability under the evaluated model."""
-    log_ref: float
+    """Canonical form of a correct solution where the task has modes, null otherwise."""
+    log_pi: float | None = None
+    """Log-probability under the evaluated model; like ``log_ref`` null where no reference is at hand."""
+    log_ref: float | None = None
+
+    @property
+    def correct(self) -> bool:
+        """Whether it earned the full reward."""
+        return self.reward is not None and self.reward >= CORRECT_REWARD
 
 
-Row = TypeVar("Row", Prompt, Trajectory, ScoredTrajectory, PartitionEstimate, EvaluationRecord)
+@dataclasses.dataclass(frozen=True, slots=True)
+class PromptValue:
+    """One metric of one model on one prompt. Written by ``report`` and ``disa evaluate``."""
+
+    VERSION: ClassVar[int] = 1
+
+    model: str
+    group: str
+    """Split of a run, task of ``disa evaluate``."""
+    prompt_id: str
+    metric: str
+    value: float
+
+
+Row = TypeVar("Row", Prompt, Trajectory, ScoredTrajectory, PartitionEstimate, EvaluationRecord, PromptValue)
 
 _ARROW_TYPES: dict[Any, pa.DataType] = {
     str: pa.string(),

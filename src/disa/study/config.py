@@ -7,6 +7,8 @@ from typing import Annotated
 from pydantic import Field, StringConstraints, model_validator
 
 from disa.config import StageConfig
+from disa.errors import DisaError
+from disa.recipe import Recipe, read_section
 from disa.training.methods import METHODS, MethodName
 
 StrengthName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_-]+$")]
@@ -78,3 +80,16 @@ class StudyConfig(StageConfig):
         if foreign := [method for method in self.methods if not METHODS[method].anchor]:
             raise ValueError(f"method {foreign[0]} reads no anchor: no cell's log Z would reach it")
         return self
+
+
+def read_study(recipe: Recipe, where: str = "recipe") -> StudyConfig:
+    """The study section of a recipe.
+
+    Raises
+    ------
+    DisaError
+        Naming the field: where there is no such section, an unknown key, or a value out of range.
+    """
+    if recipe.study is None:
+        raise DisaError("the recipe has no study section", where=where, fix="recipes/study.yaml has one")
+    return read_section(StudyConfig, recipe.study, where, "study")

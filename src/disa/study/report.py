@@ -8,20 +8,16 @@ from typing import Any
 
 import yaml
 
-from disa.report.canvas import illustrations, style
-from disa.report.escape import shown
-from disa.report.html import document, plates, section
-from disa.report.tables import rows_html
-from disa.report.write import write_figures
+from disa.display.figures import style, write_figures
+from disa.display.page import Figures, Folded, Links, Section, Text, page
+from disa.display.table import with_error
 from disa.runs.folders import StageFolder, write_json
 from disa.runs.locks import exclusive
-from disa.study.figures import study_plates
-from disa.study.results import cell_row, error_table, policy_rows, policy_table, reference_row, strength_table
+from disa.study.figures import study_figures
+from disa.study.results import cell_row, policy_rows, reference_row, study_tables
 from disa.study.run import Study
-from disa.study.share import share
-from disa.text_table import aligned
 
-VERSION = 1
+VERSION = 2
 
 
 def write_report(study: Study) -> StageFolder:
@@ -30,13 +26,8 @@ def write_report(study: Study) -> StageFolder:
     trained = {
         cell: [study.evaluations[cell, seed] for seed in range(study.config.seeds)] for cell in study.policy_cells()
     }
-    inputs = {folder.path.relative_to(study.folder).as_posix(): folder for folder in cells.values()}
-    inputs |= {
-        folder.path.relative_to(study.folder).as_posix(): folder
-        for seeds in trained.values()
-        for folders in seeds
-        for folder in folders
-    }
+    read = [*cells.values(), *(folder for seeds in trained.values() for folders in seeds for folder in folders)]
+    inputs = {folder.path.relative_to(study.folder).as_posix(): folder for folder in read}
     recipe = study.recipe
     identity = {"ks": list(recipe.evaluation.ks), "inverse_temperature": recipe.training.inverse_temperature}
     stage = StageFolder(study.folder, "report", version=VERSION, identity=identity, inputs=inputs)
@@ -48,7 +39,7 @@ def write_report(study: Study) -> StageFolder:
                 _write(stage.path, _results(study, cells, trained), yaml.safe_dump(recipe.model_dump(mode="json")))
                 stage.finish()
 
-    share([write], study.say)
+    study.share({"report": write})
     return stage
 
 
@@ -78,33 +69,42 @@ def _results(study: Study, cells: Mapping[Any, StageFolder], trained: Mapping[An
 
 def _write(folder: Path, results: dict[str, Any], recipe: str) -> None:
     write_json(folder / "results.json", results)
-    tables = summary_tables(results)
-    text = "\n\n".join(f"{title}\n{aligned(rows)}" for title, rows in tables.items())
+    tables = study_tables(results)
+    text = "\n\n".join(f"{table.title}\n{table.text()}" for table in tables)
     (folder / "summary.txt").write_text(text + "\n", encoding="utf-8")
     with style():
-        drawn = illustrations(study_plates(results))
-    write_figures(folder / "figures", drawn)
-    page = document(
-        "Study of the anchor",
-        [
-            "<h1>Study of the anchor</h1>",
-            f'<p class="soft">{shown(lead(results))}</p>',
-            *(section(title, rows_html(rows)) for title, rows in tables.items()),
-            section("Figures", plates(drawn)),
-            section("Recipe", f"<pre>{shown(recipe, limit=len(recipe))}</pre>"),
-        ],
-    )
-    (folder / "study.html").write_text(page, encoding="utf-8")
+        drawn = write_figures(folder / "figures", study_figures(results))
+    sections = [
+        Section("Verdict", [Text(verdict_lines(results))]),
+        *(Section(table.title, [table]) for table in tables),
+        Section("Figures", [Figures(drawn)]),
+        Section(
+            "Files", [Links({"every number": "results.json", "the tables": "summary.txt"}), Folded("Recipe", recipe)]
+        ),
+    ]
+    (folder / "study.html").write_text(page("Study of the anchor", lead(results), sections), encoding="utf-8")
 
 
-def summary_tables(results: Mapping[str, Any]) -> dict[str, list[list[str]]]:
-    """Tables by title, each with a header row."""
-    tables = {"Proposals": strength_table(results)}
-    tables |= {
-        f"Error of log Z, beta = {beta:g}": error_table(results, beta) for beta in results["inverse_temperatures"]
-    }
-    policies = policy_table(results)
-    return tables | ({"Policies, held-out prompts": policies} if policies else {})
+def verdict_lines(results: Mapping[str, Any]) -> list[str]:
+    """Which proposal estimates log Z best, and which policies ended clearly nearer or farther, as sentences."""
+    said = []
+    for beta in results["inverse_temperatures"]:
+        at = [cell for cell in results["cells"] if cell["inverse_temperature"] == beta]
+        best = {n: min((c for c in at if c["trajectories"] == n), key=_rmse) for n in results["trajectories"]}
+        cells = ", ".join(f"{c['strength']} at N = {n} ({_rmse(c):.3f})" for n, c in best.items())
+        said.append(f"Beta {beta:g}, smallest RMSE of log Z in nats: {cells}.")
+    for row in results["policies"]:
+        gain = row["gains"].get("kl_to_target", {"se": None})
+        if gain["se"] is not None and abs(gain["value"]) > 2 * gain["se"]:
+            where = f"Beta {row['inverse_temperature']:g}, {row['strength']}, N = {row['trajectories']}"
+            end = "nearer to" if gain["value"] < 0 else "farther from"
+            less = with_error(abs(gain["value"]), gain["se"])
+            said.append(f"{where}: {row['method']} ends {end} the target than the reference, by {less} nats.")
+    return said
+
+
+def _rmse(cell: Mapping[str, Any]) -> float:
+    return cell["rmse"]["value"]
 
 
 def lead(results: Mapping[str, Any]) -> str:
@@ -112,7 +112,7 @@ def lead(results: Mapping[str, Any]) -> str:
     worst = max(cell["truth_se"] for cell in results["cells"])
     return (
         f"Errors of log Z on {results['prompts']} held-out prompts, estimator {results['method']}, against "
-        f"{results['truth']} reference draws a prompt (root mean square standard error at most {worst:.3f} nats, "
+        f"{results['truth']} reference draws per prompt (root mean square standard error at most {worst:.3f} nats, "
         f"subtracted from bias²). A cell's replicates are disjoint blocks of a pool of {results['pool']} trajectories. "
         f"Intervals have level {results['level']:g}; ± is one standard error over prompts."
     )

@@ -6,8 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from disa.display.table import Table, with_error
 from disa.evaluation.metrics import PromptValues, clustered_mean, paired_difference, per_prompt
-from disa.report.tables import largest_k
+from disa.evaluation.tables import largest_k
 from disa.runs.folders import StageFolder, read_json
 from disa.runs.records import EvaluationRecord, Prompt
 from disa.study.errors import measured_json
@@ -47,7 +48,8 @@ def policy_rows(
         for name in found[0][method]:
             values = [seed[method][name] for seed in found]
             row["metrics"][name] = _over_seeds(values)
-            row["gains"][name] = measured_json(paired_difference(_mean(values), found[0]["reference"][name]))
+            if _mean(values).keys() & found[0]["reference"].get(name, {}).keys():
+                row["gains"][name] = measured_json(paired_difference(_mean(values), found[0]["reference"][name]))
         rows.append(row)
     return sorted(rows, key=lambda row: row["method"])
 
@@ -69,7 +71,9 @@ def _heldout(
     ks: Sequence[int],
 ) -> dict[str, dict[str, PromptValues]]:
     records = [row for folder in folders for row in folder.rows(EvaluationRecord) if row.split == "heldout"]
-    found = per_prompt(records, prompts, log_z, beta, ks)
+    n_solutions = {p.prompt_id: p.n_solutions for p in prompts}
+    has_modes = any(row.mode is not None for row in records)
+    found = per_prompt(records, n_solutions, ks, log_z=log_z, beta=beta, has_modes=has_modes)
     return {model: splits["heldout"] for model, splits in found.items()}
 
 
@@ -87,6 +91,14 @@ def _mean(seeds: Sequence[PromptValues]) -> PromptValues:
 
 def _coordinates(cell: Cell) -> dict[str, Any]:
     return dict(zip(AXES, (cell.strength, cell.beta, cell.trajectories), strict=True))
+
+
+def study_tables(results: Mapping[str, Any]) -> list[Table]:
+    """Every table there are numbers for."""
+    found = {"Proposals": strength_table(results)}
+    found |= {f"Error of log Z, beta = {b:g}": error_table(results, b) for b in results["inverse_temperatures"]}
+    found |= {"Policies, held-out prompts": policy_table(results)}
+    return [Table(rows, title) for title, rows in found.items() if rows]
 
 
 _ERROR_COLUMNS = {
@@ -154,6 +166,4 @@ def policy_table(results: Mapping[str, Any]) -> list[list[str]]:
 
 
 def _shown(measured: Mapping[str, Any], name: str = "") -> str:
-    digits = 1 if name in ("ess", "hits_ess") else 3
-    error = "" if measured["se"] is None else f" ± {measured['se']:.{digits}f}"
-    return f"{measured['value']:.{digits}f}{error}"
+    return with_error(measured["value"], measured["se"], 1 if name in ("ess", "hits_ess") else 3)

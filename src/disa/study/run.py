@@ -20,12 +20,13 @@ from disa.partition.draws import trajectory_columns
 from disa.pipeline import Pipeline
 from disa.proposals.config import ProposalsConfig
 from disa.recipe import ModelsConfig, Recipe
+from disa.runs.cells import failure, share
 from disa.runs.folders import StageFolder, write_json
 from disa.runs.locks import exclusive
 from disa.runs.records import Prompt, ScoredTrajectory
 from disa.scoring.run import decided
+from disa.study.config import read_study
 from disa.study.errors import Pool, cell_error, in_block, truth_from_reference, whole_blocks
-from disa.study.share import share
 from disa.warmup.run import supervise
 
 PROPOSAL_VERSION = BLOCK_VERSION = ERROR_VERSION = 1
@@ -63,10 +64,10 @@ class Study:
     """
 
     def __init__(self, recipe: Recipe, *, say: Callable[[str], None]) -> None:
-        if recipe.study is None or recipe.warmup is None:
-            missing = "study" if recipe.study is None else "warmup"
-            fix = "recipes/study.yaml has one" if missing == "study" else "strengths are made by supervised training"
-            raise DisaError(f"the recipe has no {missing} section", where=recipe.run_dir, fix=fix)
+        config = read_study(recipe, recipe.run_dir)
+        if recipe.warmup is None:
+            fix = "strengths are made by supervised training"
+            raise DisaError("the recipe has no warmup section", where=recipe.run_dir, fix=fix)
         if recipe.partition.regressor:
             raise DisaError(
                 "partition.regressor is true, but a study measures every prompt's own estimate",
@@ -86,7 +87,7 @@ class Study:
                 where="recipe, field proposals.engine",
                 fix="use transformers or vllm",
             )
-        self.recipe, self.config, self.say = recipe, recipe.study, say
+        self.recipe, self.config, self.say = recipe, config, say
         self.folder = Path(recipe.run_dir) / "study"
         self.base = Pipeline(recipe, say=say)
         self.evaluations: dict[tuple[Cell, int], list[StageFolder]] = {}
@@ -121,10 +122,21 @@ class Study:
     def run(self) -> None:
         """Bring every unit to its finished state, beside other processes that do the same."""
         self.base.warmup()
-        strengths = [functools.partial(self.measure, name) for name in self.config.strengths]
-        share([self.measure_truth, *strengths], self.say)
+        strengths = {f"strengths/{name}": functools.partial(self.measure, name) for name in self.config.strengths}
+        self.share({"truth": self.measure_truth, **strengths})
         policies = itertools.product(self.policy_cells(), range(self.config.seeds))
-        share([functools.partial(self.train, cell, seed) for cell, seed in policies], self.say)
+        self.share({f"{c.folder}/seed-{seed}": functools.partial(self.train, c, seed) for c, seed in policies})
+
+    def share(self, units: Mapping[str, Callable[[], None]]) -> None:
+        """Finish units together with other processes.
+
+        Raises
+        ------
+        DisaError
+            Where some failed; the others are finished.
+        """
+        if failed := share(lambda: units, self.say):
+            raise failure(failed, "study")
 
     def measure_truth(self) -> None:
         """Draw the truth's trajectories, and the reference's evaluation samples."""

@@ -26,7 +26,7 @@ from disa.tasks.task import SPLITS, DataReport, Task, read_payload
 
 
 class DatasetTask(Task):
-    """Fixed problems with gold answers or tests. Their solutions cannot be counted, so there are no modes."""
+    """Fixed problems with gold answers or tests. Their solutions cannot be counted; a verifier may name their modes."""
 
     name = "dataset"
     version = 2
@@ -58,6 +58,11 @@ class DatasetTask(Task):
         return f"{self.name}:{'+'.join(judges)}{list(self.reward_range)}"
 
     @property
+    def has_modes(self) -> bool:
+        """Whether every verifier names the mode of a correct completion."""
+        return all(judge.mode is not None for judge in self._judges.values())
+
+    @property
     def alphabet(self) -> str:
         """Every character of the prompts and of the worked solutions."""
         texts = [row.prompt for rows in self._all_prompts.values() for row in rows]
@@ -86,9 +91,12 @@ class DatasetTask(Task):
         """Reward of one completion."""
         return self.rewards([prompt], [completion])[0]
 
-    def mode(self, prompt: Prompt, completion: str) -> None:
-        """No modes: there is no list of all solutions to name them by."""
-        return None
+    def mode(self, prompt: Prompt, completion: str) -> str | None:
+        """What the verifier's file calls this kind of solution, None where it names none."""
+        if not self.has_modes:
+            return None
+        verifier, pattern = read_payload(prompt, "verifier", "pattern")
+        return self._judges[verifier, pattern].mode(prompt.prompt, completion)
 
     def demonstration(self, prompt: Prompt, rng: random.Random, *, noisy: bool) -> str:
         """The row's worked solution; a noisy one is that of a random other row."""

@@ -7,7 +7,7 @@ import io
 import json
 import pickle
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from disa.errors import DisaError
@@ -25,6 +25,8 @@ class Judge(Protocol):
     fingerprint: str
     """Changes whenever another verdict is possible."""
     reward_range: tuple[float, float]
+    mode: Callable[[str, str], str] | None
+    """From prompt and correct completion to the kind of solution, None where the verifier names no kinds."""
 
     def __call__(
         self, golds: Sequence[dict[str, Any]], prompts: Sequence[str], completions: Sequence[str]
@@ -48,7 +50,7 @@ def make_judge(
 class ExactJudge:
     """1 where the answer is one of the gold answers, runs of white space counting as one space."""
 
-    reward_range = (0.0, 1.0)
+    reward_range, mode = (0.0, 1.0), None
 
     def __init__(self, pattern: str | None) -> None:
         self._pattern = pattern
@@ -70,7 +72,7 @@ class ExactJudge:
 class MathsJudge:
     """1 where the final answer is the gold answer, by :class:`disa.rewards.maths.MathsVerifier`."""
 
-    reward_range = (0.0, 1.0)
+    reward_range, mode = (0.0, 1.0), None
 
     def __init__(self, pattern: str | None) -> None:
         self._pattern = pattern
@@ -91,7 +93,7 @@ class MathsJudge:
 class CodeJudge:
     """1 where the program in the completion passes every test, by :class:`disa.rewards.code.CodeVerifier`."""
 
-    reward_range = (0.0, 1.0)
+    reward_range, mode = (0.0, 1.0), None
     fingerprint = "code:3"
 
     def __init__(self, workers: int) -> None:
@@ -114,7 +116,7 @@ class CustomJudge:
     """A user's reward function, called with the rows' columns by name."""
 
     def __init__(self, reward: CustomReward) -> None:
-        self._reward = reward
+        self._reward, self.mode = reward, reward.mode
         self.reward_range = reward.reward_range
         self.fingerprint = f"{reward.fingerprint}{list(reward.reward_range)}"
 

@@ -43,6 +43,8 @@ class Task(ABC):
     version: int
     """Raised whenever prompts, reward or modes change for the same configuration."""
     reward_range: tuple[float, float] = (0.0, 1.0)
+    has_modes: bool = True
+    """Whether every correct completion has a mode."""
 
     def __init__(self, config: StageConfig) -> None:
         self.config = config

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from disa.errors import DisaError
@@ -24,9 +23,3 @@ def fill_block(page: Path, name: str, text: str) -> None:
     if not (found and closed):
         raise DisaError("the page lacks the block's markers", where=str(page), fix=f"add the lines {start} and {end}")
     page.write_text(f"{before}{start}\n{text.strip()}\n{end}{after}", encoding="utf-8")
-
-
-def markdown_table(rows: Sequence[Sequence[str]]) -> str:
-    """Header and rows as a Markdown table."""
-    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
-    return "\n".join("| " + " | ".join(row) + " |" for row in lines)

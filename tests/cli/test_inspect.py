@@ -1,0 +1,90 @@
+"""``disa inspect`` ends with a line to act on; ``disa watch`` and ``disa --help`` show what is there."""
+
+import dataclasses
+import json
+import math
+
+import pytest
+
+from disa.cli.inspect_text import MOST_FLAGGED, fitness
+from disa.cli.main import main
+from disa.runs.records import PartitionEstimate, Prompt, ScoredTrajectory, read_rows
+
+GOOD = PartitionEstimate("p", "train", 1.0, 0.1, 0.5, 1.5, 8, 4, 0.2, 6.0, 6.0, 1.0, None, "mixture", [])
+
+
+def rows(flagged, n=8, flags=("few_hits",)):
+    return [dataclasses.replace(GOOD, flags=list(flags) if i < flagged else []) for i in range(n)]
+
+
+def test_the_last_line_says_whether_to_train_and_what_to_do():
+    assert fitness({}, rows(0)) == "fit to train: 0 of 8 training prompts are flagged (0%)"
+    assert fitness({}, rows(8, flags=["gated"])) == "fit to train: 0 of 8 training prompts are flagged (0%)"
+    bound = int(8 * MOST_FLAGGED)
+    assert fitness({}, rows(bound)).startswith(
+        f"fit to train: {bound} of 8 training prompts are flagged (75%), most of"
+    )
+    assert fitness({}, rows(bound + 1)) == (
+        "not fit to train: 7 of 8 training prompts are flagged (88%), most of them few_hits; draw more trajectories, "
+        "or use a proposal that solves the prompt more often"
+    )
+    heldout = [dataclasses.replace(row, split="heldout") for row in rows(0)]
+    assert fitness({}, heldout).startswith("not fit to train: no training prompt has an estimate")
+    odd = {"null_test": {"log_ratio": 0.5, "standard_error": 0.1, "prompts": 9}}
+    assert fitness(odd, rows(0)).startswith("not fit to train: the two models' log-probabilities do not agree")
+    odd["null_test"]["standard_error"] = 0.2
+    assert fitness(odd, rows(0)).startswith("fit to train")
+
+
+def test_prompts_stand_beside_their_ids_d_is_shown_and_one_line_ends_it(finished_run, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert main(["inspect", str(finished_run), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert main(["inspect", str(finished_run)]) == 0
+    printed = capsys.readouterr().out
+    assert printed.splitlines()[-1] == found["fit"]
+    texts = {p.prompt_id: p.prompt for p in read_rows(finished_run / "1_tasks", Prompt)}
+    assert found["worst"] and all(row["prompt"] == texts[row["prompt_id"]] for row in found["worst"])
+    assert " ".join(found["worst"][0]["prompt"].split())[:20] in printed
+    assert f"gated and nothing else {found['gated']}, flagged {found['flagged']}" in printed
+    d = found["divergence"]
+    assert f"D = KL(reference given success || proposal): median {d['median']:.2f} nats" in printed
+    assert d["lowest"] <= d["median"] <= d["highest"]
+    drawn = [r for r in read_rows(finished_run / "3_scoring", ScoredTrajectory) if r.source == "proposal"]
+    counts = sorted(sum(r.prompt_id == p for r in drawn) for p in {r.prompt_id for r in drawn})
+    assert d["log_draws"] == pytest.approx(math.log(counts[len(counts) // 2]))
+
+
+def test_an_anchor_outside_a_run_is_still_judged(finished_run, tmp_path, capsys):
+    import shutil
+
+    shutil.copytree(finished_run / "5_anchor", tmp_path / "anchor")
+    assert main(["inspect", str(tmp_path / "anchor"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert "divergence" not in found and found["worst"][0]["prompt"] is None and "fit to train" in found["fit"]
+
+
+def test_watch_shows_every_stage_that_was_begun(run_copy, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    _, run = run_copy
+    (run / "8_report" / "manifest.json").unlink()
+    assert main(["watch", str(run), "--once"]) == 0
+    lines = {line.split("│")[1].strip(): line for line in capsys.readouterr().out.splitlines() if "│" in line}
+    assert {"1_tasks", "3_scoring", "5_anchor", "6_training/disa", "7_evaluation/reference", "8_report"} <= set(lines)
+    assert "done in" in lines["3_scoring"] and "120" in lines["3_scoring"]
+    assert "under way" in lines["8_report"]
+    assert "step 4, reward" in lines["6_training/disa"]
+    assert main(["watch", str(run / "nowhere"), "--once"]) == 2
+
+
+def test_a_watch_ends_with_the_report(finished_run, capsys):
+    assert main(["watch", str(finished_run)]) == 0
+
+
+def test_help_has_every_command_once_in_a_group(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    shown = capsys.readouterr().out
+    names = [line.split()[0] for line in shown.partition("run a recipe:")[2].splitlines() if line.startswith("  ")]
+    assert len(names) == len(set(names)) and {"run", "watch", "inspect", "compare", "tasks", "verl"} <= set(names)
+    assert "more:" not in shown and "usage: disa [-h] COMMAND ..." in shown
