@@ -16,6 +16,8 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from disa.anchor import Anchor
+    from disa.calibration.calibrate import calibrate
+    from disa.calibration.config import CalibrationConfig
     from disa.errors import DisaError
     from disa.objectives.advantages import advantages
     from disa.partition import (
@@ -30,12 +32,14 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Anchor": "disa.anchor",
+    "CalibrationConfig": "disa.calibration.config",
     "DISAConfig": "disa.training.disa_config",
     "DISATrainer": "disa.training.trainer",
     "DisaError": "disa.errors",
     "LogPartition": "disa.partition",
     "LogPartitionBatch": "disa.partition",
     "advantages": "disa.objectives.advantages",
+    "calibrate": "disa.calibration.calibrate",
     "estimate_log_partition": "disa.partition",
     "estimate_log_partition_batch": "disa.partition",
     "sweep_log_partition": "disa.partition",
@@ -43,6 +47,7 @@ _HOMES = {
 
 __all__ = [
     "Anchor",
+    "CalibrationConfig",
     "DISAConfig",
     "DISATrainer",
     "DisaError",
@@ -50,6 +55,7 @@ __all__ = [
     "LogPartitionBatch",
     "__version__",
     "advantages",
+    "calibrate",
     "estimate_log_partition",
     "estimate_log_partition_batch",
     "sweep_log_partition",

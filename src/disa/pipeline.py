@@ -62,6 +62,8 @@ class Pipeline:
         Receives one line per stage.
     finished : mapping of str to StageFolder, optional
         By folder name, stages that finished in another run directory and are taken as they are.
+    task, models : Task, Models, optional
+        Those that no recipe can name, in place of the recipe's.
     """
 
     def __init__(
@@ -71,9 +73,11 @@ class Pipeline:
         may_work: tuple[str, ...] = STAGES,
         say: Callable[[str], None],
         finished: Mapping[str, StageFolder] | None = None,
+        task: Task | None = None,
+        models: Models | None = None,
     ) -> None:
         self.recipe, self.run_dir, self._print, self._may_work = recipe, Path(recipe.run_dir), say, may_work
-        self.task, self._checked = make_task(recipe.tasks), False
+        self.task, self._given_models, self._checked = task or make_task(recipe.tasks), models, False
         self._done: dict[str, StageFolder] = dict(finished or {})
 
     def _say(self, *lines: str) -> None:
@@ -148,9 +152,7 @@ class Pipeline:
     def anchor(self) -> StageFolder:
         """The frozen estimates with their fingerprint."""
         bound = self.recipe.scoring.parity_bound
-        return self._stage(
-            anchor_stage(self.partition(), self.task.reward_range, self._fingerprint, self._probes, bound)
-        )
+        return self._stage(anchor_stage(self.partition(), self.task, self._fingerprint, self._probes, bound))
 
     def training(self) -> list[StageFolder]:
         """One folder per method; a baseline's does not depend on the anchor."""
@@ -226,6 +228,8 @@ class Pipeline:
     @functools.cached_property
     def models(self) -> Models:
         """Reference and proposal: those given, or the warm-up's."""
+        if self._given_models is not None:
+            return self._given_models
         given = self.recipe.models
         if self.recipe.warmup is None:
             return Models(given.reference, given.proposal, made_here=False)

@@ -73,6 +73,8 @@ class Anchor:
     reward_range: tuple[float, float]
     binary: bool
     path: Path | None = None
+    key_columns: tuple[str, ...] | None = None
+    """Columns of a data set that, with its prompts, make the prompts' ids; None where rows bring their id."""
     evidence: Mapping[str, Any] = dataclasses.field(default_factory=lambda: MappingProxyType({}))
     version: int = VERSION
     probes: Mapping[str, Probe] = dataclasses.field(default_factory=lambda: MappingProxyType({}))
@@ -80,7 +82,7 @@ class Anchor:
 
     @classmethod
     def load(cls, path: str | Path) -> Anchor:
-        """Read an anchor folder and check that it is whole and unaltered, the regressor's file included.
+        """Read the anchor of a folder or of a run directory, and check that it is whole and unaltered.
 
         Raises
         ------
@@ -89,6 +91,7 @@ class Anchor:
             belongs to other features than its fingerprint says.
         """
         path = Path(path)
+        path = path / "5_anchor" if (path / "5_anchor").is_dir() else path
         manifest = read_json(path / "manifest.json", missing="no anchor here").get("anchor")
         fields = {field.name for field in dataclasses.fields(Fingerprint)}
         whole = {"fingerprint", "reward_range", "binary", "digest"}
@@ -119,6 +122,7 @@ class Anchor:
             reward_range=tuple(manifest["reward_range"]),
             binary=manifest["binary"],
             path=path,
+            key_columns=None if manifest.get("key_columns") is None else tuple(manifest["key_columns"]),
             evidence=MappingProxyType(manifest.get("evidence", {})),
             version=version,
             probes=MappingProxyType({row.prompt_id: row for row in probes}),
@@ -285,6 +289,7 @@ def freeze(
     probes: Sequence[Probe] = (),
     probe_bound: float = PROBE_BOUND,
     evidence: Mapping[str, Any] | None = None,
+    key_columns: Sequence[str] | None = None,
     regressor: str | Path | None = None,
 ) -> dict[str, Any]:
     """Write ``anchor.parquet``, ``probes.parquet`` and a manifest; returns what the manifest says under ``anchor``.
@@ -329,6 +334,7 @@ def freeze(
         "probes": file_digest(path / _PROBES)[:16],
         "probe_bound": probe_bound,
         "evidence": dict(evidence or {}),
+        "key_columns": None if key_columns is None else list(key_columns),
     }
     if regressor is not None:
         with whole_file(path / _REGRESSOR) as file:

@@ -10,11 +10,12 @@ from disa.runs.folders import StageFolder
 from disa.runs.provenance import Fingerprint
 from disa.runs.records import PartitionEstimate
 from disa.runs.stage import Stage
+from disa.tasks import Task
 
 
 def anchor_stage(
     partition: StageFolder,
-    reward_range: tuple[float, float],
+    task: Task,
     fingerprint: Callable[[], Fingerprint],
     probes: Callable[[], list[Probe]],
     probe_bound: float,
@@ -27,11 +28,12 @@ def anchor_stage(
             stage.path,
             partition.rows(PartitionEstimate),
             fingerprint(),
-            reward_range=reward_range,
+            reward_range=task.reward_range,
             binary=found["binary"],
             probes=probes(),
             probe_bound=probe_bound,
             evidence={name: found.get(name) for name in ("null_test", "coverage", "regressor", "budget")},
+            key_columns=task.key_columns,
             regressor=partition.path / "regressor.npz" if found["regressor"] else None,
         )
         stage.finish(anchor=facts)

@@ -44,7 +44,10 @@ def take_fingerprint(
         reference=weights_digest(reference),
         tokenizer=tokenizer_digest(tokenizer),
         chat_template=chat_template_digest(
-            tokenizer, conversational=sampling.conversational, system_prompt=sampling.system_prompt
+            tokenizer,
+            conversational=sampling.conversational,
+            system_prompt=sampling.system_prompt,
+            arguments=sampling.chat_template_kwargs,
         ),
         temperature=sampling.temperature,
         max_completion_length=sampling.max_completion_length,

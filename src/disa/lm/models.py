@@ -4,49 +4,66 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from disa.lm.loading import load_model, load_tokenizer
 from disa.runs.files import folder_digest
+from disa.runs.provenance import weights_digest
 from disa.runs.records import SOURCES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+Origin: TypeAlias = "str | Path | PreTrainedModel"
 
 class Models:
     """Reference and proposal, loaded only when asked for.
 
     Parameters
     ----------
-    reference : str or Path
-        Folder or hub id.
-    proposal : str or Path, optional
+    reference : str, Path or PreTrainedModel
+        Folder, hub id, or a model in memory, which is put into evaluation mode where it is used.
+    proposal : str, Path or PreTrainedModel, optional
         The same; without one the reference stands in for it.
     made_here : bool
         The run's own warm-up made them: they then enter a stage's fingerprint as its input.
+    tokenizer : PreTrainedTokenizerBase, optional
+        By default the one beside the reference.
     """
 
-    def __init__(self, reference: str | Path, proposal: str | Path | None, *, made_here: bool) -> None:
-        self.paths = {"reference": reference, "proposal": proposal or reference}
-        self.has_proposal, self._made_here = proposal is not None, made_here
-        self._digests: dict[str | Path, str] = {}
+    def __init__(
+        self,
+        reference: Origin,
+        proposal: Origin | None,
+        *,
+        made_here: bool,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> None:
+        self.paths = {"reference": reference, "proposal": reference if proposal is None else proposal}
+        self.has_proposal, self._made_here, self._tokenizer = proposal is not None, made_here, tokenizer
+        self._digests: dict[Origin, str] = {}
 
     def identity(self, *roles: str) -> dict[str, str]:
-        """What given models are: a folder's files, or a hub id."""
+        """What given models are: a folder's files, a hub id, or the weights of a model in memory."""
         return {} if self._made_here else {role: self._digest(self.paths[role]) for role in roles}
 
-    def _digest(self, path: str | Path) -> str:
+    def _digest(self, path: Origin) -> str:
         # Read once: a comparison asks for it with every policy.
         if path not in self._digests:
-            self._digests[path] = folder_digest(Path(path)) if Path(path).is_dir() else str(path)
+            if not isinstance(path, str | Path):
+                self._digests[path] = weights_digest(path)
+            else:
+                self._digests[path] = folder_digest(Path(path)) if Path(path).is_dir() else str(path)
         return self._digests[path]
 
     def load(self, roles: Sequence[str] = SOURCES) -> dict[str, PreTrainedModel]:
         """Frozen models by role; the same object twice where they are one."""
-        loaded = {path: load_model(path) for path in {self.paths[role]: None for role in roles}}
+        loaded = {
+            path: load_model(path) if isinstance(path, str | Path) else path.eval()
+            for path in {self.paths[role]: None for role in roles}
+        }
         return {role: loaded[self.paths[role]] for role in roles}
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The reference's tokenizer, by which all stages encode."""
-        return load_tokenizer(self.paths["reference"])
+        return self._tokenizer or load_tokenizer(self.paths["reference"])

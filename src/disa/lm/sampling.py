@@ -7,6 +7,7 @@ same one, so all of them take it from here, and the anchor stores it in its fing
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, model_validator
@@ -29,6 +30,10 @@ class SamplingConfig(StageConfig):
     """Send prompts through the chat template (one user message) instead of as plain text."""
     system_prompt: str | None = None
     """System message in front of the user message; needs ``conversational``."""
+    messages: bool = False
+    """Prompts are JSON lists of messages, which go through the chat template as they are; needs ``conversational``."""
+    chat_template_kwargs: dict[str, Any] = {}
+    """Further arguments of the chat template, such as ``enable_thinking``; needs ``conversational``."""
     top_p: float = 1.0
     """Must stay 1: nucleus sampling removes support, and no weight can put it back."""
     top_k: int = 0
@@ -42,14 +47,19 @@ class SamplingConfig(StageConfig):
                     f"{name}={getattr(self, name)} removes support from the proposal, so log Z cannot be estimated "
                     f"from its draws; allowed: {name}={neutral}. Use temperature instead"
                 )
-        if self.system_prompt is not None and not self.conversational:
-            raise ValueError("system_prompt needs conversational: true")
+        for name in ("system_prompt", "messages", "chat_template_kwargs"):
+            if getattr(self, name) not in (None, False, {}) and not self.conversational:
+                raise ValueError(f"{name} needs conversational: true")
+        if self.messages and self.system_prompt is not None:
+            raise ValueError("system_prompt is for prompts of text; with messages: true it is a message of its own")
         return self
 
     def trainer_prompt(self, text: str) -> str | list[dict[str, str]]:
         """A prompt in the form that TRL's datasets use: a string, or a list of messages."""
         if not self.conversational:
             return text
+        if self.messages:
+            return json.loads(text)
         system = [{"role": "system", "content": self.system_prompt}] if self.system_prompt is not None else []
         return [*system, {"role": "user", "content": text}]
 
@@ -70,7 +80,11 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, text: str, sampling: Sampl
                 fix="set sampling.conversational: false, or use an instruction-tuned model",
             )
         return tokenizer.apply_chat_template(
-            sampling.trainer_prompt(text), add_generation_prompt=True, tokenize=True, return_dict=True
+            sampling.trainer_prompt(text),
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            **sampling.chat_template_kwargs,
         )["input_ids"]
     ids = tokenizer(text)["input_ids"]
     # Where padding is the end token, as a fallback, a prompt may well hold it, as chat templates written out do.

@@ -13,6 +13,8 @@ import json
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import nn
     from transformers import PreTrainedTokenizerBase
 
@@ -136,7 +138,11 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def chat_template_digest(
-    tokenizer: PreTrainedTokenizerBase, *, conversational: bool, system_prompt: str | None = None
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    conversational: bool,
+    system_prompt: str | None = None,
+    arguments: Mapping[str, Any] | None = None,
 ) -> str:
-    """Digest of chat template and system prompt where prompts are conversations, ``none`` where they are plain text."""
-    return digest([tokenizer.chat_template, system_prompt]) if conversational else "none"
+    """Digest of chat template, system prompt and the template's further arguments; ``none`` for plain text."""
+    return digest([tokenizer.chat_template, system_prompt, dict(arguments or {})]) if conversational else "none"

@@ -45,6 +45,8 @@ class Task(ABC):
     reward_range: tuple[float, float] = (0.0, 1.0)
     has_modes: bool = True
     """Whether every correct completion has a mode."""
+    key_columns: tuple[str, ...] | None = None
+    """Columns that, with the prompt, make the prompt's id, where rows are Python's own; None where the id is given."""
 
     def __init__(self, config: StageConfig) -> None:
         self.config = config

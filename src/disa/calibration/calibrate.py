@@ -1,0 +1,142 @@
+"""From a data set, reward functions and models to an anchor in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from rich.console import Console
+
+from disa.anchor import Anchor
+from disa.calibration.config import CalibrationConfig
+from disa.errors import DisaError
+from disa.lm.models import Models, Origin
+from disa.pipeline import Pipeline
+from disa.recipe import Recipe
+from disa.runs.processes import rank
+from disa.tasks.python_rows import PythonRows, PythonRowsConfig
+from disa.tasks.reward_functions import RewardFunctions
+
+Rows = Sequence[Mapping[str, Any]]
+"""A ``datasets.Dataset`` or a list of rows."""
+
+
+class _Recipe(Recipe):
+    """A recipe whose rows are in memory."""
+
+    tasks: PythonRowsConfig
+
+
+def calibrate(
+    model: Origin,
+    reward_funcs: Callable[..., Any] | Sequence[Callable[..., Any]],
+    train_dataset: Rows,
+    args: CalibrationConfig,
+    *,
+    proposal: Origin | None = None,
+    eval_dataset: Rows | None = None,
+    processing_class: Any = None,
+) -> Anchor:
+    """Estimate log Z of every prompt and freeze it.
+
+    Draws trajectories from the reference and the proposal, scores them under both, estimates
+    ``Z(x) = E_ref[exp(beta r)]`` by importance sampling (arXiv 2605.17295; the estimator is that of
+    :func:`disa.estimate_log_partition`) and freezes the result with a fingerprint. The folder ``args.output_dir`` is a
+    run directory: a call that was killed continues where it stopped, several processes that make the same call share
+    the work, and ``disa inspect`` reads it.
+
+    Parameters
+    ----------
+    model : str, Path or PreTrainedModel
+        The reference: name, folder, or model in memory. The policy will start from it.
+    reward_funcs : callable or sequence of callables
+        TRL reward functions. Their weighted sum lies in ``args.reward_range``; None or NaN is undecided and left out.
+    train_dataset : datasets.Dataset or sequence of rows
+        Column ``prompt`` (text, or messages of any roles) and whatever the reward functions read.
+    args : CalibrationConfig
+    proposal : str, Path or PreTrainedModel, optional
+        A stronger sampler with the same tokenizer. Without one, all trajectories are the reference's.
+    eval_dataset : datasets.Dataset or sequence of rows, optional
+        Rows that get a log Z for evaluation only.
+    processing_class : PreTrainedTokenizerBase, optional
+        By default the tokenizer beside ``model``.
+
+    Returns
+    -------
+    Anchor
+        For :class:`disa.DISATrainer`. log Z is in nats.
+
+    Raises
+    ------
+    DisaError
+        Where an argument, a row or a reward is not usable; nothing that was drawn is lost.
+    """
+    train, heldout = list(train_dataset), list(eval_dataset or [])
+    if not train:
+        raise DisaError("train_dataset has no rows", where="disa.calibrate", fix="give at least one row")
+    if not isinstance(model, str | Path) and processing_class is None:
+        raise DisaError("a model in memory brings no tokenizer", where="disa.calibrate", fix="give processing_class")
+    keys = args.key_columns
+    if keys is None:
+        keys = [name for name in train[0] if name != "prompt"]
+    reward = RewardFunctions(reward_funcs, args.reward_weights)
+    task = PythonRows(train, heldout, reward, tuple(args.reward_range), keys)
+    models = Models(model, proposal, made_here=False, tokenizer=processing_class)
+    say = Console(stderr=True, highlight=False, quiet=rank() > 0).print
+    pipeline = Pipeline(_recipe(args, task, has_proposal=proposal is not None), say=say, task=task, models=models)
+    pipeline.run("anchor")
+    return Anchor.load(args.output_dir)
+
+
+def _recipe(args: CalibrationConfig, task: PythonRows, *, has_proposal: bool) -> _Recipe:
+    share = args.reference_share
+    if share is None:
+        share = 0.25 if has_proposal else 1.0
+    values = {
+        "run_dir": str(args.output_dir),
+        "tasks": task.config.model_dump(),
+        "models": {"reference": "given to disa.calibrate"},
+        "sampling": {
+            "temperature": args.temperature,
+            "max_completion_length": args.max_completion_length,
+            "conversational": task.messages,
+            "messages": task.messages,
+            "chat_template_kwargs": args.chat_template_kwargs or {},
+        },
+        "proposals": {
+            "per_prompt": args.num_generations,
+            "per_heldout_prompt": args.num_generations_eval,
+            "reference_share": share,
+            "adaptive": args.adaptive,
+            "engine": "vllm" if args.use_vllm else "transformers",
+            "vllm": args.vllm,
+            "compute": args.compute,
+            "seed": args.seed,
+            "batch_size": args.batch_size,
+        },
+        "scoring": {"compute": args.compute} | ({"parity_bound": 0.02} if args.compute == "bfloat16" else {}),
+        "partition": args.partition or {},
+        "training": {"inverse_temperature": args.inverse_temperature},
+    }
+    try:
+        return _Recipe.model_validate(values)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        field = ".".join(str(part) for part in problem["loc"])
+        raise DisaError(
+            f"{problem['msg']}, found {problem['input']!r}",
+            where=f"CalibrationConfig, field {_ARGUMENT.get(field, field)}",
+            fix="correct the value",
+        ) from error
+
+
+_ARGUMENT = {
+    "proposals.per_prompt": "num_generations",
+    "proposals.per_heldout_prompt": "num_generations_eval",
+    "training.inverse_temperature": "inverse_temperature",
+    "run_dir": "output_dir",
+} | {f"proposals.{name}": name for name in ("reference_share", "adaptive", "vllm", "compute", "seed", "batch_size")}
+_ARGUMENT |= {f"sampling.{name}": name for name in ("temperature", "max_completion_length", "chat_template_kwargs")}
+"""Fields of a recipe by the names that :class:`CalibrationConfig` gives them."""

@@ -1,0 +1,142 @@
+"""Rows of a data set in memory as a task: prompts with ids made from the rows, rewards by Python functions."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from disa.config import StageConfig
+from disa.errors import DisaError
+from disa.runs.provenance import digest
+from disa.runs.records import Prompt
+from disa.tasks.reward_functions import RewardFunctions
+from disa.tasks.task import SPLITS, Task
+
+TASK = "rows"
+
+
+class PythonRowsConfig(StageConfig):
+    """What a run depends on of rows that no file holds."""
+
+    name: Literal["rows"] = TASK
+    digest: str
+    """Of every row's key."""
+    reward_range: tuple[float, float] = (0.0, 1.0)
+    key_columns: tuple[str, ...] = ()
+    train_prompts: None = None
+
+
+def prompt_key(row: Mapping[str, Any], key_columns: Sequence[str]) -> str:
+    """Id of a row: a digest of its prompt and of the named columns.
+
+    Raises
+    ------
+    DisaError
+        Where a column is missing or holds no JSON value.
+    """
+    missing = [name for name in ("prompt", *key_columns) if name not in row]
+    if missing:
+        raise DisaError(
+            f"column '{missing[0]}' is missing, found {', '.join(row)}",
+            where="data set",
+            fix="give the columns that the anchor was calibrated with, or set key_columns",
+        )
+    try:
+        text = json.dumps([row["prompt"], {name: row[name] for name in key_columns}], sort_keys=True)
+    except TypeError as error:
+        raise DisaError(
+            f"a column holds no JSON value ({error})",
+            where="data set, key_columns",
+            fix="set key_columns to columns of text and numbers",
+        ) from error
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class PythonRows(Task):
+    """Rows with a column ``prompt`` (text, or messages), and a reward given by Python functions.
+
+    Parameters
+    ----------
+    train, heldout : sequence of mappings
+        Rows. Equal ones are one prompt.
+    reward : RewardFunctions
+    reward_range : tuple of float
+    key_columns : sequence of str
+        Columns that, with the prompt, make the id.
+    """
+
+    name = TASK
+    version = 1
+    has_modes = False
+
+    def __init__(
+        self,
+        train: Sequence[Mapping[str, Any]],
+        heldout: Sequence[Mapping[str, Any]],
+        reward: RewardFunctions,
+        reward_range: tuple[float, float],
+        key_columns: Sequence[str],
+    ) -> None:
+        self._reward, self.reward_range = reward, reward_range
+        self._rows = {"train": _by_key(train, key_columns)}
+        known = self._rows["train"]
+        self._rows["heldout"] = {k: row for k, row in _by_key(heldout, key_columns).items() if k not in known}
+        keys = {split: sorted(rows) for split, rows in self._rows.items()}
+        super().__init__(
+            PythonRowsConfig(digest=digest(keys), reward_range=reward_range, key_columns=tuple(key_columns))
+        )
+        self.key_columns = tuple(key_columns)
+        self.messages = not isinstance(next(iter(known.values()))["prompt"], str)
+
+    @property
+    def fingerprint(self) -> str:
+        """Name and version of the task and the columns that make a prompt's id."""
+        return f"{self.name}:{self.version}:{','.join(self.config.key_columns)}"
+
+    @property
+    def reward_fingerprint(self) -> str:
+        """Identity of the reward functions, as the trainer takes it."""
+        return self._reward.fingerprint
+
+    @property
+    def alphabet(self) -> str:
+        """Every character of a prompt."""
+        return "".join(sorted({c for prompts in self._all_prompts.values() for p in prompts for c in p.prompt}))
+
+    def prompts(self, split: str) -> list[Prompt]:
+        """Prompts of one split."""
+        return self._all_prompts[split]
+
+    @functools.cached_property
+    def _all_prompts(self) -> dict[str, list[Prompt]]:
+        return {split: [_prompt(*row, split) for row in self._rows.get(split, {}).items()] for split in SPLITS}
+
+    def rewards(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float | None]:
+        """Rewards as the trainer's own path gives them: columns as lists, chat completions as messages."""
+        rows = [self._rows[p.split][p.prompt_id] for p in prompts]
+        columns = {name: [row.get(name) for row in rows] for name in rows[0] if name != "prompt"} if rows else {}
+        given = [[{"role": "assistant", "content": c}] for c in completions] if self.messages else list(completions)
+        return self._reward([row["prompt"] for row in rows], given, columns)
+
+    def mode(self, prompt: Prompt, completion: str) -> None:
+        """No modes: the rows do not list their solutions."""
+        return None
+
+    def demonstration(self, prompt: Prompt, rng: random.Random, *, noisy: bool) -> str:
+        """Refuse: models are given, and nothing is warmed up."""
+        raise DisaError("rows in memory have no demonstrations", where="disa.calibrate", fix="give models")
+
+
+def _by_key(rows: Sequence[Mapping[str, Any]], key_columns: Sequence[str]) -> dict[str, dict[str, Any]]:
+    return {prompt_key(row, key_columns): dict(row) for row in rows}
+
+
+def _prompt(key: str, row: Mapping[str, Any], split: str) -> Prompt:
+    prompt = row["prompt"]
+    text = prompt if isinstance(prompt, str) else json.dumps(prompt)
+    others = {name: value for name, value in row.items() if name != "prompt"}
+    return Prompt(key, TASK, split, text, json.dumps(others, default=repr), None)

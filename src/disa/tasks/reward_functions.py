@@ -1,0 +1,116 @@
+"""TRL reward functions as one reward: called, summed with weights, and named by what they are."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import math
+from collections.abc import Callable, Collection, Sequence
+from hashlib import sha256
+from typing import Any
+
+from disa.errors import DisaError
+
+RewardFunction = Callable[..., Any]
+
+
+class RewardFunctions:
+    """A weighted sum of TRL reward functions.
+
+    Parameters
+    ----------
+    functions : callable or sequence of callables
+        Called as TRL calls them, with ``prompts``, ``completions`` and every column; they return one value per
+        completion. Functions, partials, objects and coroutine functions.
+    weights : sequence of float, optional
+        One per function, 1 by default. A function of weight 0 is not called: it is for logging.
+    """
+
+    def __init__(self, functions: RewardFunction | Sequence[RewardFunction], weights: Sequence[float] | None) -> None:
+        functions = list(functions) if isinstance(functions, list | tuple) else [functions]
+        weights = [1.0] * len(functions) if weights is None else list(weights)
+        if len(weights) != len(functions):
+            raise DisaError(
+                f"{len(weights)} reward weights for {len(functions)} reward functions",
+                where="reward_weights",
+                fix="give one weight per function",
+            )
+        for function in functions:
+            if not callable(function) or hasattr(function, "parameters"):
+                raise DisaError(
+                    f"{function!r} is no reward function",
+                    where="reward_funcs",
+                    fix="give functions of (prompts, completions, ...); call a reward model within one",
+                )
+            if "completion_ids" in _parameters(function):
+                raise DisaError(
+                    "it reads completion_ids, which calibration does not give yet: it judges texts",
+                    where=f"reward function {_name(function)}",
+                    fix="read completions instead",
+                )
+        self._used = [(f, w) for f, w in zip(functions, weights, strict=True) if w != 0]
+        self.fingerprint = reward_fingerprint(functions, weights)
+
+    def __call__(self, prompts: list[Any], completions: list[Any], columns: dict[str, list[Any]]) -> list[float | None]:
+        """Sum of each completion's decided rewards; None where any function of the sum leaves it undecided."""
+        given = {"prompts": prompts, "completions": completions} | columns
+        given |= {"trainer_state": None, "log_extra": lambda *_: None, "log_metric": lambda *_: None}
+        totals: list[float | None] = [0.0] * len(prompts)
+        for function, weight in self._used:
+            found = function(**given)
+            found = asyncio.run(found) if inspect.isawaitable(found) else found
+            if len(found) != len(prompts):
+                raise DisaError(
+                    f"{len(found)} rewards for {len(prompts)} completions",
+                    where=f"reward function {_name(function)}",
+                    fix="return one value per completion, None where it cannot be judged",
+                )
+            for i, value in enumerate(found):
+                undecided = value is None or totals[i] is None or math.isnan(value)
+                totals[i] = None if undecided else totals[i] + weight * float(value)
+        return totals
+
+
+def reward_fingerprint(functions: Sequence[RewardFunction], weights: Sequence[float]) -> str:
+    """Identity of a weighted sum of reward functions; those of weight 0 do not count.
+
+    A function's own ``fingerprint`` attribute where it has one, else a digest of its source code.
+
+    Raises
+    ------
+    DisaError
+        Where a function has neither.
+    """
+    pairs = zip(functions, weights, strict=True)
+    named = [(weight, _identity(function)) for function, weight in pairs if weight != 0]
+    return "+".join(name if weight == 1.0 else f"{weight:g}*{name}" for weight, name in named)
+
+
+def _identity(function: RewardFunction) -> str:
+    own = getattr(function, "fingerprint", None)
+    if own is not None:
+        return str(own)
+    if isinstance(function, functools.partial):
+        return f"{_identity(function.func)}({function.args!r}, {function.keywords!r})"
+    plain = inspect.isfunction(function) or inspect.ismethod(function)
+    try:
+        source = inspect.getsource(function if plain else type(function))
+    except (OSError, TypeError) as error:
+        raise DisaError(
+            "its source code cannot be read, and log Z holds for one reward only",
+            where=f"reward function {_name(function)}",
+            fix="give it an attribute: reward.fingerprint = 'name and version'",
+        ) from error
+    return f"{_name(function)}:{sha256(source.encode()).hexdigest()[:16]}"
+
+
+def _parameters(function: RewardFunction) -> Collection[str]:
+    try:
+        return inspect.signature(function).parameters
+    except (TypeError, ValueError):  # a callable that does not tell
+        return ()
+
+
+def _name(function: RewardFunction) -> str:
+    return getattr(function, "__qualname__", type(function).__qualname__)
