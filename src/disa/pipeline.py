@@ -152,7 +152,9 @@ class Pipeline:
     def anchor(self) -> StageFolder:
         """The frozen estimates with their fingerprint."""
         bound = self.recipe.scoring.parity_bound
-        return self._stage(anchor_stage(self.partition(), self.task, self._fingerprint, self._probes, bound))
+        return self._stage(
+            anchor_stage(self.partition(), self.task, self.recipe.sampling, self._fingerprint, self._probes, bound)
+        )
 
     def training(self) -> list[StageFolder]:
         """One folder per method; a baseline's does not depend on the anchor."""

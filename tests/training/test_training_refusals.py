@@ -11,10 +11,10 @@ from disa import DISAConfig
 from disa.errors import DisaError
 from disa.lm.hf_trainer import trainer_arguments
 from disa.lm.loading import load_tokenizer, trainable_model
+from disa.tasks.reward_identity import reward_fingerprint
 from disa.training.build import TrainerInputs, build_trainer
 from disa.training.data import check_prompts
 from disa.training.disa_config import _REFUSED, _UNREAD
-from disa.training.reward_identity import reward_fingerprint
 
 OTHER_VALUE = {
     "top_p": 0.9,

@@ -16,7 +16,7 @@ from disa.errors import DisaError
 from disa.runs.files import file_digest, whole_file
 from disa.runs.folders import read_json, write_json
 from disa.runs.provenance import Fingerprint
-from disa.runs.records import PartitionEstimate, Prompt, read_rows, write_rows
+from disa.runs.records import PartitionEstimate, Prompt, ScoredTrajectory, read_rows, write_rows
 
 VERSION = 3
 """Raised whenever a frozen anchor would say something else; 3: it knows its prompts' token ids."""
@@ -75,6 +75,8 @@ class Anchor:
     path: Path | None = None
     key_columns: tuple[str, ...] | None = None
     """Columns of a data set that, with its prompts, make the prompts' ids; None where rows bring their id."""
+    chat_template_kwargs: Mapping[str, Any] = dataclasses.field(default_factory=lambda: MappingProxyType({}))
+    """Further arguments that the chat template was given."""
     evidence: Mapping[str, Any] = dataclasses.field(default_factory=lambda: MappingProxyType({}))
     version: int = VERSION
     probes: Mapping[str, Probe] = dataclasses.field(default_factory=lambda: MappingProxyType({}))
@@ -122,6 +124,7 @@ class Anchor:
             reward_range=tuple(manifest["reward_range"]),
             binary=manifest["binary"],
             path=path,
+            chat_template_kwargs=manifest.get("chat_template_kwargs", {}),
             key_columns=None if manifest.get("key_columns") is None else tuple(manifest["key_columns"]),
             evidence=MappingProxyType(manifest.get("evidence", {})),
             version=version,
@@ -174,6 +177,28 @@ class Anchor:
                     fix="train on the prompts of 1_tasks as they are; a chat template that prints the date needs a "
                     "fixed date, and a new anchor",
                 )
+
+    def trajectories(self) -> list[ScoredTrajectory]:
+        """All decided trajectories that the estimates were made from, further rounds included.
+
+        Raises
+        ------
+        DisaError
+            Where the anchor's folder is no part of a run directory.
+        """
+        run = None if self.path is None else self.path.parent
+        if run is None or not (run / "4_partition" / "manifest.json").is_file():
+            raise DisaError(
+                "no trajectories beside the anchor",
+                where=str(self.path or "anchor"),
+                fix="keep the folder that disa.calibrate or disa run made, 3_scoring and 4_partition included",
+            )
+        folders = [
+            run / "3_scoring" / ("" if name == "scoring" else name)
+            for name in read_json(run / "4_partition" / "manifest.json")["inputs"]
+        ]
+        rows = read_rows((path for f in folders for path in sorted(f.glob("*.parquet"))), ScoredTrajectory)
+        return [row for row in rows if row.reward is not None]
 
     def log_z(self, prompt_ids: Sequence[str]) -> np.ndarray:
         """Frozen log Z of some prompts.
@@ -290,6 +315,7 @@ def freeze(
     probe_bound: float = PROBE_BOUND,
     evidence: Mapping[str, Any] | None = None,
     key_columns: Sequence[str] | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
     regressor: str | Path | None = None,
 ) -> dict[str, Any]:
     """Write ``anchor.parquet``, ``probes.parquet`` and a manifest; returns what the manifest says under ``anchor``.
@@ -334,6 +360,7 @@ def freeze(
         "probes": file_digest(path / _PROBES)[:16],
         "probe_bound": probe_bound,
         "evidence": dict(evidence or {}),
+        "chat_template_kwargs": dict(chat_template_kwargs or {}),
         "key_columns": None if key_columns is None else list(key_columns),
     }
     if regressor is not None:

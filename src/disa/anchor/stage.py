@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from disa.anchor.anchor import VERSION, freeze
 from disa.anchor.probes import Probe
+from disa.lm.sampling import SamplingConfig
 from disa.runs.folders import StageFolder
 from disa.runs.provenance import Fingerprint
 from disa.runs.records import PartitionEstimate
@@ -16,6 +17,7 @@ from disa.tasks import Task
 def anchor_stage(
     partition: StageFolder,
     task: Task,
+    sampling: SamplingConfig,
     fingerprint: Callable[[], Fingerprint],
     probes: Callable[[], list[Probe]],
     probe_bound: float,
@@ -34,6 +36,7 @@ def anchor_stage(
             probe_bound=probe_bound,
             evidence={name: found.get(name) for name in ("null_test", "coverage", "regressor", "budget")},
             key_columns=task.key_columns,
+            chat_template_kwargs=sampling.chat_template_kwargs,
             regressor=partition.path / "regressor.npz" if found["regressor"] else None,
         )
         stage.finish(anchor=facts)

@@ -17,6 +17,7 @@ from disa.tasks.reward_functions import RewardFunctions
 from disa.tasks.task import SPLITS, Task
 
 TASK = "rows"
+VERSION = 1
 
 
 class PythonRowsConfig(StageConfig):
@@ -56,6 +57,11 @@ def prompt_key(row: Mapping[str, Any], key_columns: Sequence[str]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def rows_identity(key_columns: Sequence[str]) -> str:
+    """Name and version of rows as a task, and the columns that, with the prompt, make a prompt's id."""
+    return f"{TASK}:{VERSION}:{','.join(key_columns)}"
+
+
 class PythonRows(Task):
     """Rows with a column ``prompt`` (text, or messages), and a reward given by Python functions.
 
@@ -70,7 +76,7 @@ class PythonRows(Task):
     """
 
     name = TASK
-    version = 1
+    version = VERSION
     has_modes = False
 
     def __init__(
@@ -95,7 +101,7 @@ class PythonRows(Task):
     @property
     def fingerprint(self) -> str:
         """Name and version of the task and the columns that make a prompt's id."""
-        return f"{self.name}:{self.version}:{','.join(self.config.key_columns)}"
+        return rows_identity(self.config.key_columns)
 
     @property
     def reward_fingerprint(self) -> str:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import inspect
 import math
 from collections.abc import Callable, Collection, Sequence
-from hashlib import sha256
 from typing import Any
 
 from disa.errors import DisaError
+from disa.tasks.reward_identity import reward_fingerprint, reward_name
 
 RewardFunction = Callable[..., Any]
 
@@ -46,7 +45,7 @@ class RewardFunctions:
             if "completion_ids" in _parameters(function):
                 raise DisaError(
                     "it reads completion_ids, which calibration does not give yet: it judges texts",
-                    where=f"reward function {_name(function)}",
+                    where=f"reward function {reward_name(function)}",
                     fix="read completions instead",
                 )
         self._used = [(f, w) for f, w in zip(functions, weights, strict=True) if w != 0]
@@ -63,7 +62,7 @@ class RewardFunctions:
             if len(found) != len(prompts):
                 raise DisaError(
                     f"{len(found)} rewards for {len(prompts)} completions",
-                    where=f"reward function {_name(function)}",
+                    where=f"reward function {reward_name(function)}",
                     fix="return one value per completion, None where it cannot be judged",
                 )
             for i, value in enumerate(found):
@@ -72,45 +71,8 @@ class RewardFunctions:
         return totals
 
 
-def reward_fingerprint(functions: Sequence[RewardFunction], weights: Sequence[float]) -> str:
-    """Identity of a weighted sum of reward functions; those of weight 0 do not count.
-
-    A function's own ``fingerprint`` attribute where it has one, else a digest of its source code.
-
-    Raises
-    ------
-    DisaError
-        Where a function has neither.
-    """
-    pairs = zip(functions, weights, strict=True)
-    named = [(weight, _identity(function)) for function, weight in pairs if weight != 0]
-    return "+".join(name if weight == 1.0 else f"{weight:g}*{name}" for weight, name in named)
-
-
-def _identity(function: RewardFunction) -> str:
-    own = getattr(function, "fingerprint", None)
-    if own is not None:
-        return str(own)
-    if isinstance(function, functools.partial):
-        return f"{_identity(function.func)}({function.args!r}, {function.keywords!r})"
-    plain = inspect.isfunction(function) or inspect.ismethod(function)
-    try:
-        source = inspect.getsource(function if plain else type(function))
-    except (OSError, TypeError) as error:
-        raise DisaError(
-            "its source code cannot be read, and log Z holds for one reward only",
-            where=f"reward function {_name(function)}",
-            fix="give it an attribute: reward.fingerprint = 'name and version'",
-        ) from error
-    return f"{_name(function)}:{sha256(source.encode()).hexdigest()[:16]}"
-
-
 def _parameters(function: RewardFunction) -> Collection[str]:
     try:
         return inspect.signature(function).parameters
     except (TypeError, ValueError):  # a callable that does not tell
         return ()
-
-
-def _name(function: RewardFunction) -> str:
-    return getattr(function, "__qualname__", type(function).__qualname__)

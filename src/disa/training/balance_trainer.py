@@ -99,6 +99,7 @@ class BalanceTrainer(SharedPromptTrainer):
         peft_config: Any = None,
     ) -> None:
         check_args(args)
+        args.complete()
         train_dataset, eval_dataset, datasets = check_datasets(train_dataset, eval_dataset)
         check_steps(train_dataset, args)
         _check(log_z, args, datasets, offline)

@@ -8,6 +8,7 @@ from typing import Any
 from datasets import Dataset
 
 from disa.errors import DisaError
+from disa.tasks.python_rows import prompt_key
 from disa.training.disa_config import DISAConfig
 
 _DATA = "train_dataset or eval_dataset"
@@ -80,6 +81,24 @@ def check_steps(dataset: Dataset, args: DISAConfig) -> None:
             where="DISAConfig",
             fix="use fewer warm-up steps",
         )
+
+
+def keyed(dataset: Dataset, key_columns: Sequence[str]) -> Dataset:
+    """Rows with the id that :func:`disa.calibrate` gave their prompt.
+
+    Raises
+    ------
+    DisaError
+        Where a column is missing, or the data set has a column ``prompt_id`` of its own.
+    """
+    if "prompt_id" in dataset.column_names:
+        raise DisaError(
+            "the column prompt_id is the data set's own, expected none: ids are made of the prompt and "
+            f"{', '.join(key_columns) or 'nothing else'}",
+            where=_DATA,
+            fix="rename the column, here and for disa.calibrate",
+        )
+    return dataset.add_column("prompt_id", [prompt_key(row, key_columns) for row in dataset])
 
 
 def check_columns(datasets: Sequence[Dataset]) -> None:

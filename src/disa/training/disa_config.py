@@ -20,7 +20,6 @@ _REFUSED: dict[str, tuple[Any, str]] = {
     "min_p": (None, _SUPPORT),
     "repetition_penalty": (1.0, "sampling then differs from the log-probabilities in the loss"),
     "generation_kwargs": (None, "it changes how completions are drawn, but not the log-probabilities in the loss"),
-    "chat_template_kwargs": (None, "it renders other prompts than those that log Z was estimated for"),
     "num_iterations": (1, "the on-policy gradient needs fresh completions for every optimiser step"),
     "sync_ref_model": (False, "the reference is frozen: log Z belongs to it"),
     "mask_truncated_completions": (False, "a truncated completion is an atom of its own, not a missing one"),
@@ -51,7 +50,17 @@ class DISAConfig(GRPOConfig):
 
     inverse_temperature: float | None = field(
         default=None,
-        metadata={"help": "beta: the target is the reference times exp(beta * reward). Must equal the anchor's."},
+        metadata={"help": "beta: the target is the reference times exp(beta * reward). None: the anchor's."},
+    )
+    temperature: float | None = field(
+        default=None, metadata={"help": "Divides the logits. None: the anchor's, 1 without one."}
+    )
+    max_completion_length: int | None = field(
+        default=None, metadata={"help": "Tokens per completion. None: the anchor's, TRL's default without one."}
+    )
+    offline_weight_cap: float = field(
+        default=8.0,
+        metadata={"help": "Bound on the target's density ratio of an offline trajectory that the anchor holds."},
     )
     length: str = field(
         default="sum",
@@ -134,7 +143,30 @@ class DISAConfig(GRPOConfig):
                 f"use {name} of 2 or more, or flagged='skip'",
             )
 
-    def _derive_beta(self) -> None:
+    def complete(
+        self,
+        *,
+        inverse_temperature: float | None = None,
+        temperature: float = 1.0,
+        max_completion_length: int = GRPOConfig.__dataclass_fields__["max_completion_length"].default,
+        chat_template_kwargs: dict[str, Any] | None = None,
+    ) -> None:
+        """Fill what was left unset: from an anchor, or by default.
+
+        Raises
+        ------
+        DisaError
+            Where no inverse temperature is known.
+        """
+        given = locals()
+        for name in ("inverse_temperature", "temperature", "max_completion_length", "chat_template_kwargs"):
+            if getattr(self, name) is None:
+                setattr(self, name, given[name])
+        self._derive_beta(needed=True)
+
+    def _derive_beta(self, *, needed: bool = False) -> None:
+        if self.inverse_temperature is None and not needed:
+            return
         if self.inverse_temperature is None or not self.inverse_temperature > 0:
             raise _error(
                 f"inverse_temperature is {self.inverse_temperature}, expected a number above 0",

@@ -10,15 +10,18 @@ from trl.data_utils import is_conversational
 
 from disa.anchor import Anchor
 from disa.lm.fingerprint import take_fingerprint
+from disa.lm.loading import load_tokenizer
 from disa.lm.sampling import SamplingConfig
 from disa.runs.provenance import Fingerprint
+from disa.tasks.python_rows import rows_identity
+from disa.tasks.reward_identity import reward_fingerprint
+from disa.training.anchors_own import anchors_own, reference_name
 from disa.training.balance_trainer import BalanceTrainer
-from disa.training.data import check_args, check_columns, check_datasets, check_prompts
+from disa.training.data import check_args, check_columns, check_datasets, check_prompts, keyed
 from disa.training.disa_config import DISAConfig
 from disa.training.flags import flag_plan, require_frozen_log_z
 from disa.training.guard import ReferenceGuard
 from disa.training.log_z import Frozen
-from disa.training.reward_identity import reward_fingerprint
 from disa.training.stored import StoredTrajectories
 
 
@@ -36,11 +39,11 @@ class DISATrainer(BalanceTrainer):
         Frozen log Z, or the folder it is in. Its fingerprint must equal the trainer's in every field.
     args : DISAConfig
     train_dataset : datasets.Dataset
-        Columns ``prompt`` (text or messages), ``prompt_id`` (as in the anchor), ``task`` (as in the
-        anchor's fingerprint), and whatever the reward functions read. Evaluation rows need them, and a log Z, too.
+        Column ``prompt`` (text or messages) and whatever the reward functions read. With an anchor of a recipe's run
+        also ``prompt_id`` and ``task``, as in the anchor. Evaluation rows need the same, and a log Z, too.
     offline : StoredTrajectories, optional
-        Trajectories for the forward projection; needed exactly when ``args.offline_share`` is above 0. None of
-        prompts whose frozen log Z ``args.flagged`` does not use.
+        Trajectories for the forward projection, used exactly when ``args.offline_share`` is above 0; by default the
+        anchor's own. None of prompts whose frozen log Z ``args.flagged`` does not use.
 
     Raises
     ------
@@ -61,13 +64,29 @@ class DISATrainer(BalanceTrainer):
         **others: Any,
     ) -> None:
         check_args(args)
-        train_dataset, eval_dataset, datasets = check_datasets(train_dataset, eval_dataset)
-        check_columns(datasets)
-        check_prompts(datasets)
         if not isinstance(anchor, Anchor):
             anchor = Anchor.load(anchor)
+        conditions = ("inverse_temperature", "temperature", "max_completion_length")
+        args.complete(
+            **{name: getattr(anchor.fingerprint, name) for name in conditions},
+            chat_template_kwargs=anchor.chat_template_kwargs or None,
+        )
+        train_dataset, eval_dataset, datasets = check_datasets(train_dataset, eval_dataset)
+        if anchor.key_columns is None:
+            check_columns(datasets)
+            check_prompts(datasets)
+        else:
+            train_dataset = keyed(train_dataset, anchor.key_columns)
+            several = isinstance(eval_dataset, dict)
+            evaluated = eval_dataset if several else {} if eval_dataset is None else {"": eval_dataset}
+            evaluated = {name: keyed(rows, anchor.key_columns) for name, rows in evaluated.items()}
+            datasets = [train_dataset, *evaluated.values()]
+            eval_dataset = evaluated if several else evaluated.get("")
         per_step = args.generation_batch_size // args.num_generations
         plan = flag_plan(anchor, train_dataset.unique("prompt_id"), args.flagged, prompts_per_step=per_step)
+        if offline is None and args.offline_share > 0 and anchor.path is not None:
+            tokenizer = others.get("processing_class") or load_tokenizer(reference_name(model))
+            offline = anchors_own(anchor, train_dataset, tokenizer, args, plan)
         if offline is not None:
             require_frozen_log_z(offline.prompts, plan)
         if plan.count("skip"):
@@ -79,6 +98,7 @@ class DISATrainer(BalanceTrainer):
             facts={f"flagged/{s}": count for s in ("group", "skip") if (count := plan.count(s))},
             reward_range=anchor.reward_range,
         )
+        self._anchor = anchor
         super().__init__(
             model, reward_funcs, log_z, args, train_dataset, offline=offline, eval_dataset=eval_dataset, **others
         )
@@ -86,7 +106,6 @@ class DISATrainer(BalanceTrainer):
         prompts = {row["prompt_id"]: row["prompt"] for dataset in datasets for row in dataset}
         ids = dict(zip(prompts, self._tokenize_prompts(list(prompts.values()))[0], strict=True))
         anchor.verify_prompts(ids)
-        self._anchor = anchor
         self.add_callback(ReferenceGuard(self, anchor, ids))
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -100,11 +119,15 @@ class DISATrainer(BalanceTrainer):
         """Everything the anchor must have been estimated under, as this trainer has it."""
         conversational = is_conversational(dataset[0])
         first = dataset[0]["prompt"][0] if conversational else {}
+        keys = self._anchor.key_columns
+        own_system = keys is None and first.get("role") == "system"
         sampling = SamplingConfig(
             temperature=self.temperature,
             max_completion_length=self.max_completion_length,
             conversational=conversational,
-            system_prompt=first["content"] if first.get("role") == "system" else None,
+            system_prompt=first["content"] if own_system else None,
+            messages=conversational and keys is not None,
+            chat_template_kwargs=(self.args.chat_template_kwargs or {}) if conversational else {},
         )
         return take_fingerprint(
             self.reference_model,
@@ -113,5 +136,5 @@ class DISATrainer(BalanceTrainer):
             stops=self.eos_token_ids,
             reward=reward_fingerprint(self.reward_funcs, self.reward_weights.tolist()),
             inverse_temperature=self.args.inverse_temperature,
-            task="+".join(sorted(dataset.unique("task"))),
+            task="+".join(sorted(dataset.unique("task"))) if keys is None else rows_identity(keys),
         )

@@ -15,7 +15,7 @@ from disa.runs.provenance import digest, weights_digest
 
 
 def reward_fingerprint(reward_funcs: Sequence[Callable[..., Any]], weights: Sequence[float]) -> str:
-    """Identity of a weighted sum of reward functions.
+    """Identity of a weighted sum of reward functions; those of weight 0 are for logging and do not count.
 
     Of each, its own ``fingerprint`` attribute where it has one (the project's task rewards do). Else, of a reward model
     the digest of its weights, and of a function, method, partial or callable object that of its source and of the
@@ -26,8 +26,8 @@ def reward_fingerprint(reward_funcs: Sequence[Callable[..., Any]], weights: Sequ
     DisaError
         Where a function's source cannot be read, or it holds more than plain values.
     """
-    names = [_identity(function) for function in reward_funcs]
-    return "+".join(n if w == 1.0 else f"{w:g}*{n}" for n, w in zip(names, weights, strict=True))
+    named = [(w, _identity(function)) for function, w in zip(reward_funcs, weights, strict=True) if w != 0]
+    return "+".join(name if w == 1.0 else f"{w:g}*{name}" for w, name in named)
 
 
 def _identity(function: Any) -> str:
@@ -36,7 +36,7 @@ def _identity(function: Any) -> str:
         return own
     if isinstance(function, nn.Module):
         return f"{type(function).__name__}:{weights_digest(function)}"
-    name = _name(function)
+    name = reward_name(function)
     try:
         return f"{name}:{digest(_content(function))}"
     except (OSError, TypeError) as error:
@@ -48,7 +48,8 @@ def _identity(function: Any) -> str:
         ) from error
 
 
-def _name(function: Any) -> str:
+def reward_name(function: Any) -> str:
+    """Name of a reward function for messages."""
     while isinstance(function, functools.partial):
         function = function.func
     return getattr(function, "__qualname__", type(function).__qualname__)
