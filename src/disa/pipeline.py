@@ -77,7 +77,8 @@ class Pipeline:
         models: Models | None = None,
     ) -> None:
         self.recipe, self.run_dir, self._print, self._may_work = recipe, Path(recipe.run_dir), say, may_work
-        self.task, self._given_models, self._checked = task or make_task(recipe.tasks), models, False
+        self.task, self._given_models = task or make_task(recipe.tasks), models
+        self._checked = models is not None and not models.on_disk  # without files there is nothing to look at
         self._done: dict[str, StageFolder] = dict(finished or {})
 
     def _say(self, *lines: str) -> None:

@@ -221,3 +221,13 @@ def test_the_estimates_are_those_of_the_public_estimator(tmp_path, finished_run,
         )
         # The same float64 sums in another order of rows.
         assert alone.log_z == pytest.approx(anchor.estimates[row.prompt_id].log_z, abs=1e-9)
+
+
+def test_what_calibration_does_not_do_yet_is_refused_and_says_so(tmp_path, finished_run, prompts, task, model):
+    def by_tokens(completion_ids, **_):
+        return [0.0] * len(completion_ids)
+
+    with pytest.raises(DisaError, match="reads completion_ids, which calibration does not give yet"):
+        anchor_of(tmp_path / "a", finished_run, prompts, task, by_tokens)
+    with pytest.raises(DisaError, match="is no reward function.*call a reward model within one"):
+        anchor_of(tmp_path / "a", finished_run, prompts, task, model)

@@ -85,19 +85,21 @@ def calibrate(
     task = PythonRows(train, heldout, reward, tuple(args.reward_range), keys)
     models = Models(model, proposal, made_here=False, tokenizer=processing_class)
     say = Console(stderr=True, highlight=False, quiet=rank() > 0).print
-    pipeline = Pipeline(_recipe(args, task, has_proposal=proposal is not None), say=say, task=task, models=models)
+    pipeline = Pipeline(_recipe(args, task, models), say=say, task=task, models=models)
     pipeline.run("anchor")
     return Anchor.load(args.output_dir)
 
 
-def _recipe(args: CalibrationConfig, task: PythonRows, *, has_proposal: bool) -> _Recipe:
+def _recipe(args: CalibrationConfig, task: PythonRows, models: Models) -> _Recipe:
     share = args.reference_share
     if share is None:
-        share = 0.25 if has_proposal else 1.0
+        share = 0.25 if models.has_proposal else 1.0
     values = {
         "run_dir": str(args.output_dir),
         "tasks": task.config.model_dump(),
-        "models": {"reference": "given to disa.calibrate"},
+        "models": {role: str(path) for role, path in models.paths.items()}
+        if models.on_disk
+        else {"reference": "given"},
         "sampling": {
             "temperature": args.temperature,
             "max_completion_length": args.max_completion_length,
@@ -118,7 +120,7 @@ def _recipe(args: CalibrationConfig, task: PythonRows, *, has_proposal: bool) ->
         },
         "scoring": {"compute": args.compute} | ({"parity_bound": 0.02} if args.compute == "bfloat16" else {}),
         "partition": args.partition or {},
-        "training": {"inverse_temperature": args.inverse_temperature},
+        "training": {"inverse_temperature": args.inverse_temperature, "prompts_per_step": 1},
     }
     try:
         return _Recipe.model_validate(values)

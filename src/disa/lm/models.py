@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 Origin: TypeAlias = "str | Path | PreTrainedModel"
 
+
 class Models:
     """Reference and proposal, loaded only when asked for.
 
@@ -42,6 +43,11 @@ class Models:
         self.paths = {"reference": reference, "proposal": reference if proposal is None else proposal}
         self.has_proposal, self._made_here, self._tokenizer = proposal is not None, made_here, tokenizer
         self._digests: dict[Origin, str] = {}
+
+    @property
+    def on_disk(self) -> bool:
+        """Whether every model has a name or folder."""
+        return all(isinstance(path, str | Path) for path in self.paths.values())
 
     def identity(self, *roles: str) -> dict[str, str]:
         """What given models are: a folder's files, a hub id, or the weights of a model in memory."""
