@@ -101,7 +101,8 @@ class Pipeline:
         """Refuse a recipe that cannot end well, once, before the first stage behind the tasks works."""
         if not self._checked:
             self._checked = True
-            self._say(*preflight(self.recipe, self.task, self._calibrated).warnings)
+            tokenizer = self._given_models and self._given_models.tokenizer()
+            self._say(*preflight(self.recipe, self.task, self._calibrated, tokenizer).warnings)
 
     def tasks(self) -> StageFolder:
         """Prompts of every split."""

@@ -33,13 +33,20 @@ class Checked:
     """What may be meant, and usually is not."""
 
 
-def preflight(recipe: Recipe, task: Task, prompts: Callable[[], list[Prompt]]) -> Checked:
+def preflight(
+    recipe: Recipe,
+    task: Task,
+    prompts: Callable[[], list[Prompt]],
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> Checked:
     """Check reward, models, tokenizers and prompts of a recipe without loading weights.
 
     Parameters
     ----------
     prompts : callable
         Prompts of every split but the warm-up's; called when everything else has been checked.
+    tokenizer : PreTrainedTokenizerBase, optional
+        By which all stages encode; by default the one beside the reference.
 
     Raises
     ------
@@ -54,6 +61,8 @@ def preflight(recipe: Recipe, task: Task, prompts: Callable[[], list[Prompt]]) -
     models = _given_models(recipe)
     configs = {role: _checked_config(path) for role, path in models.items()}
     tokenizers = {role: load_tokenizer(path) for role, path in models.items()}
+    if tokenizer is not None:
+        tokenizers["reference"] = tokenizer
     facts += [f"{role}: {models[role]}, {config.model_type}" for role, config in configs.items()]
     if "proposal" in models:
         _check_alike(models, tokenizers)
