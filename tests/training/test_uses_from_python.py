@@ -5,6 +5,7 @@ import functools
 import pytest
 import torch
 from datasets import DatasetDict
+from disa.training.reward_identity import reward_fingerprint
 from transformers import LlamaConfig, LlamaForSequenceClassification, TrainerCallback
 from trl import GRPOConfig
 
@@ -15,7 +16,6 @@ from disa.lm.sampling import SamplingConfig, encode_prompt
 from disa.runs.folders import StageFolder
 from disa.training import run
 from disa.training.config import LoRAConfig, TrainingConfig
-from disa.training.reward_identity import reward_fingerprint
 from disa.training.run import TaskReward
 
 
