@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from trl import GRPOConfig
 
 from disa.errors import DisaError
@@ -106,6 +107,9 @@ class DISAConfig(GRPOConfig):
 
     def __post_init__(self) -> None:
         """Derive TRL's beta and refuse what a log Z cannot live with."""
+        if not torch.accelerator.is_available():
+            # TRL asks for bfloat16 by default, which fails on a CPU unless it is said to be meant.
+            self.use_cpu, self.bf16 = True, bool(self.bf16)
         self._check_own_fields()
         self._derive_beta()
         self._accept_groups_of_one()
