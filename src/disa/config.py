@@ -10,6 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """What every library takes as a seed."""
 
+_SPEED_ONLY: dict[str, Any] = {"speed_only": True}
+
 
 class StageConfig(BaseModel):
     """Frozen settings of one stage: unknown keys fail, docstrings under the fields document them.
@@ -34,7 +36,7 @@ class StageConfig(BaseModel):
     def identity(self) -> dict[str, Any]:
         """The fields that determine the stage's result, as plain JSON values."""
         fields = type(self).model_fields.items()
-        kept = {name for name, field in fields if not (field.json_schema_extra or {}).get("speed_only")}
+        kept = {name for name, field in fields if field.json_schema_extra != _SPEED_ONLY}
         inner = {name: value for name in kept if isinstance(value := getattr(self, name), StageConfig)}
         plain = self.model_dump(mode="json", include=kept - inner.keys())
         return plain | {name: value.identity() for name, value in inner.items()}
@@ -42,7 +44,7 @@ class StageConfig(BaseModel):
 
 def speed_only(default: Any, **constraints: Any) -> Any:
     """A field that changes how fast or how visibly a stage runs, but never its result."""
-    return Field(default, json_schema_extra={"speed_only": True}, **constraints)
+    return Field(default, json_schema_extra=_SPEED_ONLY, **constraints)
 
 
 def types_in(annotation: Any) -> set[Any]:

@@ -110,6 +110,7 @@ class Pipeline:
 
     def warmup(self) -> StageFolder:
         """Reference and proposal by supervised training."""
+        assert self.recipe.warmup is not None  # who asks for it has looked
         return self._stage(warmup_stage(self.recipe.warmup, self.recipe.sampling, self.task, self.tasks()))
 
     def proposals(self) -> StageFolder:
@@ -183,7 +184,7 @@ class Pipeline:
 
     def report(self) -> StageFolder:
         """Tables, figures and the page."""
-        finished = [self.scores(), self.anchor(), self.training(), self.evaluation()]
+        finished = self.scores(), self.anchor(), self.training(), self.evaluation()
         return self._stage(report_stage(self.recipe, self._calibrated, *finished, lambda: list(self._done.values())))
 
     def _stage(self, stage: Stage) -> StageFolder:
@@ -236,6 +237,7 @@ class Pipeline:
             return self._given_models
         given = self.recipe.models
         if self.recipe.warmup is None:
+            assert given.reference is not None  # a recipe without a warm-up names it
             return Models(given.reference, given.proposal, made_here=False)
         folder = self.warmup().path
         return Models(

@@ -39,7 +39,7 @@ _SHOWN = {
     "evaluation": ("samples_per_prompt", "ks", "train_prompts"),
 }
 """Sections and fields that a first recipe shows."""
-_VALUES = {
+_VALUES: dict[str, dict[str, Any]] = {
     "sampling": {"max_completion_length": 1024, "conversational": True},
     "proposals": {"per_prompt": 32, "per_heldout_prompt": 0},
     "training": {"methods": ["disa"], "learning_rate": 1e-6, "micro_batch": 8},
@@ -64,8 +64,7 @@ def init(options: argparse.Namespace) -> int:
     for name, values in sections.items():
         lines += [""] + _section(Recipe, name, values)
     for name, fields in _SHOWN.items():
-        model = Recipe.model_fields[name].annotation
-        defaults = model().model_dump(mode="json")
+        defaults = Recipe.model_fields[name].default.model_dump(mode="json")
         lines += [""] + _section(Recipe, name, {f: _VALUES.get(name, {}).get(f, defaults[f]) for f in fields})
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     load_recipe(path)

@@ -98,7 +98,7 @@ def _log_z_at(anchor: Anchor) -> Any:
         return lambda betas: [anchor.at_inverse_temperature(beta).log_z(trained) for beta in betas]
     # Where the proposal is unknown, there are pass rates only.
     arrays = trajectory_columns(prompt_ids, weighable(judged, "pass_rate"))
-    sampling = {"methods": methods, "reward_range": anchor.reward_range}
+    sampling: dict[str, Any] = {"methods": methods, "reward_range": anchor.reward_range}
     return lambda betas: sweep_log_partition(**arrays, betas=betas, **sampling).T[:, train]
 
 

@@ -32,7 +32,8 @@ def judge(options: argparse.Namespace) -> int:
         raise DisaError("nothing to judge", where="command line", fix="give DIR, --calibration, or both")
     if options.calibration is not None and options.judge is None:
         raise DisaError("--calibration measures a judge", where="command line", fix="give --judge openai:URL#MODEL")
-    groups, baseline = [], ""
+    groups: list[Group] = []
+    baseline = ""
     if options.evaluation is not None:
         groups, baseline = correct_solutions(
             Path(options.evaluation), most=options.solutions, limit=options.limit, seed=options.seed
@@ -52,7 +53,7 @@ def judge(options: argparse.Namespace) -> int:
                 verdicts = _ask(judge, [(g.prompt.prompt, g.texts) for g in groups], options.mode, "strategies")
             rows = [row for group, found in zip(groups, verdicts, strict=True) for row in verdict_rows(group, found)]
             write_rows(output / "verdicts.parquet", rows, PairVerdict)
-        if labelled:
+        if labelled and judge is not None:
             found = _ask(judge, [(p, [a, b]) for p, a, b, _ in labelled], "pairs", "calibration")
             results["calibration"] = dataclasses.asdict(
                 agreement([label for *_, label in labelled], [v[0, 1] for v in found])

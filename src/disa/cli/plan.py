@@ -72,9 +72,11 @@ def _cells(one: StagePlan, cluster: Cluster | None, against: bool) -> list[str]:
         cells = [one.stage, f"{work.sequences:,}", f"{work.tokens:,.0f}", *numbers]
     cells.append(_time(one.seconds))
     if against:
-        cells += ["", ""] if one.ratio is None else [_time(one.measured), f"{one.ratio:.2f}"]
+        cells += ["", ""] if one.ratio is None or one.measured is None else [_time(one.measured), f"{one.ratio:.2f}"]
     if cluster:
-        cells += [_time(one.cluster_seconds), "yes" if cluster.fits(work) else "no"] if work else ["", ""]
+        cells += ["", ""]
+        if work and one.cluster_seconds is not None:
+            cells[-2:] = _time(one.cluster_seconds), "yes" if cluster.fits(work) else "no"
     return cells
 
 

@@ -96,12 +96,12 @@ class _HeadLogProbs(torch.autograd.Function):
             logits = _logits(h, cast, bias, temperature, reduction)
             grad_logits = logits.sub_(normaliser[rows, None]).exp_().mul_(-share)
             grad_logits.scatter_add_(1, targets[rows, None], share)
-            if need_bias:
+            if grad_bias is not None:
                 grad_bias += grad_logits.sum(dim=0)
             grad_logits = grad_logits.to(dtype)
-            if need_hidden:
+            if grad_hidden is not None:
                 grad_hidden[rows] = (grad_logits @ cast).to(hidden.dtype)
-            if need_weight:
+            if grad_weight is not None:
                 # Added up over blocks in float32, in place: a block's own copy would be as large as the head.
                 if dtype == reduction:
                     grad_weight.addmm_(grad_logits.T, h)

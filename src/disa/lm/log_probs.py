@@ -226,9 +226,9 @@ def _group_batches(prompt_ids: Ids, completion_ids: Ids, tokens_per_batch: int) 
         units.append((len(prompt), len(completion_ids[unit[-1]]), unit))
     batch: list[int] = []
     prompts = longest = 0
-    for prompt, completion, rows in sorted(units):
+    for length, completion, rows in sorted(units):
         longest = max(longest, completion)
-        if batch and (prompts + 1) * prompt + (len(batch) + len(rows)) * longest > tokens_per_batch:
+        if batch and (prompts + 1) * length + (len(batch) + len(rows)) * longest > tokens_per_batch:
             yield batch
             batch, prompts, longest = [], 0, completion
         batch, prompts = batch + rows, prompts + 1

@@ -227,4 +227,5 @@ def _cut_all(
 ) -> tuple[list[list[int]], list[list[float]]]:
     """Keep tokens up to and including the first stop token; without one the completion is truncated."""
     ends = [next((i + 1 for i, token in enumerate(row) if token in stops), len(row)) for row in ids]
-    return tuple([row[:end] for row, end in zip(rows, ends, strict=True)] for rows in (ids, log_probs))
+    kept = [row[:end] for row, end in zip(ids, ends, strict=True)]
+    return kept, [row[:end] for row, end in zip(log_probs, ends, strict=True)]

@@ -12,7 +12,7 @@ the reference draws alone, and what the proposal may have missed is a matter of
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import dataclasses
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +34,8 @@ _SMALLEST_D = 0.1
 """Nats; below it a log ratio varies by more than 2 D tells, for two models are never the same."""
 
 
-class Successes(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Successes:
     """The reference's own successes; every field has shape (prompts,)."""
 
     usable: NDArray[np.bool_]

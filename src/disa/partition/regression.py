@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from disa.errors import DisaError
 from disa.lm.sampling import SamplingConfig, encode_prompt
@@ -105,7 +106,7 @@ def regress(
         )
     regressor = fit_regressor(k[train], n[train], at[train], features_fingerprint=features.fingerprint)
     report = _report(regressor, k, n, at, train, beta=beta, reward_range=reward_range, level=level)
-    sampling = {"beta": beta, "reward_range": reward_range, "level": level}
+    sampling: dict[str, Any] = {"beta": beta, "reward_range": reward_range, "level": level}
     rows = _posterior_rows(estimates, posterior(regressor, batch, at, **sampling))
     if undrawn:
         rows += predicted_rows(undrawn, regressor.predict(features.of(undrawn), **sampling), reward_range)
@@ -158,7 +159,7 @@ def _posterior_rows(estimates: Sequence[PartitionEstimate], posterior: LogZPoste
     return rows
 
 
-def _numbers(posterior: LogZPosterior, i: int) -> dict[str, float]:
+def _numbers(posterior: LogZPosterior, i: int) -> dict[str, Any]:
     return {name: float(getattr(posterior, name)[i]) for name in ("log_z", "q", "interval_low", "interval_high")}
 
 
@@ -167,7 +168,9 @@ def _wide(posterior: LogZPosterior, i: int) -> list[str]:
     return ["wide_interval"] if width > MAX_INTERVAL_WIDTH else []
 
 
-def _report(regressor: Regressor, k: Array, n: Array, features: Array, train: Array, **sampling: Any) -> dict[str, Any]:
+def _report(
+    regressor: Regressor, k: Array, n: Array, features: Array, train: NDArray[np.bool_], **sampling: Any
+) -> dict[str, Any]:
     """Judge the regressor on the other splits' prompts, or one fitted without every fifth training prompt on these."""
     judged = ~train
     if judged.sum() < MIN_PROMPTS:

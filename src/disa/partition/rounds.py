@@ -46,6 +46,7 @@ def further_draws(
             require_weights(rows, "proposals.resample")
         known = estimate_drawn(estimator, beta, reward_range, prompts, rows)
         return resample_flagged(rows, {row.prompt_id: row.flags for row in known if row.split == "train"})
+    assert config.adaptive is not None  # what else has rounds
     train = {prompt.prompt_id for prompt in prompts if prompt.split == "train"}
     rows = [row for row in rows if row.prompt_id in train]
     return plan_round(

@@ -114,10 +114,10 @@ def run_partition(
     estimates = [_record(prompt, batch.row(i), reward_range) for i, prompt in enumerate(prompts)]
     drawn, report = [row for row in estimates if row.split == "train"], None
     if features is not None:
-        sampling = {"beta": beta, "reward_range": reward_range, "level": config.level}
+        sampling: dict[str, Any] = {"beta": beta, "reward_range": reward_range, "level": config.level}
         regressor, estimates, report = regress(estimates, batch, prompts, undrawn, features, **sampling)
         regressor.save(stage.path / "regressor.npz")
-    limits = {"cap": adaptive.cap, "precision": adaptive.precision} if adaptive else None
+    limits: dict[str, Any] = {"cap": adaptive.cap, "precision": adaptive.precision} if adaptive else {}
     known = {
         "text_level": {row.prompt_id for row in rows if row.retokenised},
         "capped": stopped_at_cap(drawn, made, **limits) if limits else set(),

@@ -96,9 +96,9 @@ def _stages(recipe: Recipe) -> list[str]:
 
 def _units(stage: str, recipe: Recipe, rehearsal: Rehearsal, work: StageWork | None) -> float:
     """In the unit of the stage's pace."""
-    if stage == "warmup":
+    if stage == "warmup" and recipe.warmup:
         return sum(run.steps for run in (recipe.warmup.proposal, recipe.warmup.reference) if run)
-    if stage == "3_scoring":
+    if stage == "3_scoring" and work:
         return work.tokens
     if stage == "4_partition":
         return sum(rehearsal.prompts.values())

@@ -13,6 +13,7 @@ import io
 import random
 import statistics
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,9 +67,11 @@ class _FewPrompts(Pipeline):
         super().__init__(recipe, say=lambda line: None)
         self._kept = {"train": train, "validation": 0, "heldout": 0}
         judge, best = self.task.rewards, self.task.reward_range[1]
-        self.task.rewards = lambda prompts, completions: [
-            reward if i % 4 else best for i, reward in enumerate(judge(prompts, completions))
-        ]
+
+        def lucky(prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float | None]:
+            return [reward if i % 4 else best for i, reward in enumerate(judge(prompts, completions))]
+
+        vars(self.task)["rewards"] = lucky
 
     def _prompts(self, *splits: str) -> list[Prompt]:
         rows = super()._prompts(*splits)

@@ -42,6 +42,7 @@ def make_engines(
     if config.engine == "import":
         return {"proposal": ImportedTrajectories(config.files, prompts, tokenizer, sampling, stops)}
     if config.engine == "openai":
+        assert config.openai is not None  # the settings refuse this engine without it
         servers = {"reference": config.openai.reference, "proposal": config.openai.proposal}
         return {
             source: OpenAIEngine(endpoint, sampling, stops, tokenizer, config.openai)

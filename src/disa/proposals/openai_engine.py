@@ -102,8 +102,8 @@ class OpenAIEngine:
         found = reply.logprobs if isinstance(reply.logprobs, dict) else {}
         if (texts := found.get("tokens")) is None:
             return None
-        ids = [self._ids.get(text) for text in texts]
-        known = None not in ids and self._tokenizer.decode(ids, skip_special_tokens=False) == reply.text
+        ids = [self._ids[text] for text in texts if text in self._ids]
+        known = len(ids) == len(texts) and self._tokenizer.decode(ids, skip_special_tokens=False) == reply.text
         return (ids, found["token_logprobs"]) if known else None
 
     @functools.cached_property

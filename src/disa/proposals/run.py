@@ -41,7 +41,7 @@ def proposals_stage(
     inputs: dict[str, StageFolder],
 ) -> Stage:
     """Describe the stage that draws the first trajectories of all prompts."""
-    identity = {"proposals": config.identity(), "sampling": sampling.identity()}
+    identity: dict[str, Any] = {"proposals": config.identity(), "sampling": sampling.identity()}
     identity |= models.identity(*SOURCES)
     identity |= {"files": files_digest(config.files), "importer": IMPORTER_VERSION} if config.files else {}
 

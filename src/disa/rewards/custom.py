@@ -50,7 +50,7 @@ class CustomReward:
         self.name = name
         self._function = import_function(name)
         self._conversational = conversational
-        low, high = reward_range or getattr(self._function, "reward_range", (0.0, 1.0))
+        low, high = getattr(self._function, "reward_range", (0.0, 1.0)) if reward_range is None else reward_range
         if not (math.isfinite(low) and math.isfinite(high) and low < high):
             raise DisaError(
                 f"reward range [{low}, {high}] is not two finite, increasing numbers",

@@ -171,7 +171,14 @@ class PromptValue:
     value: float
 
 
-Row = TypeVar("Row", Prompt, Trajectory, ScoredTrajectory, PartitionEstimate, EvaluationRecord, PromptValue)
+class Record(typing.Protocol):
+    """What every row class is: a dataclass with a version."""
+
+    VERSION: ClassVar[int]
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
+Row = TypeVar("Row", bound=Record)
 
 _ARROW_TYPES: dict[Any, pa.DataType] = {
     str: pa.string(),

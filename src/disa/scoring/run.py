@@ -69,7 +69,7 @@ def scoring_stage(
 
 def _says(folder: StageFolder) -> list[str]:
     rows = folder.rows(ScoredTrajectory)
-    rewards = {source: [r.reward for r in decided(rows) if r.source == source] for source in SOURCES}
+    rewards = {source: [r.reward for r in rows if r.reward is not None and r.source == source] for source in SOURCES}
     means = ", ".join(f"{source} {sum(found) / len(found):.3f}" for source, found in rewards.items() if found)
     undecided = len(rows) - len(decided(rows))
     lines = [f"mean reward: {means or 'none'}" + (f"; undecided {share(undecided, len(rows))}" if undecided else "")]

@@ -25,6 +25,8 @@ class TaskConfig(StageConfig):
     """Smallest number of distinct solutions of a prompt."""
     seed: Seed = 0
     """Seed of the instances."""
+    prompt_template: str = ""
+    """Prompt text; the places are filled in."""
 
     places: ClassVar[tuple[str, ...]] = ()
     """What the prompt template has to leave room for."""

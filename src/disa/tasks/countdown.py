@@ -14,34 +14,14 @@ from disa.tasks.config import CountdownConfig
 from disa.tasks.task import Task, read_payload
 
 
-class Countdown(Task):
+class ExpressionTask(Task):
     """Modes are expressions modulo commutativity and associativity; all of them can be enumerated."""
 
-    name = "countdown"
-    version = 1
     characters = "0123456789+-*/() "
-    config: CountdownConfig
-
-    def draw(self, rng: random.Random) -> dict[str, Any] | None:
-        """Random numbers in sorted order, and a target drawn uniformly among those with enough solutions."""
-        numbers = sorted(rng.randint(self.config.low, self.config.high) for _ in range(self.config.numbers))
-        counts: dict[int, int] = {}
-        for _, reached in expressions(tuple(numbers), self.config.operators).values():
-            if reached.denominator == 1 and 1 <= reached <= self.config.max_target:
-                counts[int(reached)] = counts.get(int(reached), 0) + 1
-        targets = sorted(target for target, count in counts.items() if count >= self.config.min_solutions)
-        if not targets:
-            return None
-        return {"numbers": numbers, "target": rng.choice(targets), "operators": self.config.operators}
 
     def identity(self, payload: dict[str, Any]) -> str:
         """The numbers in sorted order, and the target."""
         return f"{sorted(payload['numbers'])}={payload['target']}"
-
-    def text(self, payload: dict[str, Any]) -> str:
-        """The template, filled in."""
-        numbers = " ".join(map(str, payload["numbers"]))
-        return self.config.prompt_template.format(numbers=numbers, target=payload["target"])
 
     def solutions(self, prompt: Prompt) -> list[str]:
         """Canonical forms of every expression over all the numbers that reaches the target."""
@@ -64,6 +44,31 @@ class Countdown(Task):
         known = expressions(tuple(sorted(numbers)), operators)
         forms = list(known) if noisy else self.solutions(prompt)
         return _write(known[rng.choice(forms)][0], rng)
+
+
+class Countdown(ExpressionTask):
+    """Random numbers, and a target that they reach in enough ways."""
+
+    name = "countdown"
+    version = 1
+    config: CountdownConfig
+
+    def draw(self, rng: random.Random) -> dict[str, Any] | None:
+        """Random numbers in sorted order, and a target drawn uniformly among those with enough solutions."""
+        numbers = sorted(rng.randint(self.config.low, self.config.high) for _ in range(self.config.numbers))
+        counts: dict[int, int] = {}
+        for _, reached in expressions(tuple(numbers), self.config.operators).values():
+            if reached.denominator == 1 and 1 <= reached <= self.config.max_target:
+                counts[int(reached)] = counts.get(int(reached), 0) + 1
+        targets = sorted(target for target, count in counts.items() if count >= self.config.min_solutions)
+        if not targets:
+            return None
+        return {"numbers": numbers, "target": rng.choice(targets), "operators": self.config.operators}
+
+    def text(self, payload: dict[str, Any]) -> str:
+        """The template, filled in."""
+        numbers = " ".join(map(str, payload["numbers"]))
+        return self.config.prompt_template.format(numbers=numbers, target=payload["target"])
 
 
 @functools.lru_cache(maxsize=4096)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import random
+from fractions import Fraction
 from typing import Any
 
 from disa.tasks.config import Puzzle24Config
-from disa.tasks.countdown import Countdown, expressions
+from disa.tasks.countdown import ExpressionTask, expressions
 
 NUMBERS, TARGET, OPERATORS = 4, 24, "+-*/"
 
 
-class Puzzle24(Countdown):
+class Puzzle24(ExpressionTask):
     """Countdown with four numbers, one target and all operators, as the card game has it."""
 
     name = "puzzle24"
@@ -22,7 +23,7 @@ class Puzzle24(Countdown):
         """Random numbers in sorted order that reach 24 in enough ways."""
         numbers = sorted(rng.randint(self.config.low, self.config.high) for _ in range(NUMBERS))
         reached = [value for _, value in expressions(tuple(numbers), OPERATORS).values()]
-        if reached.count(TARGET) < self.config.min_solutions:
+        if reached.count(Fraction(TARGET)) < self.config.min_solutions:
             return None
         return {"numbers": numbers, "target": TARGET, "operators": OPERATORS}
 

@@ -64,7 +64,8 @@ class ShortestPath(Task):
 def _shortest_paths(vertices: int, edges: Edges, start: int, end: int) -> tuple[str, ...]:
     """All shortest paths, sorted; none where the ends are not connected. Breadth first, a layer at a time."""
     joined = neighbours(vertices, edges)
-    paths, seen = [(start,)], {start}
+    paths: list[tuple[int, ...]] = [(start,)]
+    seen = {start}
     while paths and end not in seen:
         paths = [(*path, other) for path in paths for other in joined[path[-1]] if other not in seen]
         seen |= {path[-1] for path in paths}

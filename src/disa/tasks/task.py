@@ -42,14 +42,18 @@ class Task(ABC):
     name: str
     version: int
     """Raised whenever prompts, reward or modes change for the same configuration."""
-    reward_range: tuple[float, float] = (0.0, 1.0)
-    has_modes: bool = True
-    """Whether every correct completion has a mode."""
+    config: Any
+    """Each task names its own class: a ``TaskConfig`` where prompts are generated."""
     key_columns: tuple[str, ...] | None = None
     """Columns that, with the prompt, make the prompt's id, where rows are Python's own; None where the id is given."""
 
     def __init__(self, config: StageConfig) -> None:
         self.config = config
+
+    @property
+    def reward_range(self) -> tuple[float, float]:
+        """Smallest and largest reward; a class attribute may say another."""
+        return (0.0, 1.0)
 
     @property
     def fingerprint(self) -> str:

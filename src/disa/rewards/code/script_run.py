@@ -112,8 +112,8 @@ def same_output(output: str, expected: str, tolerance: float | None = None) -> b
     )
     if lines == wanted or tolerance is None or len(lines) != len(wanted):
         return lines == wanted
-    words = ([line.split(" ") for line in map(str.lstrip, side)] for side in (lines, wanted))
-    return all(_same_words(*pair, Fraction(tolerance)) for pair in zip(*words, strict=True))
+    pairs = zip(map(str.lstrip, lines), map(str.lstrip, wanted), strict=True)
+    return all(_same_words(line.split(" "), want.split(" "), Fraction(tolerance)) for line, want in pairs)
 
 
 def _same_words(words: list[str], wanted: list[str], tolerance: Fraction) -> bool:

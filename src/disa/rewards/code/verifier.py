@@ -48,10 +48,11 @@ class CodeVerifier:
         length = len(program.source.encode("utf-8", "surrogatepass"))
         if length > self.limits.program_kb * 1024:
             return CodeVerdict("failed", f"the program is {length} bytes long, {self.limits.program_kb} KB are allowed")
-        judge = judge_calls if isinstance(program.tests, FunctionTests) else judge_outputs
         try:
             source = {"prelude": program.prelude, "source": program.source}
-            return judge(self._sandbox, self.limits, source, program.tests)
+            if isinstance(program.tests, FunctionTests):
+                return judge_calls(self._sandbox, self.limits, source, program.tests)
+            return judge_outputs(self._sandbox, self.limits, source, program.tests)
         except OSError as error:  # no process, pipe or memory to be had: says nothing about the program
             return CodeVerdict("undecided", f"the sandbox could not be started: {error}")
         except Exception as error:  # whatever a program makes of its output, the others get their verdicts

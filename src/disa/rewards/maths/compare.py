@@ -235,9 +235,9 @@ class _Comparison:
 
     def same_ratio(self, gold: str, answer: str) -> bool | None:
         """``3:1`` and ``6:2``; clock times, whose minutes have two digits, are no ratios."""
-        clocks = [_clock(text) for text in (gold, answer)]
-        if all(clocks):
-            (time, half), (other, other_half) = clocks
+        left, right = _clock(gold), _clock(answer)
+        if left and right:
+            (time, half), (other, other_half) = left, right
             return time == other and (half is None or other_half is None or half == other_half)
         sides = [[part.strip() for part in text.split(":")] for text in (gold, answer)]
         zeros = [[same_value("0", part) for part in side] for side in sides]
@@ -279,7 +279,10 @@ def _right_side(text: str) -> str:
 def _bare_angle(kind: Kind | None, left: Labelled, right: Labelled) -> str:
     """What makes a multiple of pi without a unit, which is in radians, an angle in the other's degrees, or back."""
     kinds = [left.kind or kind, right.kind]
-    factors = {((("angle", 1),), None): r"\frac{180}{\pi}", (None, (("angle", 1),)): r"\frac{\pi}{180}"}
+    factors: dict[tuple[Kind | None, Kind | None], str] = {
+        ((("angle", 1),), None): r"\frac{180}{\pi}",
+        (None, (("angle", 1),)): r"\frac{\pi}{180}",
+    }
     return factors.get((kinds[0], kinds[1]), "")
 
 

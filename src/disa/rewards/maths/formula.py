@@ -153,7 +153,7 @@ class _Parser:
                         below = ("*", below, self.power(depth))
                 value = ("/", value, below)
             elif self.starts_factor():
-                if self.next[0].isdecimal() and value[0] == "num":
+                if self.tokens[self.position][0].isdecimal() and value[0] == "num":
                     raise UnreadableError("two numbers side by side")
                 value = self.mixed(value, depth) or ("*", value, self.power(depth))
             else:
@@ -220,7 +220,7 @@ class _Parser:
             return ({"\\lfloor": "floor", "\\lceil": "ceil"}[token], self.group(depth))
         if token in _PAIRS:
             return self.group(depth)
-        self.take()
+        token = self.take()
         if token[0].isdecimal():
             return ("num", number(token))
         if token == "|":
@@ -309,7 +309,8 @@ class _Parser:
         if self.next != "{":
             return self.take() + (f"{{{self.raw()}}}" if self.tokens[self.position - 1] in _ACCENTS else "")
         self.take()
-        level, parts = 1, []
+        parts: list[str] = []
+        level = 1
         while True:
             token = self.take()
             level += {"{": 1, "}": -1}.get(token, 0)

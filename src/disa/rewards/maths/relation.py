@@ -62,8 +62,10 @@ def _factor(f: Tree, g: Tree) -> Any | None:
 def _same_roots(f: Tree, g: Tree) -> bool | None:
     """Whether both give a variable the same values where both are of one degree in it, 1 or 2; None where none is."""
     for name in sorted(names(f)):
-        pairs = [[_coefficients(tree, name, point) for tree in (f, g)] for point in list(points(names(f)))[:3]]
-        if all(one is not None and other is not None and len(one) == len(other) for one, other in pairs):
+        at = list(points(names(f)))[:3]
+        both = [(_coefficients(f, name, point), _coefficients(g, name, point)) for point in at]
+        pairs = [(one, other) for one, other in both if one is not None and other is not None]
+        if len(pairs) == len(at) and all(len(one) == len(other) for one, other in pairs):
             return all(close(a * other[0], b * one[0]) for one, other in pairs for a, b in zip(one, other, strict=True))
     return None
 

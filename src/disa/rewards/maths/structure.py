@@ -97,8 +97,8 @@ def _union(text: str) -> Sequence | None:
     ]
     if len(parts) < 2 or any(not part for part in parts):
         return None
-    items = tuple(parse_structure(part) for part in parts)
-    if any(isinstance(item, str) for item in items):
+    items = [item for part in parts if isinstance(item := parse_structure(part), Sequence)]
+    if len(items) < len(parts):
         return None
     return Sequence(
         "cup", tuple(i for item in items for i in (item.items if item.kind in ("cup", "{}") else [item])), text

@@ -123,10 +123,10 @@ def _units() -> dict[str, tuple[dict[str, int], Fraction]]:
             for name, (prefixes, power) in itertools.product(names.split(), ((" ", 0), *_PREFIXES.items())):
                 found.setdefault(prefixes.split(" ")[which] + name, (kinds, Fraction(size) * Fraction(10) ** power))
     for entry in _OTHERS.replace("\n", "|").split("|"):
-        words = entry.split()
-        at = next((i for i, word in enumerate(words) if word[0].isdecimal()), 0)
-        for name in words[:at]:
-            found[name] = (_kinds(" ".join(words[at + 1 :])), Fraction(words[at]))
+        parts = entry.split()
+        at = next((i for i, part in enumerate(parts) if part[0].isdecimal()), 0)
+        for name in parts[:at]:
+            found[name] = (_kinds(" ".join(parts[at + 1 :])), Fraction(parts[at]))
     return found
 
 

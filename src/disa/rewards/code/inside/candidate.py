@@ -65,7 +65,7 @@ def main():
     sys.argv[:] = ["program.py"]
     sys.path.remove("/inside")
     # Python defines these two in site.py, which is not loaded here.
-    builtins.exit = builtins.quit = sys.exit
+    vars(builtins).update(exit=sys.exit, quit=sys.exit)
     # Processor time limits the work; Python's own limit would refuse a right answer of 5,000 digits.
     sys.set_int_max_str_digits(0)
     if setup["script"]:

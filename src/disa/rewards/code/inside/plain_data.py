@@ -14,7 +14,7 @@ _SIZE_BYTES = 8
 _SEQUENCES = {b"l": list, b"t": tuple, b"e": set, b"z": frozenset, b"y": iter}
 _LETTERS = ((list, b"l"), (tuple, b"t"), (set, b"e"), (frozenset, b"z"))
 _CONSTANTS = {b"N": None, b"T": True, b"F": False}
-_VIEWS = (range, type({}.keys()), type({}.values()), type({}.items()))
+_VIEWS: tuple[type, ...] = (range, type({}.keys()), type({}.values()), type({}.items()))
 
 
 class NotPlainData(ValueError):
@@ -40,7 +40,7 @@ def write_value(value, opaque=False):
     Subclasses are sent as the type they extend, iterators as an iterator over what they yield, and anything else, if
     asked, as `Opaque`.
     """
-    parts = []
+    parts: list[bytes] = []
     _write(value, parts, opaque)
     return b"".join(parts)
 
@@ -87,7 +87,7 @@ def _write(value, parts, opaque):
         text = value.encode("utf-8", "surrogatepass")
         parts.append(b"s%x;%b" % (len(text), text))
     elif isinstance(value, (bytes, bytearray)):
-        parts.append(b"b%x;%b" % (len(value), value))
+        parts.append(b"b%x;%b" % (len(value), value))  # type: ignore[str-format]  # %b takes a bytearray too
     elif isinstance(value, dict):
         parts.append(b"m%x;" % len(value))
         for key, item in value.items():
@@ -152,4 +152,8 @@ def _read(data, start):
     for _ in range(2 * count if letter == b"m" else count):
         item, at = _read(data, at)
         items.append(item)
-    return (dict(zip(items[::2], items[1::2], strict=True)) if letter == b"m" else _SEQUENCES[letter](items)), at
+    if letter == b"m":
+        return dict(zip(items[::2], items[1::2], strict=True)), at
+    make = _SEQUENCES[letter]
+    assert callable(make)
+    return make(items), at
