@@ -235,9 +235,9 @@ class _Comparison:
 
     def same_ratio(self, gold: str, answer: str) -> bool | None:
         """``3:1`` and ``6:2``; clock times, whose minutes have two digits, are no ratios."""
-        left, right = _clock(gold), _clock(answer)
-        if left and right:
-            (time, half), (other, other_half) = left, right
+        one, two = _clock(gold), _clock(answer)
+        if one and two:
+            (time, half), (other, other_half) = one, two
             return time == other and (half is None or other_half is None or half == other_half)
         sides = [[part.strip() for part in text.split(":")] for text in (gold, answer)]
         zeros = [[same_value("0", part) for part in side] for side in sides]
