@@ -62,7 +62,7 @@ def unsolved(rows: Sequence[ScoredTrajectory], *, n: int = VALUE_SAMPLES) -> set
 def _reference_rewards(rows: Sequence[ScoredTrajectory], n: int) -> dict[str, list[float]]:
     rewards: dict[str, list[float]] = {row.prompt_id: [] for row in rows}
     for row in sorted(rows, key=lambda row: row.draw):
-        if row.source == "reference":
+        if row.source == "reference" and row.reward is not None:
             rewards[row.prompt_id].append(row.reward)
     for prompt_id, found in rewards.items():
         if len(found) < n:

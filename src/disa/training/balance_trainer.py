@@ -251,6 +251,7 @@ class BalanceTrainer(SharedPromptTrainer):
         count = count + 1 if step == self.state.global_step else 0
         self._offline_batches = (self.state.global_step, count)
         # A batch's number depends on step and micro-batch only, so resuming repeats no batch.
+        assert self._offline is not None
         batch = self._offline.batch(
             self.state.global_step * self.current_gradient_accumulation_steps + count,
             size,

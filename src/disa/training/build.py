@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from datasets import Dataset, concatenate_datasets
 from transformers import Trainer
@@ -58,7 +58,7 @@ class TrainerInputs:
     task: Task
     prompt_ids: Mapping[str, Sequence[int]]
     """Token ids of the training prompts."""
-    reference: Path
+    reference: str | Path
     anchor: Anchor | None
     trajectories: Sequence[ScoredTrajectory]
     """Those of the training prompts."""
@@ -71,6 +71,12 @@ class TrainerInputs:
     dataset: Dataset
     reward: Any
     """The task's reward as a TRL reward function."""
+
+    @property
+    def frozen(self) -> Anchor:
+        """The anchor, for methods that are given one."""
+        assert self.anchor is not None
+        return self.anchor
 
 
 def build_trainer(method: str, inputs: TrainerInputs) -> Trainer:
@@ -99,15 +105,15 @@ def _disa(inputs: TrainerInputs, *, default_share: float = 0.0) -> Trainer:
     offline = None
     if share:
         plan = flag_plan(
-            inputs.anchor, list(inputs.prompt_ids), config.flagged, prompts_per_step=config.prompts_per_step
+            inputs.frozen, list(inputs.prompt_ids), config.flagged, prompts_per_step=config.prompts_per_step
         )
         offline = _towards_target(inputs, with_frozen_log_z(inputs.trajectories, plan))
-    return DISATrainer(anchor=inputs.anchor, args=args, offline=offline, **_compared(inputs))
+    return DISATrainer(anchor=inputs.frozen, args=args, offline=offline, **_compared(inputs))
 
 
 def _towards_target(inputs: TrainerInputs, rows: Sequence[ScoredTrajectory]) -> StoredTrajectories:
     config = inputs.config
-    weights = target_weights(rows, inputs.anchor, tail=config.offline_weight_tail, cap=config.offline_weight_cap)
+    weights = target_weights(rows, inputs.frozen, tail=config.offline_weight_tail, cap=config.offline_weight_cap)
     return StoredTrajectories(rows, inputs.prompt_ids, weights * equal_prompts(rows), seed=config.seed)
 
 
@@ -123,12 +129,12 @@ def _disa_forward(inputs: TrainerInputs) -> Trainer:
 def _disa_offline_balance(inputs: TrainerInputs) -> Trainer:
     _verify(inputs)
     rows = inputs.trajectories
-    log_z = conservative_log_z(inputs.anchor, [row.prompt_id for row in rows])
+    log_z = conservative_log_z(inputs.frozen, [row.prompt_id for row in rows])
     stored = StoredTrajectories(rows, inputs.prompt_ids, equal_prompts(rows), seed=inputs.config.seed, log_z=log_z)
     return _offline(inputs, stored, balance(inputs.config.inverse_temperature))
 
 
-def _sft(inputs: TrainerInputs, *, kind: str = "correct") -> Trainer:
+def _sft(inputs: TrainerInputs, *, kind: Literal["correct", "reward"] = "correct") -> Trainer:
     weights = supervised_weights(inputs.trajectories, kind)
     stored = StoredTrajectories(inputs.trajectories, inputs.prompt_ids, weights, seed=inputs.config.seed)
     return _offline(inputs, stored, supervised("mean"))
@@ -236,4 +242,4 @@ def _verify(inputs: TrainerInputs) -> None:
         inverse_temperature=inputs.config.inverse_temperature,
         task=inputs.task.fingerprint,
     )
-    inputs.anchor.verify(found)
+    inputs.frozen.verify(found)

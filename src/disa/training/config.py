@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -145,11 +145,13 @@ class TrainingConfig(StageConfig):
 
     def method_steps(self, method: str) -> int:
         """Optimiser steps of one method."""
-        return self.steps_of.get(method, self.steps)
+        steps: Mapping[Any, int] = self.steps_of
+        return steps.get(method, self.steps)
 
     def method_learning_rate(self, method: str) -> float:
         """Peak learning rate of one method."""
-        return self.learning_rates.get(method, self.learning_rate)
+        rates: Mapping[Any, float] = self.learning_rates
+        return rates.get(method, self.learning_rate)
 
     def method_lora(self, method: str) -> LoRAConfig | None:
         """Adapters of one method."""

@@ -9,8 +9,9 @@ import torch
 from trl import GRPOConfig
 
 from disa.errors import DisaError
+from disa.objectives.trajectory_balance import Length
 from disa.runs import processes
-from disa.training.flags import POLICIES
+from disa.training.flags import POLICIES, FlagPolicy
 
 _SUPPORT = "it removes support from the policy's samples"
 
@@ -63,7 +64,7 @@ class DISAConfig(GRPOConfig):
         default=8.0,
         metadata={"help": "Bound on the target's density ratio of an offline trajectory that the anchor holds."},
     )
-    length: str = field(
+    length: Length = field(
         default="sum",
         metadata={"help": "'sum': log-ratios of whole completions; 'mean': per token, which has another target."},
     )
@@ -79,7 +80,7 @@ class DISAConfig(GRPOConfig):
         default=0.0,
         metadata={"help": "Share in [0, 1) of the forward projection on offline trajectories in the objective."},
     )
-    flagged: str = field(
+    flagged: FlagPolicy = field(
         default="train",
         metadata={
             "help": "Prompts whose log Z is flagged: 'train' on them all the same, take their log Z from the 'group', "
@@ -194,8 +195,9 @@ class DISAConfig(GRPOConfig):
         steps = self.steps_per_generation or self.gradient_accumulation_steps
         batch = self.per_device_train_batch_size * steps * processes.count()
         if batch == 1:
-            self.steps_per_generation = 2
-        self.num_generations, self.num_generations_eval = max(2, batch), 1
+            self.steps_per_generation: int | None = 2
+        self.num_generations: int = max(2, batch)
+        self.num_generations_eval = 1
         super().__post_init__()
         self.num_generations = 1
         if batch == 1:

@@ -25,6 +25,7 @@ from disa.errors import DisaError
 from disa.runs.records import ScoredTrajectory
 
 FlagPolicy = Literal["train", "group", "skip", "refuse"]
+LogZSource = Literal["anchor", "group", "skip"]
 POLICIES: tuple[FlagPolicy, ...] = ("train", "group", "skip", "refuse")
 HARMLESS = frozenset({"gated"})
 """Flags that report which estimator was used and say nothing against its result."""
@@ -34,7 +35,7 @@ HARMLESS = frozenset({"gated"})
 class FlagPlan:
     """Where each prompt's log Z comes from in training."""
 
-    source: Mapping[str, Literal["anchor", "group", "skip"]]
+    source: Mapping[str, LogZSource]
     """By prompt id."""
 
     def count(self, source: str) -> int:
@@ -79,7 +80,7 @@ def flag_plan(anchor: Anchor, prompt_ids: Sequence[str], policy: FlagPolicy, *, 
             where="training, flagged=skip",
             fix="draw more trajectories, use flagged=group, or take fewer prompts a step",
         )
-    other = "anchor" if policy in ("train", "refuse") else policy
+    other: LogZSource = policy if policy == "group" or policy == "skip" else "anchor"
     return FlagPlan({p: other if p in marked else "anchor" for p in prompt_ids})
 
 

@@ -34,10 +34,10 @@ class ReferenceGuard(TrainerCallback):
 
     def __init__(self, trainer: BalanceTrainer, anchor: Anchor, prompt_ids: Mapping[str, Sequence[int]]) -> None:
         self._trainer, self._anchor = trainer, anchor
-        probes = [p for p in anchor.probes.values() if p.completion_ids and p.prompt_id in prompt_ids]
-        self._log_ref = torch.tensor([p.log_ref for p in probes], dtype=torch.float64)
-        self._tokens = torch.tensor([len(p.completion_ids) for p in probes])
-        self._ids = [(prompt_ids[p.prompt_id], p.completion_ids) for p in probes]
+        known = [p for p in anchor.probes.values() if p.prompt_id in prompt_ids]
+        self._log_ref = torch.tensor([p.log_ref for p in known if p.completion_ids], dtype=torch.float64)
+        self._ids = [(prompt_ids[p.prompt_id], p.completion_ids) for p in known if p.completion_ids]
+        self._tokens = torch.tensor([len(completion) for _, completion in self._ids])
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Compare log pi_ref with the anchor's, and log pi in training with that in sampling."""

@@ -55,6 +55,7 @@ class Learned(LogZ):
     """
 
     name, paper = "FlowRL", "2509.15207"
+    module: nn.Module
 
     def __init__(
         self, learning_rate: float = 1e-3, *, detach_backbone: bool = True, normalised_rewards: bool = False

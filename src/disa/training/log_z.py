@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from disa.errors import DisaError
 from disa.objectives.log_z import group_log_z
+from disa.objectives.trajectory_balance import Length
 
 if TYPE_CHECKING:
     from disa.training.balance_trainer import BalanceTrainer
@@ -197,7 +198,7 @@ def gflowrl(**settings: Any) -> Group:
     return Group(**settings, name="GFlowRL", paper="2607.13394")
 
 
-def group_means(trainer: BalanceTrainer, batch: dict[str, Any], *, length: str) -> Tensor:
+def group_means(trainer: BalanceTrainer, batch: dict[str, Any], *, length: Length) -> Tensor:
     """Log Z of every group, before TRL scatters a group over micro-batches; groups may span processes."""
     mask, rows = batch["completion_mask"], len(batch["completion_mask"])
     known = batch.get("old_per_token_logps", batch.get("sampling_per_token_logps"))

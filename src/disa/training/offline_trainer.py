@@ -21,7 +21,7 @@ from disa.anchor import Anchor
 from disa.lm.shared_prefix import shared_attention
 from disa.objectives.forward_projection import forward_projection_loss
 from disa.objectives.supervised import supervised_loss
-from disa.objectives.trajectory_balance import trajectory_balance_loss, trajectory_balance_residual
+from disa.objectives.trajectory_balance import Length, trajectory_balance_loss, trajectory_balance_residual
 from disa.training.policy_log_probs import answer_log_probs, completion_log_probs
 from disa.training.stored import StoredBatch, StoredTrajectories
 
@@ -34,7 +34,7 @@ def forward_loss(log_pi: Tensor, batch: StoredBatch) -> Tensor:
     return forward_projection_loss(log_pi, batch.weight)
 
 
-def supervised(length: str) -> OfflineLoss:
+def supervised(length: Length) -> OfflineLoss:
     """Cross-entropy of the drawn completions; what was kept, and how often, is the weights' affair."""
 
     def loss(log_pi: Tensor, batch: StoredBatch) -> Tensor:

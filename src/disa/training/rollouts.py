@@ -81,7 +81,7 @@ def check_gap(trainer: GRPOTrainer, batch: dict[str, Any], bound: float | None) 
 
 def free_engine(trainer: Any) -> None:
     """Free the memory of the engine inside a trainer, where there is one, for the next method."""
-    generation = getattr(trainer, "vllm_generation", None)
+    generation: Any = getattr(trainer, "vllm_generation", None)
     if llm := getattr(generation, "llm", None):
         generation.llm = None
         free_vllm(llm)

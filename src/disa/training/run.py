@@ -69,7 +69,7 @@ def run_training(
     sampling: SamplingConfig,
     task: Task,
     prompts: list[Prompt],
-    reference: Path,
+    reference: str | Path,
     anchor: Anchor | None,
     trajectories: list[ScoredTrajectory],
 ) -> None:
@@ -81,7 +81,7 @@ def run_training(
     ----------
     prompts : list of Prompt
         Training prompts.
-    reference : Path
+    reference : str or Path
         Frozen reference, from which the policy starts.
     anchor : Anchor or None
         For the methods that read it (:mod:`disa.training.methods`); the others never see it.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from disa.anchor import Anchor
 from disa.lm.models import Models
@@ -49,7 +50,7 @@ def training_stage(
         loaded = Anchor.load(frozen.path) if frozen else None
         run.run_training(stage, method, config, sampling, task, rows, models.paths["reference"], loaded, offline)
 
-    identity = {"training": config.method_identity(method), "sampling": sampling.identity()}
+    identity: dict[str, Any] = {"training": config.method_identity(method), "sampling": sampling.identity()}
     identity |= {"reward": task.reward_fingerprint} | models.identity("reference")
     inputs = inputs | ({"anchor": frozen} if frozen else {}) | scored
     return Stage("training", folder, run.VERSION, identity, inputs, work, by="launch", says=_says)

@@ -44,7 +44,8 @@ def target_weights(
     DisaError
         Where a prompt has no log Z, or a trajectory no log-probability under the proposal.
     """
-    if any(row.log_proposal is None for row in rows):
+    log_proposal = [row.log_proposal for row in rows if row.log_proposal is not None]
+    if len(log_proposal) < len(rows):
         raise DisaError(
             "trajectories of an unknown proposal have no importance weight",
             where="training: offline trajectories",
@@ -53,7 +54,7 @@ def target_weights(
     _, prompt = np.unique([row.prompt_id for row in rows], return_inverse=True)
     from_reference = np.array([row.source == "reference" for row in rows])
     share = (np.bincount(prompt, from_reference) / np.bincount(prompt))[prompt]
-    log_ratio = np.array([row.log_ref - row.log_proposal for row in rows])
+    log_ratio = np.array([row.log_ref for row in rows]) - np.array(log_proposal)
     reward = np.array([row.reward for row in rows])
     log_z, beta = anchor.log_z([row.prompt_id for row in rows]), anchor.fingerprint.inverse_temperature
     log_w = balance_log_weights(log_ratio, share)

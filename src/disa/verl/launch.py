@@ -234,7 +234,8 @@ class _Watched:
     """verl's task runner, killed when a node is lost: verl itself would wait for that node's completions for ever."""
 
     def __init__(self, runner: Any) -> None:
-        self._class, self._handle, self._seen = runner, None, set()
+        self._class, self._handle = runner, None
+        self._seen: set[str] = set()
 
     def options(self, **options: Any) -> _Watched:
         self._class = self._class.options(**options)

@@ -17,6 +17,7 @@ from disa.runs.records import Prompt
 
 def anchor_digest(anchor: Anchor) -> str:
     """Digest of the anchor's file, which :meth:`Anchor.load` has checked."""
+    assert anchor.path is not None  # it was read from there
     return read_json(anchor.path / "manifest.json")["anchor"]["digest"]
 
 
