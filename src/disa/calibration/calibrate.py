@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import ValidationError, create_model
 from rich.console import Console
 
 from disa.anchor import Anchor
@@ -23,10 +23,8 @@ Rows = Sequence[Mapping[str, Any]]
 """A ``datasets.Dataset`` or a list of rows."""
 
 
-class _Recipe(Recipe):
-    """A recipe whose rows are in memory."""
-
-    tasks: PythonRowsConfig
+_Recipe = create_model("_Recipe", __base__=Recipe, tasks=(PythonRowsConfig, ...))
+"""A recipe whose rows are in memory."""
 
 
 def calibrate(
@@ -82,7 +80,8 @@ def calibrate(
     if keys is None:
         keys = [name for name in train[0] if name != "prompt"]
     reward = RewardFunctions(reward_funcs, args.reward_weights)
-    task = PythonRows(train, heldout, reward, tuple(args.reward_range), keys)
+    low, high = args.reward_range
+    task = PythonRows(train, heldout, reward, (low, high), keys)
     models = Models(model, proposal, made_here=False, tokenizer=processing_class)
     say = Console(stderr=True, highlight=False, quiet=rank() > 0).print
     pipeline = Pipeline(_recipe(args, task, models), say=say, task=task, models=models)
@@ -90,7 +89,7 @@ def calibrate(
     return Anchor.load(args.output_dir)
 
 
-def _recipe(args: CalibrationConfig, task: PythonRows, models: Models) -> _Recipe:
+def _recipe(args: CalibrationConfig, task: PythonRows, models: Models) -> Recipe:
     share = args.reference_share
     if share is None:
         share = 0.25 if models.has_proposal else 1.0

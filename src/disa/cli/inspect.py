@@ -147,7 +147,7 @@ def _draw(anchor: Anchor, folder: Path) -> list[str]:
 
     folder.mkdir(parents=True, exist_ok=True)
     rows, beta, written = list(anchor.estimates.values()), anchor.fingerprint.inverse_temperature, []
-    how = {"binary": anchor.binary, "coverage": anchor.evidence.get("coverage")}
+    how: dict[str, Any] = {"binary": anchor.binary, "coverage": anchor.evidence.get("coverage")}
     with style():
         for figure in partition_figures(rows, beta, anchor.reward_range, **how):
             path = folder / f"{figure.name}.png"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
@@ -95,7 +96,8 @@ class ComparisonConfig(StageConfig):
 
     def points(self, method: str) -> tuple[Point, ...]:
         """Candidates of one method."""
-        return self.search.points_of.get(method, self.search.points)
+        own: Mapping[Any, tuple[Point, ...]] = self.search.points_of
+        return own.get(method, self.search.points)
 
 
 def point_training(training: TrainingConfig, method: str, point: Point) -> TrainingConfig:

@@ -41,12 +41,12 @@ def _scatter(results: ComparisonResults) -> list[Figure]:
     metrics = [f"mean@{largest_k(results.metrics('heldout'), 'mean')}", "effective_modes"]
     if "effective_modes" not in results.metrics("heldout"):
         return []
-    means = [(clustered_mean(results.reference["heldout"][m].values()).value, math.nan) for m in metrics]
-    points = [Point("reference", *means)]
+    mean, modes = ((clustered_mean(results.reference["heldout"][m].values()).value, math.nan) for m in metrics)
+    points = [Point("reference", mean, modes)]
     for method in results.methods:
-        found = [method.metric("heldout", metric) for metric in metrics]
-        if None not in found:
-            points.append(Point(method.method, *((number.value, number.se) for number in found)))
+        quality, diversity = (method.metric("heldout", metric) for metric in metrics)
+        if quality is not None and diversity is not None:
+            points.append(Point(method.method, (quality.value, quality.se), (diversity.value, diversity.se)))
     lead = "Held-out prompts; bars are one standard error over seeds."
     return quality_against_diversity(points, metrics[0].replace("mean", "Mean"), lead)
 
@@ -99,6 +99,7 @@ def learning_curves(results: ComparisonResults, styles: Styles) -> list[Figure]:
         curve, look = curves[method.method], styles[method.method]
         if curve is None:
             end = method.metric("train", f"mean@{k}")
+            assert end is not None  # else it is not shown
             for (_, axes), x in ((completions, method.budget.read), (seconds, method.seconds.value)):
                 axes.plot(x, end.value, **point_look(look), label=method.method)
             ends.append(f"{method.method} {end.value:.3f}")

@@ -101,7 +101,9 @@ class Grid:
         wanted = {p.prompt_id for p in self.prompts if p.split == "train"}
         folders = self._reader.scores().values()
         rows = [r for f in folders for r in decided(f.rows(ScoredTrajectory)) if r.prompt_id in wanted]
-        configs = {m: point_training(self.recipe.training, m, {}) for m in self.comparison.methods}
+        configs: dict[str, TrainingConfig] = {
+            m: point_training(self.recipe.training, m, {}) for m in self.comparison.methods
+        }
         read = {method: trajectories_read(method, config, rows) for method, config in configs.items()}
         return equal_budgets(configs, read, equal=self.comparison.budget)
 
@@ -169,8 +171,8 @@ class Grid:
         candidates = self.candidates(method)
         if not candidates:
             return self.comparison.points(method)[0]
-        scores = {cell: self.score(cell) for cell in candidates}
-        if None in scores.values():
+        scores = {cell: score for cell in candidates if (score := self.score(cell)) is not None}
+        if len(scores) < len(candidates):
             return None
         return dict(best_of(scores, lower_is_better=self.lower_is_better).point)
 

@@ -78,7 +78,7 @@ class MethodResult:
 
     def metric(self, split: str, name: str) -> OverSeeds | None:
         """Mean over prompts, over seeds; None where a seed lacks it."""
-        found = [values.get(split, {}).get(name) for values in self.values.values()]
+        found = [values.get(split, {}).get(name) or {} for values in self.values.values()]
         return over_seeds([clustered_mean(v.values()).value for v in found]) if all(found) else None
 
     @property
@@ -142,22 +142,23 @@ def gather(grid: Grid) -> ComparisonResults | None:
         return None
     methods, missing = [], 0
     for method in grid.comparison.methods:
-        finals = {cell.seed: cell for cell in grid.finals(method, grid.comparison.seeds)}
+        finals = {cell.seed: cell for cell in grid.finals(method, grid.comparison.seeds) if cell.seed is not None}
         found = {seed: folder for seed, cell in finals.items() if (folder := grid.evaluated(cell))}
         missing += len(grid.comparison.seeds) - len(found)
-        if found:
-            logs = {seed: read_step_log(grid.trained(finals[seed]).path / "steps.jsonl") for seed in found}
+        if found and (point := grid.chosen(method)) is not None:
+            trained = {seed: folder for seed in found if (folder := grid.trained(finals[seed]))}
             methods.append(
                 MethodResult(
                     method=method,
-                    point=grid.chosen(method),
+                    point=point,
                     search=[
-                        Candidate(dict(cell.point), grid.training_config(cell).learning_rate, grid.score(cell))
+                        Candidate(dict(cell.point), grid.training_config(cell).learning_rate, score)
                         for cell in grid.candidates(method)
+                        if (score := grid.score(cell)) is not None
                     ],
                     budget=grid.budgets[method],
                     values={seed: grid.values(folder.rows(EvaluationRecord)) for seed, folder in found.items()},
-                    logs=logs,
+                    logs={seed: read_step_log(folder.path / "steps.jsonl") for seed, folder in trained.items()},
                 )
             )
     if not methods:
@@ -176,7 +177,7 @@ def gather(grid: Grid) -> ComparisonResults | None:
 def best_mode(methods: Sequence[MethodResult], criterion: str, *, lower_is_better: bool) -> str | None:
     """DISA's best mode: by the criterion of the search, on validation prompts, over the finished seeds."""
     found = {m.method: m.metric("validation", criterion) for m in methods if m.method in OWN}
-    if missing := [method for method, number in found.items() if number is None]:
+    scores = {method: number.value for method, number in found.items() if number is not None}
+    if missing := [method for method in found if method not in scores]:
         raise undefined_criterion(criterion, missing[0])
-    scores = {method: number.value for method, number in found.items()}
     return best_of(scores, lower_is_better=lower_is_better) if scores else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -100,7 +101,7 @@ def work_through(
 
     def unfinished() -> dict[str, Callable[[], None]]:
         cells = [cell for cell, folder in _known(grid, methods, seeds).items() if folder is None]
-        return {grid.folder(cell): lambda cell=cell: work(cell) for cell in cells}
+        return {grid.folder(cell): functools.partial(work, cell) for cell in cells}
 
     def work(cell: Cell) -> None:
         started, folder = time.monotonic(), grid.folder(cell)

@@ -99,7 +99,7 @@ def search_rows(results: ComparisonResults) -> list[Row]:
 
 def rate_notes(results: ComparisonResults) -> list[str]:
     """Say for which methods a better learning rate may lie outside the search: an end or a single one was chosen."""
-    found = {"largest": [], "smallest": [], "alone": []}
+    found: dict[str, list[str]] = {"largest": [], "smallest": [], "alone": []}
     for method in results.methods:
         rates = {candidate.learning_rate for candidate in method.search}
         chosen = [candidate.learning_rate for candidate in method.search if candidate.point == method.point]

@@ -40,7 +40,7 @@ _LEGEND_CHARACTERS, _HANDLE_CHARACTERS, _ROW_INCHES = 80, 8, 0.2
 _MARKERS = "osD^vPX*"
 # Where curves lie on each other, a dashed one lets the one below show.
 _LINES = ("-", "-", (0, (4, 1.5)), (0, (1, 1)), (0, (4, 1, 1, 1)))
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.size": 10,
     "font.family": ["DejaVu Sans"],
     "axes.spines.top": False,
@@ -89,11 +89,13 @@ def new_axes(title: str, x_label: str, y_label: str) -> tuple[Drawing, Axes]:
 
 def name_curves(axes: Axes) -> None:
     """Legend below the axes, where it covers nothing; the drawing grows by its rows."""
+    drawing = axes.figure
+    assert isinstance(drawing, Drawing)  # not a part of one
     handles, names = axes.get_legend_handles_labels()
     columns = max(1, min(len(names), _LEGEND_CHARACTERS // (max(map(len, names)) + _HANDLE_CHARACTERS)))
-    width, height = axes.figure.get_size_inches()
-    axes.figure.set_size_inches(width, height + _ROW_INCHES * math.ceil(len(names) / columns))
-    axes.figure.legend(handles, names, loc="outside lower center", ncols=columns)
+    width, height = drawing.get_size_inches()
+    drawing.set_size_inches(width, height + _ROW_INCHES * math.ceil(len(names) / columns))
+    drawing.legend(handles, names, loc="outside lower center", ncols=columns)
 
 
 def plain_log(axis: Any) -> None:

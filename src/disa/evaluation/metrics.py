@@ -307,9 +307,10 @@ def prompt_metrics(
 
 def _divergences(rows: Sequence[EvaluationRecord], log_z: float | None, beta: float) -> PromptValues:
     """KL to the reference, and to the target where log Z is known and a sample decided; none without log-probs."""
-    if any(r.log_pi is None for r in rows):
+    known = [(r.log_pi, r.log_ref) for r in rows if r.log_pi is not None and r.log_ref is not None]
+    if len(known) < len(rows):
         return {}
-    values = {"kl_to_reference": kl_to_reference([r.log_pi for r in rows], [r.log_ref for r in rows])}
+    values = {"kl_to_reference": kl_to_reference([pi for pi, _ in known], [ref for _, ref in known])}
     decided = [r for r in rows if r.reward is not None]
     if log_z is not None and decided:
         log_pi, log_ref, reward = ([getattr(r, name) for r in decided] for name in ("log_pi", "log_ref", "reward"))
@@ -327,7 +328,7 @@ def _mode(row: EvaluationRecord) -> str:
     return row.mode
 
 
-def _at_least(samples: ArrayLike | Sequence[str | None], k: int) -> np.ndarray:
+def _at_least(samples: ArrayLike | Sequence[object], k: int) -> np.ndarray:
     samples = np.asarray(samples)
     if not 1 <= k <= len(samples):
         raise DisaError(

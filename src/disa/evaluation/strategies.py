@@ -93,8 +93,8 @@ def agreement(labels: Sequence[str], verdicts: Sequence[Verdict]) -> Agreement:
         return Agreement(len(labels), abstained, None, None, None, None, confusion)
     right = int(np.trace(table))
     accuracy, ends = right / n, wilson(right, n)
-    kappa = cohen_kappa(accuracy, table)
-    interval = tuple(cohen_kappa(end, table) for end in ends) if kappa is not None else None
+    kappa, low, high = (cohen_kappa(share, table) for share in (accuracy, *ends))
+    interval = None if low is None or high is None else (low, high)
     return Agreement(len(labels), abstained, accuracy, ends, kappa, interval, confusion)
 
 

@@ -46,8 +46,9 @@ def partition_figures(
         _effective_sample_sizes(estimates),
         _flags(estimates),
     ]
-    known = coverage is not None and coverage.get("share") is not None
-    return [*figures, _coverage(coverage)] if known else figures
+    if coverage is None or coverage.get("share") is None:
+        return figures
+    return [*figures, _coverage(coverage)]
 
 
 def _log_z(estimates: Sequence[PartitionEstimate], beta: float, reward_range: tuple[float, float]) -> Figure:
@@ -132,7 +133,7 @@ def _draw(
     """Estimates with their intervals, flagged ones in another colour, and their names below."""
     for mask, colour, label in ((~flagged, UNFLAGGED, "not flagged"), (flagged, FLAGGED, "flagged")):
         if mask.any():
-            many = {"rasterized": len(x) > MANY}
+            many: dict[str, Any] = {"rasterized": len(x) > MANY}
             axes.vlines(x[mask], low[mask], high[mask], color=colour, alpha=alpha, linewidth=linewidth, **many)
             axes.scatter(x[mask], y[mask], color=colour, s=size, label=f"{label} ({mask.sum()})", **many)
 

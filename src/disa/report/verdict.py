@@ -22,7 +22,8 @@ def verdict_lines(content: ReportContent) -> list[str]:
 
 def changes(content: ReportContent, model: str, split: str) -> tuple[dict[str, Measured], dict[str, Measured]]:
     """Differences to the reference beyond two standard errors, by metric: the better and the worse ones."""
-    better, worse = {}, {}
+    better: dict[str, Measured] = {}
+    worse: dict[str, Measured] = {}
     for metric in content.judged_metrics(split):
         difference = content.differences.get((model, split, metric))
         if difference is not None and significant(difference):
@@ -46,7 +47,7 @@ def recommended(content: ReportContent) -> str | None:
 def _policies(content: ReportContent) -> list[str]:
     split = content.decisive_split
     models = [m for m in content.models if m != "reference" and split in content.values.get(m, {})]
-    if not models or "reference" not in content.values:
+    if split is None or not models or "reference" not in content.values:
         return []
     best, where = recommended(content), SPLITS.get(split, f"prompts of {split}")
     said = [

@@ -58,7 +58,7 @@ class CustomReward:
                 fix="declare the smallest and the largest reward the function can return",
             )
         self.reward_range = (float(low), float(high))
-        self._mode = getattr(sys.modules[self._function.__module__], "mode", None)
+        self._mode: Any = getattr(sys.modules[self._function.__module__], "mode", None)
 
     @property
     def fingerprint(self) -> str:

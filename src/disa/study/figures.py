@@ -78,7 +78,7 @@ def _heat_map(results: Mapping[str, Any], name: str, size: int) -> Figure:
 def _extremes(values: np.ndarray, strengths: Sequence[str], betas: Sequence[float]) -> list[tuple[float, str]]:
     found = []
     for index in (values.argmin(), values.argmax()):
-        i, j = np.unravel_index(index, values.shape)
+        i, j = map(int, np.unravel_index(index, values.shape))
         found.append((float(values[i, j]), f"{strengths[i]}, beta {betas[j]:g}"))
     return found
 

@@ -60,7 +60,7 @@ def _results(study: Study, cells: Mapping[Any, StageFolder], trained: Mapping[An
         "method": study.recipe.partition.method,
         "level": study.recipe.partition.level,
         "cells": [cell_row(cell, error) for cell, error in cells.items()],
-        "references": [reference_row(samples, beta, prompts, truth[beta], ks) for beta in betas],
+        "references": [reference_row(samples, beta, prompts, truth[beta], ks) for beta in betas if samples],
         "policies": [
             row for cell, seeds in trained.items() for row in policy_rows(cell, seeds, prompts, truth[cell.beta], ks)
         ],

@@ -223,7 +223,7 @@ class Study:
             "7_evaluation/reference": self.truth.evaluation()[0],
         }
         proposal = pool.recipe.models.proposal
-        return self._pipeline(folder, finished, proposal and Path(proposal), training=training)
+        return self._pipeline(folder, finished, Path(proposal) if proposal else None, training=training)
 
     def _block(self, cell: Cell, number: int, folder: str) -> StageFolder:
         """The rows of one block of the pool, as a scoring stage of their own."""
@@ -248,6 +248,7 @@ class Study:
         config, run, sampling = self.recipe.warmup, self.config.strengths[strength], self.recipe.sampling
         if run.steps == 0:
             return None
+        assert config is not None  # a study's recipe has a warm-up
         identity = {"strength": run.identity(), "warmup": config.identity(), "sampling": sampling.identity()}
         inputs = {"tasks": self.base.tasks(), "warmup": self.base.warmup()}
         name = f"strengths/{strength}/proposal"
@@ -264,7 +265,10 @@ class Study:
     def _proposals(self, strength: str) -> ProposalsConfig:
         """Draws of a strength's pool: for training prompts, as many as its policies' blocks need."""
         sizes = [cell.trajectories for cell in self.policy_cells() if cell.strength == strength]
-        update = {"per_prompt": self.config.seeds * max(sizes, default=1), "per_heldout_prompt": self.config.pool}
+        update: dict[str, Any] = {
+            "per_prompt": self.config.seeds * max(sizes, default=1),
+            "per_heldout_prompt": self.config.pool,
+        }
         if self.config.strengths[strength].steps == 0:
             # Estimates would be the same, but intervals allow for weights up to 1/alpha, which these draws cannot have.
             update["reference_share"] = 1.0

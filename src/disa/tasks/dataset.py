@@ -93,10 +93,9 @@ class DatasetTask(Task):
 
     def mode(self, prompt: Prompt, completion: str) -> str | None:
         """What the verifier's file calls this kind of solution, None where it names none."""
-        if not self.has_modes:
-            return None
         verifier, pattern = read_payload(prompt, "verifier", "pattern")
-        return self._judges[verifier, pattern].mode(prompt.prompt, completion)
+        named = self._judges[verifier, pattern].mode if self.has_modes else None
+        return None if named is None else named(prompt.prompt, completion)
 
     def demonstration(self, prompt: Prompt, rng: random.Random, *, noisy: bool) -> str:
         """The row's worked solution; a noisy one is that of a random other row."""

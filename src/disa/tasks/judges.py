@@ -25,8 +25,10 @@ class Judge(Protocol):
     fingerprint: str
     """Changes whenever another verdict is possible."""
     reward_range: tuple[float, float]
-    mode: Callable[[str, str], str] | None
-    """From prompt and correct completion to the kind of solution, None where the verifier names no kinds."""
+
+    @property
+    def mode(self) -> Callable[[str, str], str] | None:
+        """From prompt and correct completion to the kind of solution, None where the verifier names no kinds."""
 
     def __call__(
         self, golds: Sequence[dict[str, Any]], prompts: Sequence[str], completions: Sequence[str]

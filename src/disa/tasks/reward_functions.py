@@ -27,15 +27,16 @@ class RewardFunctions:
     """
 
     def __init__(self, functions: RewardFunction | Sequence[RewardFunction], weights: Sequence[float] | None) -> None:
-        functions = list(functions) if isinstance(functions, list | tuple) else [functions]
-        weights = [1.0] * len(functions) if weights is None else list(weights)
-        if len(weights) != len(functions):
+        given: Any = functions
+        called: list[RewardFunction] = list(given) if isinstance(given, list | tuple) else [given]
+        weights = [1.0] * len(called) if weights is None else list(weights)
+        if len(weights) != len(called):
             raise DisaError(
-                f"{len(weights)} reward weights for {len(functions)} reward functions",
+                f"{len(weights)} reward weights for {len(called)} reward functions",
                 where="reward_weights",
                 fix="give one weight per function",
             )
-        for function in functions:
+        for function in called:
             if not callable(function) or hasattr(function, "parameters"):
                 raise DisaError(
                     f"{function!r} is no reward function",
@@ -48,17 +49,17 @@ class RewardFunctions:
                     where=f"reward function {reward_name(function)}",
                     fix="read completions instead",
                 )
-        self._used = [(f, w) for f, w in zip(functions, weights, strict=True) if w != 0]
-        self.fingerprint = reward_fingerprint(functions, weights)
+        self._used = [(f, w) for f, w in zip(called, weights, strict=True) if w != 0]
+        self.fingerprint = reward_fingerprint(called, weights)
 
     def __call__(self, prompts: list[Any], completions: list[Any], columns: dict[str, list[Any]]) -> list[float | None]:
         """Sum of each completion's decided rewards; None where any function of the sum leaves it undecided."""
-        given = {"prompts": prompts, "completions": completions} | columns
+        given: dict[str, Any] = {"prompts": prompts, "completions": completions} | columns
         given |= {"trainer_state": None, "log_extra": lambda *_: None, "log_metric": lambda *_: None}
         totals: list[float | None] = [0.0] * len(prompts)
         for function, weight in self._used:
             found = function(**given)
-            found = asyncio.run(found) if inspect.isawaitable(found) else found
+            found = asyncio.run(found) if inspect.iscoroutine(found) else found
             if len(found) != len(prompts):
                 raise DisaError(
                     f"{len(found)} rewards for {len(prompts)} completions",
@@ -66,8 +67,9 @@ class RewardFunctions:
                     fix="return one value per completion, None where it cannot be judged",
                 )
             for i, value in enumerate(found):
-                undecided = value is None or totals[i] is None or math.isnan(value)
-                totals[i] = None if undecided else totals[i] + weight * float(value)
+                total = totals[i]
+                undecided = value is None or math.isnan(value)
+                totals[i] = None if undecided or total is None else total + weight * float(value)
         return totals
 
 

@@ -51,6 +51,11 @@ class Task(ABC):
         self.config = config
 
     @property
+    def has_modes(self) -> bool:
+        """Whether every correct completion has a mode."""
+        return True
+
+    @property
     def reward_range(self) -> tuple[float, float]:
         """Smallest and largest reward; a class attribute may say another."""
         return (0.0, 1.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -154,7 +155,7 @@ class DISAConfig(GRPOConfig):
         inverse_temperature: float | None = None,
         temperature: float = 1.0,
         max_completion_length: int = GRPOConfig.__dataclass_fields__["max_completion_length"].default,
-        chat_template_kwargs: dict[str, Any] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         """Fill what was left unset: from an anchor, or by default.
 
