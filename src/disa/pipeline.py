@@ -31,6 +31,7 @@ from disa.report.stage import report_stage
 from disa.runs import processes
 from disa.runs.folders import StageFolder
 from disa.runs.locks import shared
+from disa.runs.parts import Backend
 from disa.runs.provenance import Fingerprint, digest
 from disa.runs.records import Prompt, ScoredTrajectory
 from disa.runs.sharing import SHARING
@@ -64,6 +65,8 @@ class Pipeline:
         By folder name, stages that finished in another run directory and are taken as they are.
     task, models : Task, Models, optional
         Those that no recipe can name, in place of the recipe's.
+    backend : Backend, optional
+        What makes the parts of ``2_proposals`` and ``3_scoring`` in this process's place.
     """
 
     def __init__(
@@ -75,11 +78,13 @@ class Pipeline:
         finished: Mapping[str, StageFolder] | None = None,
         task: Task | None = None,
         models: Models | None = None,
+        backend: Backend | None = None,
     ) -> None:
         self.recipe, self.run_dir, self._print, self._may_work = recipe, Path(recipe.run_dir), say, may_work
         self.task, self._given_models = task or make_task(recipe.tasks), models
         self._checked = models is not None and not models.on_disk  # without files there is nothing to look at
         self._done: dict[str, StageFolder] = dict(finished or {})
+        self._backend = backend
 
     def _say(self, *lines: str) -> None:
         for line in lines:
@@ -193,6 +198,7 @@ class Pipeline:
         if name in self._done:
             return self._done[name]
         folder = StageFolder(self.run_dir, name, version=stage.version, identity=stage.identity, inputs=stage.inputs)
+        folder.backend = self._backend
         # A worker outside a launch may finish the stage while its processes look, one before and one after.
         if processes.first_says(folder.finished) if stage.by == "launch" else folder.finished:
             self._say(f"{name}: finished earlier, nothing changed")

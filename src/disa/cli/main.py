@@ -97,9 +97,10 @@ def _parser() -> argparse.ArgumentParser:
 
     add = command("run", "run:run_stages", "run a recipe from tasks to report, continuing where it stopped", only=None)
     add("--until", choices=STAGES, default=STAGES[-1], metavar="STAGE", help="last stage to run")
+    add("--on", metavar="ray[:ADDRESS]", help="draw and score on a Ray cluster")
 
     for name in STAGES:
-        command(name, "run:run_stages", f"one stage: {_SUMMARIES[name]}", until=name, only=name)
+        command(name, "run:run_stages", f"one stage: {_SUMMARIES[name]}", until=name, only=name, on=None)
 
     command("check", "check:check", "what a run would refuse, in seconds: reward, models, prompts, sizes")
 

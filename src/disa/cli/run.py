@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 from pathlib import Path
 
 from rich.console import Console
@@ -26,10 +27,13 @@ def run_stages(options: argparse.Namespace) -> int:
 
     # A second or two of imports, after everything that can fail fast has been checked.
     from disa.pipeline import Pipeline
+    from disa.ray.backend import backend_on
 
     quiet_libraries()
     may_work = (options.only,) if options.only else STAGES
-    Pipeline(recipe, may_work=may_work, say=lambda line: console.print(line, markup=False)).run(options.until)
+    backend = backend_on(options.on) if options.on else None
+    say = functools.partial(console.print, markup=False)
+    Pipeline(recipe, may_work=may_work, say=say, backend=backend).run(options.until)
     summary = Path(recipe.run_dir) / "8_report" / "summary.txt"
     if options.until == "report":
         console.print(summary.read_text(encoding="utf-8"), markup=False)

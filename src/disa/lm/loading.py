@@ -129,6 +129,18 @@ def without_dropout(model: nn.Module) -> None:
                 setattr(module, name, 0.0)
 
 
+def empty_model(path: str | Path) -> PreTrainedModel:
+    """Make a model's modules from its configuration alone.
+
+    Raises
+    ------
+    DisaError
+        Where the folder or hub id holds no such configuration.
+    """
+    with _refuse_unloadable(path):
+        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(str(path)))
+
+
 def trainable_model(path: str | Path) -> PreTrainedModel:
     """Load a causal language model in float32, in training mode."""
     return load_model(path).requires_grad_(True).train()

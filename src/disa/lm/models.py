@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from disa.lm.loading import load_model, load_tokenizer
+import torch
+
+from disa.lm.loading import empty_model, load_model, load_tokenizer
 from disa.runs.files import folder_digest
 from disa.runs.provenance import weights_digest
 from disa.runs.records import SOURCES
@@ -15,6 +17,40 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Origin: TypeAlias = "str | Path | PreTrainedModel"
+
+
+class FrozenModels(Mapping[str, "PreTrainedModel"]):
+    """Models by role, each loaded when first asked for; pickled, they are paths, and load where they arrive.
+
+    Parameters
+    ----------
+    paths : dict
+        Folder, hub id or model in memory of each role; roles of one path share a model.
+    """
+
+    def __init__(self, paths: Mapping[str, Origin]) -> None:
+        self._paths, self._loaded = dict(paths), {}
+
+    def __getitem__(self, role: str) -> PreTrainedModel:
+        path = self._paths[role]
+        if path not in self._loaded:
+            self._loaded[path] = load_model(path) if isinstance(path, str | Path) else path.eval()
+        return self._loaded[path]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._paths)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_paths": self._paths, "_loaded": {}}
+
+    def shapes(self) -> dict[str, PreTrainedModel]:
+        """The models without their weights, for what can be said of their architectures."""
+        with torch.device("meta"):
+            paths = self._paths.items()
+            return {role: empty_model(path) if isinstance(path, str | Path) else path for role, path in paths}
 
 
 class Models:
@@ -62,13 +98,11 @@ class Models:
                 self._digests[path] = folder_digest(Path(path)) if Path(path).is_dir() else str(path)
         return self._digests[path]
 
-    def load(self, roles: Sequence[str] = SOURCES) -> dict[str, PreTrainedModel]:
+    def load(self, roles: Sequence[str] = SOURCES) -> FrozenModels:
         """Frozen models by role; the same object twice where they are one."""
-        loaded = {
-            path: load_model(path) if isinstance(path, str | Path) else path.eval()
-            for path in {self.paths[role]: None for role in roles}
-        }
-        return {role: loaded[self.paths[role]] for role in roles}
+    def load(self, roles: Sequence[str] = SOURCES) -> FrozenModels:
+        """Frozen models by role; the same object twice where they are one."""
+        return FrozenModels({role: self.paths[role] for role in roles})
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The reference's tokenizer, by which all stages encode."""

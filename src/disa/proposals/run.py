@@ -84,7 +84,7 @@ def run_proposals(
     config: ProposalsConfig,
     sampling: SamplingConfig,
     prompts: list[Prompt],
-    models: dict[str, PreTrainedModel],
+    models: Mapping[str, PreTrainedModel],
     tokenizer: Tokenizer,
     plan: DrawPlan | None = None,
     engines: Mapping[str, Engine] | None = None,
@@ -124,7 +124,8 @@ def run_proposals(
     with contextlib.ExitStack() as held:
         for engine in engines.values():
             held.callback(engine.close)
-        total = make_parts(stage, blocks, count, make, Trajectory, "proposals: trajectories")
+        title = "proposals: trajectories"
+        total = make_parts(stage, blocks, count, make, Trajectory, title, backend=stage.backend)
     stage.finish(trajectories=total, prompts=len(prompts), **_engine_facts(stage, config, engines))
 
 
@@ -152,7 +153,7 @@ def draw_block(
     plan: DrawPlan,
     config: ProposalsConfig,
     sampling: SamplingConfig,
-    models: dict[str, PreTrainedModel],
+    models: Mapping[str, PreTrainedModel],
     tokenizer: Tokenizer,
     engines: Mapping[str, Engine],
 ) -> Iterator[list[Trajectory]]:

@@ -21,7 +21,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
 
@@ -31,6 +31,9 @@ from disa.runs.files import file_digest, whole_file
 from disa.runs.locks import WAIT, awaited, offered, try_lock
 from disa.runs.provenance import digest
 from disa.runs.records import Row, read_rows, write_rows
+
+if TYPE_CHECKING:
+    from disa.runs.parts import Backend
 
 MANIFEST_VERSION = 1
 _RECORDED_PACKAGES = ("disa", "torch", "transformers", "trl", "numpy")
@@ -57,6 +60,8 @@ class StageFolder:
     ) -> None:
         self._run_dir = Path(run_dir)
         self.path = self._run_dir / name
+        self.backend: Backend | None = None
+        """What makes its parts in this process's place."""
         # Beside the folder: it must outlive the folder's being moved aside.
         self._lock = self._run_dir / f".lock-{name.replace('/', '-')}"
         self.name = name
@@ -153,11 +158,10 @@ class StageFolder:
         for path in self.path.glob("*.parquet"):
             if path.stem not in rows:
                 path.unlink(missing_ok=True)
-        missing = rows
-        while missing := {key: count for key, count in missing.items() if not self._is_made(key, count)}:
+        while missing := self.missing(rows):
             claimed = False
-            for key, count in missing.items():
-                with self._claim(key, count) as mine:
+            for key in missing:
+                with self._claim(key, rows[key]) as mine:
                     claimed |= mine
                     if mine:
                         yield key
@@ -174,6 +178,10 @@ class StageFolder:
             finally:
                 if self._is_made(key, count):
                     path.unlink(missing_ok=True)
+
+    def missing(self, rows: dict[str, int]) -> list[str]:
+        """Keys of the parts that are not there."""
+        return [key for key, count in rows.items() if not self._is_made(key, count)]
 
     def _is_made(self, key: str, count: int) -> bool:
         path = self.part(key)

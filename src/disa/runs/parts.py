@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
 from disa.runs.folders import StageFolder
 from disa.runs.progress import progress_bar
@@ -12,6 +12,15 @@ from disa.runs.records import Row
 Item = TypeVar("Item")
 Advance = Callable[[float], None]
 """Called with the number of rows made since the last call, for the progress bar."""
+
+
+class Backend(Protocol):
+    """Makes parts elsewhere."""
+
+    def make(
+        self, blocks: Mapping[str, Any], first: Callable[[Any], Any] | None, make: Callable[..., list[Any]]
+    ) -> Iterator[tuple[str, list[Any]]]:
+        """Rows of every block with its key, as they are made."""
 
 
 def blocks_of(items: Sequence[Item], size: int, digits: int = 6) -> dict[str, Sequence[Item]]:
@@ -26,6 +35,9 @@ def make_parts(
     make: Callable[[Sequence[Item], Advance], list[Row]],
     row_type: type[Row],
     title: str,
+    *,
+    first: Callable[[Sequence[Item]], Any] | None = None,
+    backend: Backend | None = None,
 ) -> int:
     """Make the parts that are not there yet, beside any other processes that do the same; returns the number of rows.
 
@@ -39,14 +51,23 @@ def make_parts(
         Rows of one block.
     title : str
         Of the progress bar.
+    first : callable, optional
+        From a block to what ``make`` is given in its place: what needs no model.
+    backend : Backend, optional
+        What makes the parts in this process's place; both functions must then bear being pickled.
     """
     sizes = {key: count(block) for key, block in blocks.items()}
     total = sum(sizes.values())
     with progress_bar() as bar:
         task = bar.add_task(title, total=total)
+        while backend and (missing := {key: blocks[key] for key in stage.missing(sizes)}):
+            bar.update(task, completed=stage.made(sizes))
+            for key, rows in backend.make(missing, first, make):
+                stage.write_part(key, rows, row_type)
+                bar.advance(task, len(rows))
         for key in stage.parts_to_make(sizes):
             bar.update(task, completed=stage.made(sizes))
-            rows = make(blocks[key], lambda rows: bar.advance(task, rows))
+            rows = make(first(blocks[key]) if first else blocks[key], lambda rows: bar.advance(task, rows))
             stage.write_part(key, rows, row_type)
         bar.update(task, completed=total)
     return total

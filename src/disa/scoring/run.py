@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from disa.errors import DisaError
 from disa.lm.loading import effective_dtype
 from disa.lm.log_probs import sequence_log_probs
-from disa.lm.models import Models
+from disa.lm.models import FrozenModels, Models
 from disa.lm.sampling import SamplingConfig, encode_prompt
 from disa.lm.shared_prefix import unsupported
 from disa.runs.folders import StageFolder, write_json
@@ -90,7 +90,7 @@ def run_scoring(
     task: Task,
     prompts: list[Prompt],
     trajectories: list[Trajectory],
-    models: dict[str, PreTrainedModel],
+    models: Mapping[str, PreTrainedModel],
     tokenizer: PreTrainedTokenizerBase,
     *,
     verdict_needed: bool = True,
@@ -115,16 +115,20 @@ def run_scoring(
             fix="rerun the proposals stage for these tasks",
         )
     encoded = {p.prompt_id: encode_prompt(tokenizer, p.prompt, sampling) for p in prompts}
-    plain = {source: reason for source, model in models.items() if (reason := unsupported(model))}
+    shapes = models.shapes() if isinstance(models, FrozenModels) else models
+    plain = {source: reason for source, model in shapes.items() if (reason := unsupported(model))}
     for source, reason in plain.items():
         _log.warning("scoring: %s computes prompts once a completion, not once a prompt: %s", source, reason)
 
-    def make(block: Sequence[Trajectory], advance: Advance) -> list[ScoredTrajectory]:
-        rewards = checked_rewards(task, [by_id[t.prompt_id] for t in block], [t.completion for t in block])
-        return _score_block(block, rewards, encoded, models, config, sampling, advance)
+    def judge(block: Sequence[Trajectory]) -> tuple[Sequence[Trajectory], list[float | None]]:
+        return block, checked_rewards(task, [by_id[t.prompt_id] for t in block], [t.completion for t in block])
+
+    def make(judged: tuple[Sequence[Trajectory], list[float | None]], advance: Advance) -> list[ScoredTrajectory]:
+        return _score_block(*judged, encoded, models, config, sampling, advance)
 
     blocks = blocks_of(trajectories, config.trajectories_per_part, digits=8)
-    make_parts(stage, blocks, len, make, ScoredTrajectory, "scoring: trajectories")
+    how = {"first": judge, "backend": stage.backend}
+    make_parts(stage, blocks, len, make, ScoredTrajectory, "scoring: trajectories", **how)
     rows = stage.rows(ScoredTrajectory)
     if verdict_needed and rows and not decided(rows):
         raise DisaError(
@@ -148,7 +152,7 @@ def _score_block(
     block: Sequence[Trajectory],
     rewards: list[float | None],
     encoded: dict[str, list[int]],
-    models: dict[str, PreTrainedModel],
+    models: Mapping[str, PreTrainedModel],
     config: ScoringConfig,
     sampling: SamplingConfig,
     advance: Advance,

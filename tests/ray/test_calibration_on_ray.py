@@ -1,0 +1,171 @@
+"""Calibration on a real Ray of two nodes on one machine: the anchor is the local one, whatever happens to nodes."""
+
+import importlib.util
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from disa.pipeline import Pipeline
+from disa.recipe import load_recipe
+from disa.runs.folders import read_json
+from disa.runs.records import ScoredTrajectory, read_rows
+from ray_cluster import Cluster
+
+if importlib.util.find_spec("ray") is None:
+    pytest.skip("needs Ray: make test-ray", allow_module_level=True)
+
+pytestmark = pytest.mark.timeout(900)
+
+CALIBRATED = ("2_proposals", "3_scoring", "5_anchor")
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory) -> Path:
+    """Recipe of two given models, and its anchor made by one process."""
+    folder = tmp_path_factory.mktemp("local")
+    small = {"hidden_size": 16, "layers": 1, "heads": 2, "context_length": 64}
+    values = {
+        "run_dir": str(folder / "models"),
+        "tasks": {
+            "name": "graph_coloring",
+            "vertices": 5,
+            "colors": 3,
+            "train_prompts": 24,
+            "heldout_prompts": 8,
+            "warmup_prompts": 24,
+        },
+        "warmup": {
+            "small_model": small,
+            "reference": {"steps": 20, "noise": 0.5},
+            "proposal": {"steps": 30, "noise": 0.1},
+            "batch_size": 32,
+        },
+        "sampling": {"max_completion_length": 7},
+        "proposals": {"per_prompt": 8, "per_heldout_prompt": 8, "prompts_per_part": 4},
+        "scoring": {"trajectories_per_part": 32},
+        "training": {"methods": ["disa"], "inverse_temperature": 2, "prompts_per_step": 4},
+    }
+    write(folder / "models.yaml", values)
+    Pipeline(load_recipe(folder / "models.yaml"), say=print).run("warmup")
+    models = {role: str(folder / "models" / "warmup" / role) for role in ("reference", "proposal")}
+    values = values | {"run_dir": str(folder / "run"), "models": models, "warmup": None}
+    write(folder / "recipe.yaml", values)
+    Pipeline(load_recipe(folder / "recipe.yaml"), say=print).run("anchor")
+    return folder
+
+
+def write(path: Path, values: dict) -> Path:
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Two nodes of one core, the head with none."""
+    cluster = Cluster()
+    cluster.start(cpus=0)
+    for _ in range(2):
+        cluster.start(cpus=1)
+    yield cluster
+    cluster.close()
+
+
+def run_on(cluster: Cluster, local: Path, folder: Path, *settings: str) -> subprocess.Popen:
+    """``disa run --until anchor --on ray:ADDRESS`` into another run directory."""
+    folder.mkdir(exist_ok=True)
+    sets = [f"run_dir={folder / 'run'}", *settings]
+    command = [sys.executable, "-m", "disa", "run", str(local / "recipe.yaml"), "--until", "anchor"]
+    command += ["--on", f"ray:{cluster.address}"] + [word for s in sets for word in ("--set", s)]
+    with (folder / "log.txt").open("w") as log:
+        return subprocess.Popen(command, env=cluster.environment, stdout=log, stderr=log)
+
+
+def contents(run: Path) -> dict[str, str]:
+    return {name: read_json(run / name / "manifest.json")["content"] for name in CALIBRATED}
+
+
+def assert_same(local: Path, folder: Path) -> None:
+    """The same files to the byte, and so nothing lost and nothing doubled."""
+    assert contents(folder / "run") == contents(local / "run")
+    rows = read_rows(folder / "run" / "3_scoring", ScoredTrajectory)
+    assert len({(r.prompt_id, r.source, r.draw) for r in rows}) == len(rows) == 32 * 8
+
+
+def test_the_anchor_made_on_ray_is_the_one_made_locally_to_the_byte(cluster, local, tmp_path):
+    assert run_on(cluster, local, tmp_path).wait(400) == 0, (tmp_path / "log.txt").read_text()
+    assert_same(local, tmp_path)
+
+
+def test_more_nodes_than_parts_make_the_same_anchor(cluster, local, tmp_path):
+    # One part of each stage, and two nodes. The sizes move borders of files, which are content; the rows are the same.
+    sizes = ("proposals.prompts_per_part=1000", "scoring.trajectories_per_part=100000")
+    assert run_on(cluster, local, tmp_path, *sizes).wait(400) == 0, (tmp_path / "log.txt").read_text()
+    found, wanted = (read_rows(f / "run" / "3_scoring", ScoredTrajectory) for f in (tmp_path, local))
+    assert found == wanted
+    anchors = [(f / "run" / "5_anchor" / "anchor.parquet").read_bytes() for f in (tmp_path, local)]
+    assert anchors[0] == anchors[1]
+
+
+def killed_and_replaced(cluster, local, folder, kills, seed):
+    """Run while nodes are killed at random moments, each followed by another that joins."""
+    generator, moments = random.Random(seed), []
+    process = run_on(cluster, local, folder, "scoring.trajectories_per_part=8", "proposals.prompts_per_part=1")
+    workers = [n for n, node in enumerate(cluster.nodes) if n and node.poll() is None]
+    while process.poll() is None and len(moments) < kills:
+        made = len(list(folder.glob("run/*/*.parquet")))
+        time.sleep(generator.uniform(0.5, 4.0))
+        if made > 1 and process.poll() is None:
+            moments.append(len(list(folder.glob("run/*/*.parquet"))))
+            victim = workers.pop(generator.randrange(len(workers)))
+            cluster.kill(victim)
+            workers.append(cluster.start(cpus=1))
+    assert process.wait(600) == 0, (folder / "log.txt").read_text()
+    return moments
+
+
+@pytest.mark.parametrize("kills", [1, pytest.param(10, marks=pytest.mark.slow)])
+def test_killed_nodes_lose_nothing_and_double_nothing(cluster, local, tmp_path, kills):
+    moments = killed_and_replaced(cluster, local, tmp_path, kills, seed=kills)
+    assert len(moments) == kills, moments
+    found, wanted = (read_rows(f / "run" / "3_scoring", ScoredTrajectory) for f in (tmp_path, local))
+    assert found == wanted
+    assert (tmp_path / "run/5_anchor/anchor.parquet").read_bytes() == (
+        local / "run/5_anchor/anchor.parquet"
+    ).read_bytes()
+
+
+def test_a_node_that_is_lost_for_good_leaves_its_parts_to_the_others(cluster, local, tmp_path):
+    process = run_on(cluster, local, tmp_path, "scoring.trajectories_per_part=8", "proposals.prompts_per_part=1")
+    while process.poll() is None and len(list(tmp_path.glob("run/2_proposals/*.parquet"))) < 3:
+        time.sleep(0.1)
+    cluster.kill(len(cluster.nodes) - 1)
+    try:
+        assert process.wait(400) == 0, (tmp_path / "log.txt").read_text()
+    finally:
+        cluster.start(cpus=1)
+    assert read_rows(tmp_path / "run/3_scoring", ScoredTrajectory) == read_rows(
+        local / "run/3_scoring", ScoredTrajectory
+    )
+
+
+def test_a_node_without_the_rewards_package_ends_the_run_with_node_and_package(cluster, local, tmp_path):
+    (tmp_path / "head" / "only_here").mkdir(parents=True)
+    reward = "def reward(completions, **columns):\n    return [float('1' in c) for c in completions]\n"
+    (tmp_path / "head" / "only_here" / "__init__.py").write_text(reward)
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(f'{{"prompt": "{i % 5}-{(i + 1) % 5},", "answer": "x{i}"}}\n' for i in range(40)))
+    cluster.environment["PYTHONPATH"] += f":{tmp_path / 'head'}"
+    try:
+        values = yaml.safe_load((local / "recipe.yaml").read_text())
+        values["tasks"] = {"name": "dataset", "sources": [{"path": str(rows), "verifier": "only_here:reward"}]}
+        write(tmp_path / "recipe.yaml", values)
+        assert run_on(cluster, tmp_path, tmp_path).wait(300) == 2, (tmp_path / "log.txt").read_text()
+    finally:
+        cluster.environment["PYTHONPATH"] = cluster.environment["PYTHONPATH"].removesuffix(f":{tmp_path / 'head'}")
+    said = (tmp_path / "log.txt").read_text()
+    assert "node " in said and "only_here" in said and "on every node" in said
