@@ -4,7 +4,7 @@ BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 
-.PHONY: help install quickstart smollm2 gemma3 test test-verl test-verl-ray test-vllm lint
+.PHONY: help install quickstart smollm2 gemma3 test test-verl test-verl-ray test-ray test-vllm lint
 
 help:  ## Show the targets
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "%-12s %s\n", $$1, $$2}' Makefile
@@ -40,6 +40,9 @@ test: install  ## Lint, types and the CPU test suite
 # The reasons for a folder of its own stand in the file of pins.
 test-verl: install .verl/installed  ## The verl plugin against the real verl, on a CPU
 	PYTHONPATH=.verl OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" tests/verl_plugin
+
+test-ray: install .verl/installed  ## Calibration on a Ray of two nodes on this machine
+	PYTHONPATH=.verl OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" tests/ray_calibration
 
 # 86 MB of packages; by hand, some ten minutes on two cores.
 test-verl-ray: install .verl/installed  ## verl's own trainer on a Ray of two nodes on this machine

@@ -100,8 +100,6 @@ class Models:
 
     def load(self, roles: Sequence[str] = SOURCES) -> FrozenModels:
         """Frozen models by role; the same object twice where they are one."""
-    def load(self, roles: Sequence[str] = SOURCES) -> FrozenModels:
-        """Frozen models by role; the same object twice where they are one."""
         return FrozenModels({role: self.paths[role] for role in roles})
 
     def tokenizer(self) -> PreTrainedTokenizerBase:

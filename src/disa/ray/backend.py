@@ -68,10 +68,9 @@ class RayBackend:
         DisaError
             With the node where it was raised.
         """
-        import cloudpickle
-
         import ray
         from disa.ray import workers
+        from ray import cloudpickle
 
         total, parts = ray.cluster_resources(), len(blocks)
         gpus, cpus = int(total.get("GPU", 0)), max(1, int(total.get("CPU", 1)))
