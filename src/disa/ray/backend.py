@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 from collections.abc import Callable, Iterator, Mapping
@@ -12,6 +13,8 @@ from disa.errors import DisaError
 
 FORWARDED = ("HF_HOME", "HF_HUB_OFFLINE", "HF_HUB_DISABLE_TELEMETRY", "TRANSFORMERS_OFFLINE")
 """Environment variables that decide which files a model name stands for: processes on other nodes get them too."""
+ATTEMPTS = 3
+"""Attempts of which none made a part, after which it is not nodes that are lost."""
 _MODEL_CPU = 0.75
 """Of a core, where there are no GPUs; the rest of it is a verifier's."""
 
@@ -50,11 +53,13 @@ class RayBackend:
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         context.verbose_stats_logs = False
+        logging.getLogger("ray.data").setLevel(logging.WARNING)
+        self._in_vain = 0
 
     def make(
         self, blocks: Mapping[str, Any], first: Callable[[Any], Any] | None, make: Callable[..., list[Any]]
     ) -> Iterator[tuple[str, list[Any]]]:
-        """Rows of every block with its key, in the order in which they are made.
+        """Rows of every block with its key, in the order in which they are made; it ends early where a node is lost.
 
         Parameters
         ----------
@@ -69,8 +74,9 @@ class RayBackend:
             With the node where it was raised.
         """
         import ray
-        from disa.ray import workers
         from ray import cloudpickle
+
+        from disa.ray import workers
 
         total, parts = ray.cluster_resources(), len(blocks)
         gpus, cpus = int(total.get("GPU", 0)), max(1, int(total.get("CPU", 1)))
@@ -85,12 +91,22 @@ class RayBackend:
             min_size=1, max_size=min(gpus or cpus, parts), max_tasks_in_flight_per_actor=2
         )
         given = {"function": cloudpickle.dumps(make), "expected": expected}
-        data = data.map_batches(workers.Maker, fn_constructor_kwargs=given, compute=pool, **share, **one)
-        for row in data.iter_rows():
-            made = pickle.loads(row["block"])
-            if isinstance(made, DisaError):
-                raise made
-            yield row["key"], made
+        # An actor whose node is gone would wait for room elsewhere, and its parts with it.
+        once = {"max_restarts": 0, "max_task_retries": 0}
+        data = data.map_batches(workers.Maker, fn_constructor_kwargs=given, compute=pool, **share, **once, **one)
+        self._in_vain += 1
+        try:
+            for row in data.iter_rows():
+                made = pickle.loads(row["block"])
+                if isinstance(made, DisaError):
+                    raise made
+                self._in_vain = 0
+                yield row["key"], made
+        except ray.exceptions.RayError as error:
+            # A node was lost, with the parts that were on it: what is missing is asked for again.
+            if self._in_vain == ATTEMPTS:
+                problem = f"no part was made in {ATTEMPTS} attempts ({str(error).splitlines()[0]})"
+                raise DisaError(problem, where="--on ray", fix="see Ray's logs on the nodes") from error
 
 
 def backend_on(place: str) -> RayBackend:

@@ -9,11 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ray import cloudpickle
+
 import disa
 from disa.errors import DisaError
 from disa.runs.files import file_digest
 from disa.runs.provenance import digest
-from ray import cloudpickle
 
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy")
 """What numbers and ids depend on beside this package."""
