@@ -19,7 +19,7 @@ from ray_cluster import Cluster
 if importlib.util.find_spec("ray") is None:
     pytest.skip("needs Ray: make test-ray", allow_module_level=True)
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1800)
 
 CALIBRATED = ("2_proposals", "3_scoring", "5_anchor")
 
@@ -97,14 +97,14 @@ def assert_same(local: Path, folder: Path) -> None:
 
 
 def test_the_anchor_made_on_ray_is_the_one_made_locally_to_the_byte(cluster, local, tmp_path):
-    assert run_on(cluster, local, tmp_path).wait(400) == 0, (tmp_path / "log.txt").read_text()
+    assert run_on(cluster, local, tmp_path).wait(900) == 0, (tmp_path / "log.txt").read_text()
     assert_same(local, tmp_path)
 
 
 def test_more_nodes_than_parts_make_the_same_anchor(cluster, local, tmp_path):
     # One part of each stage, and two nodes. The sizes move borders of files, which are content; the rows are the same.
     sizes = ("proposals.prompts_per_part=1000", "scoring.trajectories_per_part=100000")
-    assert run_on(cluster, local, tmp_path, *sizes).wait(400) == 0, (tmp_path / "log.txt").read_text()
+    assert run_on(cluster, local, tmp_path, *sizes).wait(900) == 0, (tmp_path / "log.txt").read_text()
     found, wanted = (read_rows(f / "run" / "3_scoring", ScoredTrajectory) for f in (tmp_path, local))
     assert found == wanted
     anchors = [(f / "run" / "5_anchor" / "anchor.parquet").read_bytes() for f in (tmp_path, local)]
@@ -112,20 +112,19 @@ def test_more_nodes_than_parts_make_the_same_anchor(cluster, local, tmp_path):
 
 
 def killed_and_replaced(cluster, local, folder, kills, seed):
-    """Run while nodes are killed at random moments, each followed by another that joins."""
-    generator, moments = random.Random(seed), []
+    """Run while nodes are killed, each a random while after the last one's loss was made good, and replaced."""
+    generator, moments = random.Random(seed), [0]
     process = run_on(cluster, local, folder, "scoring.trajectories_per_part=8", "proposals.prompts_per_part=1")
     workers = [n for n, node in enumerate(cluster.nodes) if n and node.poll() is None]
-    while process.poll() is None and len(moments) < kills:
-        made = len(list(folder.glob("run/*/*.parquet")))
-        time.sleep(generator.uniform(0.5, 4.0))
-        if made > 1 and process.poll() is None:
-            moments.append(len(list(folder.glob("run/*/*.parquet"))))
-            victim = workers.pop(generator.randrange(len(workers)))
-            cluster.kill(victim)
+    while process.poll() is None and len(moments) <= kills:
+        made = len(list(folder.glob("run/[23]_*/*.parquet")))
+        if made > moments[-1]:
+            time.sleep(generator.uniform(0.0, 1.0))
+            moments.append(made)
+            cluster.kill(workers.pop(generator.randrange(len(workers))))
             workers.append(cluster.start(cpus=1))
-    assert process.wait(600) == 0, (folder / "log.txt").read_text()
-    return moments
+    assert process.wait(900) == 0, (folder / "log.txt").read_text()
+    return moments[1:]
 
 
 @pytest.mark.parametrize("kills", [1, pytest.param(10, marks=pytest.mark.slow)])
@@ -145,7 +144,7 @@ def test_a_node_that_is_lost_for_good_leaves_its_parts_to_the_others(cluster, lo
         time.sleep(0.1)
     cluster.kill(len(cluster.nodes) - 1)
     try:
-        assert process.wait(400) == 0, (tmp_path / "log.txt").read_text()
+        assert process.wait(900) == 0, (tmp_path / "log.txt").read_text()
     finally:
         cluster.start(cpus=1)
     assert read_rows(tmp_path / "run/3_scoring", ScoredTrajectory) == read_rows(
@@ -164,7 +163,7 @@ def test_a_node_without_the_rewards_package_ends_the_run_with_node_and_package(c
         values = yaml.safe_load((local / "recipe.yaml").read_text())
         values["tasks"] = {"name": "dataset", "sources": [{"path": str(rows), "verifier": "only_here:reward"}]}
         write(tmp_path / "recipe.yaml", values)
-        assert run_on(cluster, tmp_path, tmp_path).wait(300) == 2, (tmp_path / "log.txt").read_text()
+        assert run_on(cluster, tmp_path, tmp_path).wait(900) == 2, (tmp_path / "log.txt").read_text()
     finally:
         cluster.environment["PYTHONPATH"] = cluster.environment["PYTHONPATH"].removesuffix(f":{tmp_path / 'head'}")
     said = (tmp_path / "log.txt").read_text()
