@@ -1,7 +1,10 @@
 """A user's reward function is called as TRL calls it, and held to the range it declares."""
 
 import asyncio
+import pickle
 import re
+import subprocess
+import sys
 import textwrap
 
 import pytest
@@ -158,3 +161,14 @@ def test_the_fingerprint_follows_the_file_and_the_functions_own_wins(reward_file
     # A helper the function calls is part of the reward.
     assert CustomReward(reward_file(LENGTH + "\nHELPER = 1\n", name="other.py")).fingerprint != first
     assert CustomReward(reward_file(LENGTH + "\nreward.fingerprint = 'v2'\n", name="own.py")).fingerprint == "v2"
+
+
+def test_a_reward_of_a_file_is_found_again_by_another_process_in_another_folder(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(
+        "def length(completions, **columns):\n    return [float(bool(c)) for c in completions]\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    pickled = pickle.dumps(CustomReward("mine.py:length"))
+    code = "import pickle, sys; print(pickle.loads(sys.stdin.buffer.read())(['p', 'p'], ['a', ''], {}))"
+    run = subprocess.run([sys.executable, "-c", code], input=pickled, capture_output=True, cwd="/", check=True)
+    assert run.stdout.decode().strip() == "[1.0, 0.0]"

@@ -60,6 +60,12 @@ class CustomReward:
         self.reward_range = (float(low), float(high))
         self._mode: Any = getattr(sys.modules[self._function.__module__], "mode", None)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled, it is its name: the function is imported where it arrives."""
+        module, _, function = self.name.rpartition(":")
+        name = f"{Path(module).resolve()}:{function}" if module.endswith(".py") else self.name
+        return _remade, (name, self.reward_range, self._conversational)
+
     @property
     def fingerprint(self) -> str:
         """The function's own ``fingerprint`` attribute, else its name and a digest of the file it is in.
@@ -154,6 +160,10 @@ class CustomReward:
 
 async def _awaited(result: Any) -> Any:
     return await result
+
+
+def _remade(name: str, reward_range: tuple[float, float], conversational: bool) -> CustomReward:
+    return CustomReward(name, reward_range, conversational=conversational)
 
 
 def import_function(name: str) -> Callable[..., Any]:
