@@ -1,6 +1,7 @@
 """Calibration on a real Ray of two nodes on one machine: the anchor is the local one, whatever happens to nodes."""
 
 import importlib.util
+import json
 import random
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import yaml
 from disa.pipeline import Pipeline
 from disa.recipe import load_recipe
 from disa.runs.folders import read_json
-from disa.runs.records import ScoredTrajectory, read_rows
+from disa.runs.records import Prompt, ScoredTrajectory, read_rows
 from ray_cluster import Cluster
 
 if importlib.util.find_spec("ray") is None:
@@ -151,7 +152,9 @@ def test_a_node_without_the_rewards_package_ends_the_run_with_node_and_package(c
     reward = "def reward(completions, **columns):\n    return [float('1' in c) for c in completions]\n"
     (tmp_path / "head" / "only_here" / "__init__.py").write_text(reward)
     rows = tmp_path / "rows.jsonl"
-    rows.write_text("".join(f'{{"prompt": "{i % 5}-{(i + 1) % 5},", "answer": "x{i}"}}\n' for i in range(40)))
+    # Prompts that the small model's tokenizer can spell.
+    prompts = read_rows(local / "run" / "1_tasks" / "train.parquet", Prompt)
+    rows.write_text("".join(json.dumps({"prompt": p.prompt, "answer": f"x{i}"}) + "\n" for i, p in enumerate(prompts)))
     cluster.environment["PYTHONPATH"] += f":{tmp_path / 'head'}"
     try:
         values = yaml.safe_load((local / "recipe.yaml").read_text())
