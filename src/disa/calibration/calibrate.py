@@ -14,6 +14,7 @@ from disa.calibration.config import CalibrationConfig
 from disa.errors import DisaError
 from disa.lm.models import Models, Origin
 from disa.pipeline import Pipeline
+from disa.ray.backend import backend_on
 from disa.recipe import Recipe
 from disa.runs.processes import rank
 from disa.tasks.python_rows import PythonRows, PythonRowsConfig
@@ -36,6 +37,7 @@ def calibrate(
     proposal: Origin | None = None,
     eval_dataset: Rows | None = None,
     processing_class: Any = None,
+    backend: str | None = None,
 ) -> Anchor:
     """Estimate log Z of every prompt and freeze it.
 
@@ -60,6 +62,8 @@ def calibrate(
         Rows that get a log Z for evaluation only.
     processing_class : PreTrainedTokenizerBase, optional
         By default the tokenizer beside ``model``.
+    backend : str, optional
+        ``ray`` or ``ray:HOST:PORT``: draw and score on a Ray cluster, whose nodes see the models under the same names.
 
     Returns
     -------
@@ -84,7 +88,7 @@ def calibrate(
     task = PythonRows(train, heldout, reward, (low, high), keys)
     models = Models(model, proposal, made_here=False, tokenizer=processing_class)
     say = Console(stderr=True, highlight=False, quiet=rank() > 0).print
-    pipeline = Pipeline(_recipe(args, task, models), say=say, task=task, models=models)
+    pipeline = Pipeline(_recipe(args, task, models), say=say, task=task, models=models, backend=backend_on(backend))
     pipeline.run("anchor")
     return Anchor.load(args.output_dir)
 

@@ -109,14 +109,16 @@ class RayBackend:
                 raise DisaError(problem, where="--on ray", fix="see Ray's logs on the nodes") from error
 
 
-def backend_on(place: str) -> RayBackend:
-    """Make the backend that ``ray`` or ``ray:HOST:PORT`` names.
+def backend_on(place: str | None) -> RayBackend | None:
+    """Make the backend that ``ray`` or ``ray:HOST:PORT`` names; None for this process.
 
     Raises
     ------
     DisaError
         Where it names nothing.
     """
+    if place is None:
+        return None
     name, _, address = place.partition(":")
     if name != "ray":
         raise DisaError(f"{place!r} is no place to run on", where="--on", fix="write ray or ray:HOST:PORT")
