@@ -111,7 +111,8 @@ class DISAConfig(GRPOConfig):
         """Derive TRL's beta and refuse what a log Z cannot live with."""
         if not torch.accelerator.is_available():
             # TRL asks for bfloat16 by default, which fails on a CPU unless it is said to be meant.
-            self.use_cpu, self.bf16 = True, bool(self.bf16)
+            self.use_cpu = True
+            self.bf16: bool = bool(self.bf16)
         self._check_own_fields()
         self._derive_beta()
         self._accept_groups_of_one()
