@@ -29,7 +29,8 @@ class FrozenModels(Mapping[str, "PreTrainedModel"]):
     """
 
     def __init__(self, paths: Mapping[str, Origin]) -> None:
-        self._paths, self._loaded = dict(paths), {}
+        self._paths = dict(paths)
+        self._loaded: dict[Any, Any] = {}
 
     def __getitem__(self, role: str) -> PreTrainedModel:
         path = self._paths[role]

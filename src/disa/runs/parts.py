@@ -32,7 +32,7 @@ def make_parts(
     stage: StageFolder,
     blocks: Mapping[str, Sequence[Item]],
     count: Callable[[Sequence[Item]], int],
-    make: Callable[[Sequence[Item], Advance], list[Row]],
+    make: Callable[[Any, Advance], list[Row]],
     row_type: type[Row],
     title: str,
     *,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from disa.errors import DisaError
 from disa.lm.loading import effective_dtype
@@ -127,7 +127,7 @@ def run_scoring(
         return _score_block(*judged, encoded, models, config, sampling, advance)
 
     blocks = blocks_of(trajectories, config.trajectories_per_part, digits=8)
-    how = {"first": judge, "backend": stage.backend}
+    how: dict[str, Any] = {"first": judge, "backend": stage.backend}
     make_parts(stage, blocks, len, make, ScoredTrajectory, "scoring: trajectories", **how)
     rows = stage.rows(ScoredTrajectory)
     if verdict_needed and rows and not decided(rows):
