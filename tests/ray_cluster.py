@@ -34,7 +34,7 @@ class Cluster:
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         }
-        limits = {"RAY_health_check_period_ms": "1000", "RAY_health_check_failure_threshold": "3"}
+        limits = {"RAY_health_check_period_ms": "1000", "RAY_health_check_failure_threshold": "10"}
         threads = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         self.environment = os.environ | threads | quiet | limits | {"PYTHONPATH": ":".join(filter(None, packages))}
         self.environment |= environment
