@@ -62,6 +62,8 @@ class Cluster:
     def kill(self, number: int) -> None:
         """Kill a node's raylet and all its workers, as a lost machine would."""
         node = self.nodes[number]
+        if node.returncode is not None:  # waited for: its number may be another process's by now
+            return
         # Workers lead process groups of their own within the node's session.
         for pid in psutil.pids():
             with contextlib.suppress(ProcessLookupError, PermissionError):
