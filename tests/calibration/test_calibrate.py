@@ -4,6 +4,7 @@ import functools
 import json
 
 import pytest
+import yaml
 
 import disa
 from disa.errors import DisaError
@@ -20,9 +21,8 @@ def prompts(finished_run):
 
 @pytest.fixture(scope="module")
 def task(finished_run):
-    from conftest import TINY_RECIPE
-
-    return make_task(GraphColoringConfig(**TINY_RECIPE["tasks"]))
+    recipe = yaml.safe_load((finished_run.parent / "recipe.yaml").read_text())
+    return make_task(GraphColoringConfig(**recipe["tasks"]))
 
 
 def rows_of(prompts, split):
