@@ -8,7 +8,7 @@ import yaml
 
 import disa
 from disa.errors import DisaError
-from disa.runs.records import PartitionEstimate, Prompt, ScoredTrajectory, read_rows
+from disa.runs.records import Prompt, ScoredTrajectory, read_rows
 from disa.tasks import make_task
 from disa.tasks.config import GraphColoringConfig
 
@@ -208,19 +208,18 @@ def test_rows_that_are_none_and_models_without_tokenizer_are_refused(tmp_path, m
 
 def test_the_estimates_are_those_of_the_public_estimator(tmp_path, finished_run, prompts, task):
     anchor = anchor_of(tmp_path / "a", finished_run, prompts, task)
-    rows = [r for f in (tmp_path / "a" / "3_scoring").glob("*.parquet") for r in read_rows(f, ScoredTrajectory)]
-    stored = read_rows(tmp_path / "a" / "5_anchor" / "anchor.parquet", PartitionEstimate)
-    for row in (row for row in stored if row.method == "mixture"):
-        own = [r for r in rows if r.prompt_id == row.prompt_id]
-        alone = disa.estimate_log_partition(
-            [r.reward for r in own],
-            log_ref=[r.log_ref for r in own],
-            log_proposal=[r.log_proposal for r in own],
-            from_reference=[r.source == "reference" for r in own],
-            beta=2.0,
-        )
-        # The same float64 sums in another order of rows.
-        assert alone.log_z == pytest.approx(anchor.estimates[row.prompt_id].log_z, abs=1e-9)
+    rows = anchor.trajectories()
+    ids = sorted(anchor.estimates)
+    batch = disa.estimate_log_partition_batch(
+        [r.reward for r in rows],
+        prompt_index=[ids.index(r.prompt_id) for r in rows],
+        log_ref=[r.log_ref for r in rows],
+        log_proposal=[r.log_proposal for r in rows],
+        from_reference=[r.source == "reference" for r in rows],
+        beta=2.0,
+    )
+    # The same float64 sums in another order of rows and prompts.
+    assert batch.log_z == pytest.approx([anchor.estimates[i].log_z for i in ids], abs=1e-9)
 
 
 def test_what_calibration_does_not_do_yet_is_refused_and_says_so(tmp_path, finished_run, prompts, task, model):
