@@ -216,6 +216,7 @@ def test_the_estimates_are_those_of_the_public_estimator(tmp_path, finished_run,
         log_ref=[r.log_ref for r in rows],
         log_proposal=[r.log_proposal for r in rows],
         from_reference=[r.source == "reference" for r in rows],
+        lengths=[len(r.completion_ids) for r in rows],
         beta=2.0,
     )
     # The same float64 sums in another order of rows and prompts.

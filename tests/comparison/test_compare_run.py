@@ -149,7 +149,7 @@ def test_what_a_policy_was_trained_with_is_its_point_its_seed_and_its_budget(com
 
 def test_metrics_are_means_over_seeds_of_means_over_prompts(compared):
     run_dir, found = compared / "run", results(compared / "run")
-    log_z = {row.prompt_id: row.log_z for row in read_rows(run_dir / "5_anchor", PartitionEstimate)}
+    log_z = {row.prompt_id: row.log_z for row in read_rows(run_dir / "5_anchor" / "anchor.parquet", PartitionEstimate)}
     values = {}
     for method in METHODS:
         rate = found["methods"][method]["point"]["learning_rate"]

@@ -292,6 +292,9 @@ OTHER = {
     "warmup.small_model.heads": "4",
     "warmup.reference.start": "proposal",
     "sampling.system_prompt": None,
+    # Of conversations, which the tiny model has none of; tests/calibration covers them.
+    "sampling.messages": None,
+    "sampling.chat_template_kwargs": None,
     "sampling.conversational": "true",
     "sampling.top_p": None,
     "sampling.top_k": None,

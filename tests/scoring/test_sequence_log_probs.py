@@ -134,7 +134,7 @@ def test_the_head_is_entered_in_blocks_of_bounded_size_with_the_same_result(monk
 
 def test_batches_hold_every_row_once_within_the_budget():
     lengths = [5, 1, 9, 3, 3, 8, 2, 30]
-    batches = list(log_probs._batches(lengths, 18))
+    batches = list(batches_by_length(lengths, 18))
     assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
     for batch in batches:
         padded = len(batch) * max(lengths[row] for row in batch)

@@ -162,7 +162,7 @@ def test_other_architectures_say_why_they_go_the_plain_way():
 
 def test_attention_that_drops_weights_or_looks_ahead_is_not_shared():
     model = small_architecture("llama")
-    model.config.attention_dropout = 0.1
+    model.model.layers[0].self_attn.attention_dropout = 0.1
     assert unsupported(model) is None
     assert unsupported(model, training=True) == "it drops attention weights"
     gemma = small_architecture("gemma3")

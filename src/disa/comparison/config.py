@@ -115,7 +115,8 @@ def point_training(training: TrainingConfig, method: str, point: Point) -> Train
         raise ValueError(f"a search point of {method} sets {sorted(unknown)}; it may set {sorted(SEARCHED)}")
     if idle := set(point) & METHOD_SPECIFIC_FIELDS - set(METHODS[method].settings):
         raise ValueError(f"a search point of {method} sets {sorted(idle)}, which the method does not read")
-    values = training.model_dump() | {"methods": (method,), "steps_of": {}, "learning_rates": {}}
+    # What was left to its default stays so: a default warm-up is cut to fewer steps, a given one is meant.
+    values = training.model_dump(exclude_unset=True) | {"methods": (method,), "steps_of": {}, "learning_rates": {}}
     values["learning_rate"] = training.method_learning_rate(method)
     return TrainingConfig.model_validate(values | point)
 

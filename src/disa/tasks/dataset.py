@@ -46,7 +46,7 @@ class DatasetTask(Task):
         return f"{self.name}:{self.version}:{digest(sources)}"
 
     @functools.cached_property
-    def reward_range(self) -> tuple[float, float]:
+    def reward_range(self) -> tuple[float, float]:  # type: ignore[override]  # computed where others state it
         """Smallest range that holds those of all verifiers."""
         ranges = [judge.reward_range for judge in self._judges.values()]
         return min(low for low, _ in ranges), max(high for _, high in ranges)
@@ -57,8 +57,8 @@ class DatasetTask(Task):
         judges = sorted(judge.fingerprint for judge in self._judges.values())
         return f"{self.name}:{'+'.join(judges)}{list(self.reward_range)}"
 
-    @property
-    def has_modes(self) -> bool:
+    @functools.cached_property
+    def has_modes(self) -> bool:  # type: ignore[override]  # likewise
         """Whether every verifier names the mode of a correct completion."""
         return all(judge.mode is not None for judge in self._judges.values())
 

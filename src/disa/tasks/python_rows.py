@@ -87,7 +87,7 @@ class PythonRows(Task):
         reward_range: tuple[float, float],
         key_columns: Sequence[str],
     ) -> None:
-        self._reward, self._range = reward, reward_range
+        self._reward, self.reward_range = reward, reward_range
         self._rows = {"train": _by_key(train, key_columns)}
         known = self._rows["train"]
         self._rows["heldout"] = {k: row for k, row in _by_key(heldout, key_columns).items() if k not in known}
@@ -97,11 +97,6 @@ class PythonRows(Task):
         )
         self.key_columns = tuple(key_columns)
         self.messages = not isinstance(next(iter(known.values()))["prompt"], str)
-
-    @property
-    def reward_range(self) -> tuple[float, float]:
-        """Smallest and largest reward, as given."""
-        return self._range
 
     @property
     def fingerprint(self) -> str:

@@ -51,16 +51,6 @@ class Task(ABC):
         self.config = config
 
     @property
-    def has_modes(self) -> bool:
-        """Whether every correct completion has a mode."""
-        return True
-
-    @property
-    def reward_range(self) -> tuple[float, float]:
-        """Smallest and largest reward; a class attribute may say another."""
-        return (0.0, 1.0)
-
-    @property
     def fingerprint(self) -> str:
         """Name and version of the task."""
         return f"{self.name}:{self.version}"
@@ -70,6 +60,10 @@ class Task(ABC):
         """Name, version and range of the reward."""
         return f"{self.fingerprint}{list(self.reward_range)}"
 
+    has_modes: bool = True
+    """Whether every correct completion has a mode."""
+    reward_range: tuple[float, float] = (0.0, 1.0)
+    """Smallest and largest reward."""
     characters: str = ""
     """Those of generated prompts and solutions beside the template's own."""
 
