@@ -72,7 +72,7 @@ def test_the_schema_describes_every_field_of_every_section(capsys):
     assert main(["schema"]) == 0
     schema = json.loads(capsys.readouterr().out)
     described = {"Recipe": schema} | schema["$defs"]
-    sections = models(Recipe) | models(ComparisonConfig) | models(StudyConfig) - {ComparisonConfig, StudyConfig}
+    sections = (models(Recipe) | models(ComparisonConfig) | models(StudyConfig)) - {ComparisonConfig, StudyConfig}
     assert described.keys() == {model.__name__ for model in sections}
     for name, model in described.items():
         for field, found in model["properties"].items():

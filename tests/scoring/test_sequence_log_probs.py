@@ -7,6 +7,7 @@ from scipy.special import logsumexp
 
 from disa.errors import DisaError
 from disa.lm import head, log_probs
+from disa.lm.batches import batches_by_length
 from disa.lm.log_probs import sequence_log_probs
 from disa.testing import EnumerableModel, Space, random_model
 from disa.testing.hf import from_causal_lm, oracle_tokenizer, to_causal_lm
