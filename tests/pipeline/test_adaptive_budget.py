@@ -159,7 +159,9 @@ def test_a_precision_reached_by_the_pilot_leaves_empty_rounds(undisturbed, tiny_
     run(write_recipe(values(tiny_recipe, tmp_path / "run", precision=100.0, cap=5)))
     anchor = Anchor.load(tmp_path / "run" / "5_anchor")
     train = [row for row in anchor.estimates.values() if row.split == "train"]
-    assert all(row.n == 4 if row.hits_ess > 1 else row.n <= 5 for row in train)
+    # Those that stop at the pilot's four have a success; a fifth draw may bring the others their first.
+    assert {row.n for row in train} == {4, 5}
+    assert all(row.hits_ess >= 1e-4 for row in train if row.n == 4)
     assert anchor.evidence["budget"]["reached"] + anchor.evidence["budget"]["capped"] == 6
     capped = {row.prompt_id for row in train if "capped" in row.flags}
     assert len(capped) == anchor.evidence["budget"]["capped"]

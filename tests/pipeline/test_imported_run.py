@@ -38,7 +38,7 @@ def test_imported_trajectories_give_the_anchor_of_the_run_that_drew_them(run_cop
     file = export(folder, tmp_path / "rows.jsonl", "completion_ids", "truncated", "log_prob")
     run(recipe, "anchor", *importing(file))
     assert (folder / "superseded" / "2_proposals.0").is_dir()
-    for name, row_type in (("2_proposals", Trajectory), ("5_anchor", PartitionEstimate)):
+    for name, row_type in (("2_proposals", Trajectory), ("5_anchor/anchor.parquet", PartitionEstimate)):
         # To the last bit: JSON keeps doubles, and the reference's draws have the same random numbers.
         assert read_rows(folder / name, row_type) == read_rows(finished_run / name, row_type)
     facts = json.loads((folder / "2_proposals" / "manifest.json").read_text())

@@ -22,7 +22,7 @@ from disa.proposals.config import ProposalsConfig, ResampleConfig
 from disa.recipe import load_recipe
 from disa.runs.records import PartitionEstimate, Prompt, ScoredTrajectory, read_rows
 
-FIRST = 16
+FIRST = 12
 """Trajectories of a training prompt before the rounds: some prompts have enough hits among them, others have not."""
 
 

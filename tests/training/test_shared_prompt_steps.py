@@ -1,5 +1,6 @@
 """What a training step computes, and what it leaves out."""
 
+import dataclasses
 import json
 
 import pytest
@@ -40,7 +41,9 @@ def tokens_of():
 def test_a_step_computes_each_prompt_once_in_sampling_reference_and_loss_and_nothing_else(
     small_run, tmp_path, tokens_of
 ):
-    trainer = small_run.trainer(tmp_path, trainer_class=RecordingTrainer)
+    # Without probes, which are tried once before the first step.
+    without_probes = {"anchor": dataclasses.replace(small_run.anchor, probes={})}
+    trainer = small_run.trainer(tmp_path, parts=without_probes, trainer_class=RecordingTrainer)
     assert trainer.prompts_not_shared is None
     policy, reference = tokens_of(trainer.model), tokens_of(trainer.ref_model)
     trainer.train()

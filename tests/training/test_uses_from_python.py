@@ -5,7 +5,6 @@ import functools
 import pytest
 import torch
 from datasets import DatasetDict
-from disa.training.reward_identity import reward_fingerprint
 from transformers import LlamaConfig, LlamaForSequenceClassification, TrainerCallback
 from trl import GRPOConfig
 
@@ -14,6 +13,7 @@ from disa.lm.hf_trainer import trainer_arguments
 from disa.lm.loading import load_tokenizer, trainable_model
 from disa.lm.sampling import SamplingConfig, encode_prompt
 from disa.runs.folders import StageFolder
+from disa.tasks.reward_identity import reward_fingerprint
 from disa.training import run
 from disa.training.config import LoRAConfig, TrainingConfig
 from disa.training.run import TaskReward

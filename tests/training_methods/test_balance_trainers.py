@@ -249,7 +249,7 @@ def test_reused_completions_carry_a_capped_importance_weight_and_others_are_refu
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"inverse_temperature": None}, "expected a number above 0"),
+        ({"inverse_temperature": -1.0}, "expected a number above 0"),
         ({"beta": 0.3}, "conflicts with inverse_temperature"),
         ({"length": "max"}, "expected 'sum' or 'mean'"),
         ({"top_k": 5}, "removes support"),
