@@ -223,11 +223,11 @@ def test_the_estimates_are_those_of_the_public_estimator(tmp_path, finished_run,
     assert batch.log_z == pytest.approx([anchor.estimates[i].log_z for i in ids], abs=1e-9)
 
 
-def test_what_calibration_does_not_do_yet_is_refused_and_says_so(tmp_path, finished_run, prompts, task, model):
+def test_what_calibration_does_not_do_yet_is_refused_and_says_so(tmp_path, finished_run, prompts, task):
     def by_tokens(completion_ids, **_):
         return [0.0] * len(completion_ids)
 
     with pytest.raises(DisaError, match="reads completion_ids, which calibration does not give yet"):
         anchor_of(tmp_path / "a", finished_run, prompts, task, by_tokens)
-    with pytest.raises(DisaError, match="is no reward function.*call a reward model within one"):
-        anchor_of(tmp_path / "a", finished_run, prompts, task, model)
+    with pytest.raises(DisaError, match="3 is no reward function.*sequence classifiers"):
+        anchor_of(tmp_path / "a", finished_run, prompts, task, 3)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from disa.ray.backend import backend_on
 from disa.recipe import Recipe
 from disa.runs.processes import rank
 from disa.tasks.python_rows import PythonRows, PythonRowsConfig
-from disa.tasks.reward_functions import RewardFunctions
+from disa.tasks.reward_functions import RewardFunctions, Rewards
 
 Rows = Sequence[Mapping[str, Any]]
 """A ``datasets.Dataset`` or a list of rows."""
@@ -30,13 +30,14 @@ _Recipe = create_model("_Recipe", __base__=Recipe, tasks=(PythonRowsConfig, ...)
 
 def calibrate(
     model: Origin,
-    reward_funcs: Callable[..., Any] | Sequence[Callable[..., Any]],
+    reward_funcs: Rewards,
     train_dataset: Rows,
     args: CalibrationConfig,
     *,
     proposal: Origin | None = None,
     eval_dataset: Rows | None = None,
     processing_class: Any = None,
+    reward_processing_classes: Any = None,
     backend: str | None = None,
 ) -> Anchor:
     """Estimate log Z of every prompt and freeze it.
@@ -51,8 +52,9 @@ def calibrate(
     ----------
     model : str, Path or PreTrainedModel
         The reference: name, folder, or model in memory. The policy will start from it.
-    reward_funcs : callable or sequence of callables
-        TRL reward functions. Their weighted sum lies in ``args.reward_range``; None or NaN is undecided and left out.
+    reward_funcs : callable, str, PreTrainedModel or sequence of them
+        TRL reward functions and reward models. Their weighted sum lies in ``args.reward_range``; None or NaN is
+        undecided and left out.
     train_dataset : datasets.Dataset or sequence of rows
         Column ``prompt`` (text, or messages of any roles) and whatever the reward functions read.
     args : CalibrationConfig
@@ -62,6 +64,8 @@ def calibrate(
         Rows that get a log Z for evaluation only.
     processing_class : PreTrainedTokenizerBase, optional
         By default the tokenizer beside ``model``.
+    reward_processing_classes : PreTrainedTokenizerBase or list of them, optional
+        Tokenizers of the reward models, one per reward function; by default those beside them.
     backend : str, optional
         ``ray`` or ``ray:HOST:PORT``: draw and score on a Ray cluster, whose nodes see the models under the same names.
 
@@ -83,7 +87,7 @@ def calibrate(
     keys = args.key_columns
     if keys is None:
         keys = [name for name in train[0] if name != "prompt"]
-    reward = RewardFunctions(reward_funcs, args.reward_weights)
+    reward = RewardFunctions(reward_funcs, args.reward_weights, reward_processing_classes, args.chat_template_kwargs)
     low, high = args.reward_range
     task = PythonRows(train, heldout, reward, (low, high), keys)
     models = Models(model, proposal, made_here=False, tokenizer=processing_class)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import inspect
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from disa.errors import DisaError
 from disa.tasks.reward_identity import reward_fingerprint, reward_name
 
 RewardFunction = Callable[..., Any]
+Rewards = Any
+"""A reward function, a reward model, its name, or a sequence of them."""
 
 
 class RewardFunctions:
@@ -19,16 +21,32 @@ class RewardFunctions:
 
     Parameters
     ----------
-    functions : callable or sequence of callables
+    functions : callable, str, PreTrainedModel or sequence of them
         Called as TRL calls them, with ``prompts``, ``completions`` and every column; they return one value per
-        completion. Functions, partials, objects and coroutine functions.
+        completion. Functions, partials, objects, coroutine functions; sequence classifiers, by name, folder or object.
     weights : sequence of float, optional
         One per function, 1 by default. A function of weight 0 is not called: it is for logging.
+    processing_classes : PreTrainedTokenizerBase or list of them, optional
+        Tokenizers of the reward models, one per function; None for that beside the model.
+    chat_template_kwargs : mapping, optional
+        Further arguments of the reward models' chat templates.
     """
 
-    def __init__(self, functions: RewardFunction | Sequence[RewardFunction], weights: Sequence[float] | None) -> None:
-        given: Any = functions
-        called: list[RewardFunction] = list(given) if isinstance(given, list | tuple) else [given]
+    def __init__(
+        self,
+        functions: Rewards,
+        weights: Sequence[float] | None,
+        processing_classes: Any = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
+        called = list(functions) if isinstance(functions, list | tuple) else [functions]
+        tokenizers = processing_classes if isinstance(processing_classes, list) else [processing_classes] * len(called)
+        if len(tokenizers) != len(called):
+            raise DisaError(
+                f"{len(tokenizers)} reward_processing_classes for {len(called)} reward functions",
+                where="reward_processing_classes",
+                fix="give one per reward function, None for those that are no models",
+            )
         weights = [1.0] * len(called) if weights is None else list(weights)
         if len(weights) != len(called):
             raise DisaError(
@@ -36,12 +54,16 @@ class RewardFunctions:
                 where="reward_weights",
                 fix="give one weight per function",
             )
-        for function in called:
-            if not callable(function) or hasattr(function, "parameters"):
+        for i, function in enumerate(called):
+            if isinstance(function, str) or hasattr(function, "parameters"):
+                from disa.tasks.reward_model import RewardModel
+
+                called[i] = RewardModel(function, tokenizers[i], chat_template_kwargs or {})
+            elif not callable(function):
                 raise DisaError(
                     f"{function!r} is no reward function",
                     where="reward_funcs",
-                    fix="give functions of (prompts, completions, ...); call a reward model within one",
+                    fix="give functions of (prompts, completions, ...), or sequence classifiers",
                 )
             if "completion_ids" in _parameters(function):
                 raise DisaError(
