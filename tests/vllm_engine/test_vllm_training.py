@@ -15,7 +15,7 @@ from disa.errors import DisaError
 from disa.lm.loading import load_model
 from disa.pipeline import Pipeline
 from disa.recipe import load_recipe
-from disa.training import sampling_trainer
+from disa.training import shared_prompt_trainer
 
 BOUND = 1e-5  # nats per token, as in the proposals' tests; the recipe refuses more
 
@@ -67,7 +67,7 @@ def test_the_same_seeds_give_the_same_training(trained, tmp_path):
 
 
 def test_an_engine_of_another_precision_is_refused_at_the_first_step(trained, monkeypatch):
-    monkeypatch.setattr(sampling_trainer, "policy_precision", lambda *_: contextlib.nullcontext())  # as TRL has it
+    monkeypatch.setattr(shared_prompt_trainer, "policy_precision", lambda *_: contextlib.nullcontext())  # as TRL has it
     with pytest.raises(DisaError, match=r"training step 1, .*differ from the trainer's by 0\.00\d+ nats per token"):
         trained(methods=["disa"])
 
