@@ -237,3 +237,10 @@ def test_a_group_of_the_policys_own_completions_expects_log_z_less_the_kl_to_the
     )
     assert expected.item() == pytest.approx((log_z - kl).item(), abs=ROUNDING)
     assert kl > 0.01
+
+
+def test_the_mean_hidden_state_is_over_the_masked_tokens_alone_be_it_one_or_none():
+    hidden = torch.arange(12, dtype=torch.float64).view(2, 3, 2)
+    found = masked_mean(hidden, torch.tensor([[0, 1, 0], [0, 1, 1]]))
+    torch.testing.assert_close(found, torch.stack([hidden[0, 1], hidden[1, 1:].mean(0)]), rtol=0, atol=0)
+    assert masked_mean(hidden, torch.zeros(2, 3, dtype=torch.long)).abs().max() == 0.0

@@ -14,6 +14,8 @@ WEIGHT = torch.tensor([1.0, 0.0, 0.5], dtype=torch.float64)
 def test_hand_computed_values():
     assert supervised_loss(LOG_PI, WEIGHT, length="sum").item() == pytest.approx(4.0 / 3)
     assert supervised_loss(LOG_PI, WEIGHT, length="mean", lengths=LENGTHS).item() == pytest.approx(4.0 / 2.5)
+    # Small weights divide out.
+    assert supervised_loss(LOG_PI, WEIGHT / 100, length="mean", lengths=LENGTHS).item() == pytest.approx(4.0 / 2.5)
 
 
 def test_summed_it_is_the_forward_projection_with_another_weight():
