@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[1]
 TESTS = {
     "partition": ("tests/partition", "tests/theory", "tests/anchor"),
     "objectives": ("tests/objectives", "tests/theory"),
-    "anchor": ("tests/anchor", "tests/foundation"),
+    "anchor": ("tests/anchor", "tests/foundation", "tests/calibration"),
     "training": ("tests/training", "tests/training_methods"),
 }
 SECONDS = 900
@@ -66,7 +66,7 @@ def mutations(tree: ast.Module) -> list[tuple[int, str]]:
             found.append((number, "sign"))
         elif isinstance(node, ast.Constant) and type(node.value) in (int, float):
             found.append((number, "constant"))
-        elif isinstance(node, ast.If):
+        elif isinstance(node, ast.If) and ast.unparse(node.test) != "TYPE_CHECKING":
             found.append((number, "condition"))
     return found
 

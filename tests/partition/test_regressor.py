@@ -189,6 +189,14 @@ def test_more_features_than_prompts_and_constant_features_are_fitted():
     assert np.corrcoef(regressor.mean_logit(features), logit)[0, 1] > 0.7
 
 
+def test_a_feature_that_varies_by_rounding_alone_is_left_near_zero():
+    features, _, k = simulate(5)
+    noise = np.random.default_rng(6).choice([0.0, 1e-7], (100, 1))  # a large constant in float32, as float64
+    regressor = fit(k[:100], np.full(100, 8.0), np.concatenate([features[:100], 1e4 + noise], axis=1))
+    assert regressor.scale[-1] == 1.0
+    assert abs(regressor.weights[-1] * 1e-7) < 1e-6
+
+
 @pytest.mark.parametrize("hits", [0.0, 8.0])
 def test_prompts_that_all_fail_or_all_pass_leave_a_finite_fit(hits):
     features, _, _ = simulate(4)
