@@ -9,12 +9,12 @@ import math
 import numpy as np
 import pytest
 
-from disa.evaluation.judge import Verdict
+from disa.evaluation.judge import StrategyVerdict
 from disa.evaluation.lexical import self_bleu, vendi_score
 from disa.evaluation.strategies import agreement, strategy_metrics, wilson
 
 EXACT = {"rel": 0, "abs": 1e-12}
-SAME, DIFFERENT = Verdict("same", "asked"), Verdict("different", "asked")
+SAME, DIFFERENT = StrategyVerdict("same", "asked"), StrategyVerdict("different", "asked")
 
 
 def verdicts(strategies):
@@ -40,11 +40,11 @@ def test_effective_strategies_is_the_inverse_sum_of_squared_frequencies(strategi
 
 
 def test_abstentions_are_left_out_counted_and_bounded():
-    found = strategy_metrics([SAME, DIFFERENT, Verdict(None, "order")], 3)
+    found = strategy_metrics([SAME, DIFFERENT, StrategyVerdict(None, "order")], 3)
     assert found["simpson"] == 1 / 2
     assert found["abstained"] == pytest.approx(1 / 3, **EXACT)
     assert (found["simpson_low"], found["simpson_high"]) == (1 / 3, 2 / 3)
-    assert "simpson" not in strategy_metrics([Verdict(None, "unclear")], 2)
+    assert "simpson" not in strategy_metrics([StrategyVerdict(None, "unclear")], 2)
     assert strategy_metrics([], 1) == {}
 
 
@@ -61,7 +61,13 @@ def test_kappa_of_a_table_by_hand():
 
 
 def test_agreement_leaves_abstentions_out_and_counts_them_by_reason():
-    judged = [SAME, Verdict(None, "order"), DIFFERENT, Verdict(None, "unreadable"), Verdict(None, "order")]
+    judged = [
+        SAME,
+        StrategyVerdict(None, "order"),
+        DIFFERENT,
+        StrategyVerdict(None, "unreadable"),
+        StrategyVerdict(None, "order"),
+    ]
     found = agreement(["same", "same", "different", "same", "different"], judged)
     assert found.abstained == {"order": 2, "unreadable": 1}
     assert (found.pairs, found.accuracy, found.kappa) == (5, 1.0, 1.0)
@@ -71,7 +77,7 @@ def test_agreement_leaves_abstentions_out_and_counts_them_by_reason():
 
 
 def test_agreement_without_verdicts_or_with_one_label_has_no_kappa():
-    assert agreement(["same"], [Verdict(None, "order")]).accuracy is None
+    assert agreement(["same"], [StrategyVerdict(None, "order")]).accuracy is None
     assert agreement(["same", "same"], [SAME, SAME]).kappa is None
 
 

@@ -10,11 +10,11 @@ from six_outcomes import GRADES, PASSES, sample
 import disa
 from disa.errors import DisaError
 from disa.partition import LogPartition, estimate_log_partition, estimate_log_partition_batch
-from disa.partition.estimate import Interval, Method
+from disa.partition.estimate import EstimatorName, Interval
 from disa.partition.log_weights import log_z_from_q, soft_success
 from disa.partition.verdict import FLAGS
 
-METHODS = Method.__args__
+METHODS = EstimatorName.__args__
 ONE = {"log_ref": [-1.0], "log_proposal": [-2.0], "from_reference": [True]}
 FLOATS = [f.name for f in dataclasses.fields(LogPartition) if f.type == "float"]
 

@@ -6,13 +6,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from disa.partition import estimate_log_partition_batch
-from disa.partition.estimate import Method
+from disa.partition.estimate import EstimatorName
 from disa.partition.regression import posterior
 from disa.partition.regressor import Regressor
 
 SHARE = 0.5  # of a posterior standard deviation; the largest drop in 2,500 random cases was 0.29
 ROUNDING = 1e-12  # of sums of at most a few hundred weights up to N
-METHODS = pytest.mark.parametrize("method", Method.__args__)
+METHODS = pytest.mark.parametrize("method", EstimatorName.__args__)
 
 
 def some_prompts(seed, spread, lengths, sizes=((4, 12), (8, 8), (3, 30))):

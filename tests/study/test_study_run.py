@@ -24,7 +24,7 @@ from disa.runs.records import EvaluationRecord, Prompt, ScoredTrajectory, read_r
 from disa.study import run as study_run
 from disa.study.config import read_study
 from disa.study.report import write_report
-from disa.study.run import Cell, Study
+from disa.study.run import Study, StudyCell
 
 STUDY = {
     "strengths": {"reference": {}, "strong": {"steps": 2}},
@@ -36,7 +36,7 @@ STUDY = {
     "methods": ["disa_forward"],
     "policies": [{"strengths": ["strong"], "inverse_temperatures": [2], "trajectories": [4]}],
 }
-STRONG = Cell("strong", 2.0, 4)
+STRONG = StudyCell("strong", 2.0, 4)
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ from typing import Any
 from disa.cli.evaluate import checked_server
 from disa.errors import DisaError
 from disa.evaluation.compare import compare
-from disa.evaluation.judge import Cost, Judge, Verdict
+from disa.evaluation.judge import Cost, Judge, StrategyVerdict
 from disa.evaluation.metrics import summarise, summary_to_json
-from disa.evaluation.solutions import Group, correct_solutions, diversity_values, labelled_pairs, verdict_rows
+from disa.evaluation.solutions import SolutionGroup, correct_solutions, diversity_values, labelled_pairs, verdict_rows
 from disa.evaluation.strategies import PairVerdict, agreement
 from disa.evaluation.tables import summary_text
 from disa.lm.openai_client import Endpoint, OpenAIClient, check_request
@@ -32,7 +32,7 @@ def judge(options: argparse.Namespace) -> int:
         raise DisaError("nothing to judge", where="command line", fix="give DIR, --calibration, or both")
     if options.calibration is not None and options.judge is None:
         raise DisaError("--calibration measures a judge", where="command line", fix="give --judge openai:URL#MODEL")
-    groups: list[Group] = []
+    groups: list[SolutionGroup] = []
     baseline = ""
     if options.evaluation is not None:
         groups, baseline = correct_solutions(
@@ -43,7 +43,7 @@ def judge(options: argparse.Namespace) -> int:
     with exclusive(output), contextlib.redirect_stdout(sys.stderr):  # progress must not mix with --json
         server = checked_server(options)
         judge = _judge(options, output, server) if options.judge is not None else None
-        verdicts: list[dict[tuple[int, int], Verdict]] = []
+        verdicts: list[dict[tuple[int, int], StrategyVerdict]] = []
         results: dict[str, Any] = {"evaluation": options.evaluation, "solutions": options.solutions}
         if judge is not None:
             results["judge"] = {"endpoint": options.judge, "mode": options.mode, "temperature": options.temperature}
@@ -83,7 +83,7 @@ def _judge(options: argparse.Namespace, output: Path, server: dict[str, Any]) ->
     )
 
 
-def _agreed(judge: Judge, groups: list[Group], labelled: list[Any], options: argparse.Namespace) -> bool:
+def _agreed(judge: Judge, groups: list[SolutionGroup], labelled: list[Any], options: argparse.Namespace) -> bool:
     """Print what it will cost, and whether to start."""
     costs = [
         judge.cost([(g.prompt.prompt, g.texts) for g in groups], options.mode),
@@ -113,7 +113,7 @@ def _price(text: str, cost: Cost) -> float:
     return (cost.prompt_tokens * prompt + cost.completion_tokens * completion) / 1e6
 
 
-def _ask(judge: Judge, questions: list[Any], mode: str, title: str) -> list[dict[tuple[int, int], Verdict]]:
+def _ask(judge: Judge, questions: list[Any], mode: str, title: str) -> list[dict[tuple[int, int], StrategyVerdict]]:
     from disa.runs.progress import progress_bar
 
     cost = judge.cost(questions, mode)

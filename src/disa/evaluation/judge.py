@@ -33,7 +33,7 @@ Message = dict[str, str]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Verdict:
+class StrategyVerdict:
     """Whether two solutions use the same strategy, or why that is not known."""
 
     value: str | None
@@ -93,8 +93,8 @@ class Judge:
 
     def judge(
         self, groups: Sequence[tuple[str, Sequence[str]]], mode: str, advance: Callable[[], None]
-    ) -> list[dict[tuple[int, int], Verdict]]:
-        """Verdict on every pair of solutions of every (problem, solutions), by their positions i < j.
+    ) -> list[dict[tuple[int, int], StrategyVerdict]]:
+        """StrategyVerdict on every pair of solutions of every (problem, solutions), by their positions i < j.
 
         Parameters
         ----------
@@ -164,11 +164,11 @@ def _label(problem: str, solutions: Sequence[str]) -> _Question:
 
 def _pairwise(
     problem: str, solutions: Sequence[str], answer: Callable[[_Question], str | None]
-) -> dict[tuple[int, int], Verdict]:
+) -> dict[tuple[int, int], StrategyVerdict]:
     result = {}
     for (i, a), (j, b) in itertools.combinations(enumerate(solutions), 2):
         if _identical(a, b):
-            result[i, j] = Verdict(SAME, "identical")
+            result[i, j] = StrategyVerdict(SAME, "identical")
         else:
             result[i, j] = _combine(answer(_pair(problem, a, b)), answer(_pair(problem, b, a)))
     return result
@@ -176,7 +176,7 @@ def _pairwise(
 
 def _by_labels(
     problem: str, solutions: Sequence[str], answer: Callable[[_Question], list[int] | None]
-) -> dict[tuple[int, int], Verdict]:
+) -> dict[tuple[int, int], StrategyVerdict]:
     if len(solutions) < 2:
         return {}
     forward, backward = (answer(q) for q in _questions(problem, solutions, "labels"))
@@ -184,7 +184,7 @@ def _by_labels(
     result = {}
     for (i, a), (j, b) in itertools.combinations(enumerate(solutions), 2):
         if _identical(a, b):
-            result[i, j] = Verdict(SAME, "identical")
+            result[i, j] = StrategyVerdict(SAME, "identical")
         else:
             result[i, j] = _combine(_same_label(forward, i, j), _same_label(backward, i, j))
     return result
@@ -196,13 +196,13 @@ def _same_label(labels: list[int] | None, i: int, j: int) -> str | None:
     return UNCLEAR if 0 in (labels[i], labels[j]) else SAME if labels[i] == labels[j] else DIFFERENT
 
 
-def _combine(first: str | None, second: str | None) -> Verdict:
+def _combine(first: str | None, second: str | None) -> StrategyVerdict:
     """One verdict from both orders: a judge that changes its mind with the order has not judged the solutions."""
     if first is None or second is None:
-        return Verdict(None, "unreadable")
+        return StrategyVerdict(None, "unreadable")
     if UNCLEAR in (first, second):
-        return Verdict(None, "unclear")
-    return Verdict(first, "asked") if first == second else Verdict(None, "order")
+        return StrategyVerdict(None, "unclear")
+    return StrategyVerdict(first, "asked") if first == second else StrategyVerdict(None, "order")
 
 
 def _identical(first: str, second: str) -> bool:

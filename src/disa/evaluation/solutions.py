@@ -8,7 +8,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from disa.errors import DisaError
-from disa.evaluation.judge import Verdict
+from disa.evaluation.judge import StrategyVerdict
 from disa.evaluation.judge_protocol import DIFFERENT, SAME
 from disa.evaluation.lexical import self_bleu, vendi_score
 from disa.evaluation.metrics import Values, without_idle_bounds
@@ -19,7 +19,7 @@ from disa.runs.records import EvaluationRecord, Prompt, read_rows
 
 
 @dataclasses.dataclass(frozen=True)
-class Group:
+class SolutionGroup:
     """Correct solutions of one model to one problem."""
 
     model: str
@@ -33,7 +33,7 @@ class Group:
         return [s.completion for s in self.samples]
 
 
-def correct_solutions(folder: Path, *, most: int, limit: int | None, seed: int) -> tuple[list[Group], str]:
+def correct_solutions(folder: Path, *, most: int, limit: int | None, seed: int) -> tuple[list[SolutionGroup], str]:
     """Correct solutions of every problem and model of an evaluation, and the model the others are compared with.
 
     Parameters
@@ -57,7 +57,7 @@ def correct_solutions(folder: Path, *, most: int, limit: int | None, seed: int) 
             for prompt in prompts:
                 # Draws are exchangeable: the first ones are as good a choice as any.
                 samples = sorted(correct[prompt.prompt_id], key=lambda s: s.draw)[:most]
-                groups.append(Group(model, task, prompt, samples))
+                groups.append(SolutionGroup(model, task, prompt, samples))
     return groups, results["baseline"]
 
 
@@ -90,7 +90,7 @@ def labelled_pairs(path: Path) -> list[tuple[str, str, str, str]]:
     return rows
 
 
-def verdict_rows(group: Group, verdicts: dict[tuple[int, int], Verdict]) -> list[PairVerdict]:
+def verdict_rows(group: SolutionGroup, verdicts: dict[tuple[int, int], StrategyVerdict]) -> list[PairVerdict]:
     """Verdicts on a group's pairs, as they are written to disk."""
     draws = [s.draw for s in group.samples]
     return [
@@ -99,12 +99,12 @@ def verdict_rows(group: Group, verdicts: dict[tuple[int, int], Verdict]) -> list
     ]
 
 
-def diversity_values(groups: list[Group], verdicts: list[dict[tuple[int, int], Verdict]]) -> Values:
+def diversity_values(groups: list[SolutionGroup], verdicts: list[dict[tuple[int, int], StrategyVerdict]]) -> Values:
     """Measures of diversity by problem; one with fewer than two correct solutions defines none.
 
     Parameters
     ----------
-    groups : list of Group
+    groups : list of SolutionGroup
     verdicts : list, empty or parallel to ``groups``
         Verdicts on each group's pairs; without them only the lexical measures are taken.
     """

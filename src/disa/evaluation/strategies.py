@@ -15,7 +15,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from disa.evaluation.judge import Verdict
+from disa.evaluation.judge import StrategyVerdict
 from disa.evaluation.judge_protocol import DIFFERENT, SAME
 
 _Z = 1.959963984540054
@@ -39,7 +39,7 @@ class PairVerdict:
     reason: str
 
 
-def strategy_metrics(verdicts: Iterable[Verdict], n: int) -> dict[str, float]:
+def strategy_metrics(verdicts: Iterable[StrategyVerdict], n: int) -> dict[str, float]:
     """Metrics of one problem with ``n`` judged solutions.
 
     ``simpson`` is over the pairs with a verdict; ``simpson_low`` and ``simpson_high`` count abstentions as same and
@@ -75,7 +75,7 @@ class Agreement:
     """``label/verdict``: number."""
 
 
-def agreement(labels: Sequence[str], verdicts: Sequence[Verdict]) -> Agreement:
+def agreement(labels: Sequence[str], verdicts: Sequence[StrategyVerdict]) -> Agreement:
     """Accuracy with Wilson's (1927) 95% interval, and Cohen's (1960) kappa with the interval that follows from it.
 
     Kappa is linear in the accuracy at given margins, so its interval is the accuracy's, mapped. As in Cohen's own

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pydantic import Field
 
 from disa.config import StageConfig
-from disa.partition.estimate import Interval, Method
+from disa.partition.estimate import EstimatorName, Interval
 
 
 class PartitionConfig(StageConfig):
     """How log Z is estimated from the scored trajectories."""
 
-    method: Method = "mixture"
+    method: EstimatorName = "mixture"
     """Estimator; the default weighs all trajectories by the balance heuristic with a control variate."""
     interval: Interval = "gamma"
     """Kind of interval; clopper_pearson needs trajectories from the reference only."""

@@ -19,7 +19,7 @@ from disa.partition.log_weights import Array, linear_weights, log_z_from_q
 from disa.partition.psis import STATUSES, pareto_k
 from disa.partition.verdict import flag_prompts
 
-Method = Literal["mixture", "anchored", "is", "tis", "psis", "snis", "pass_rate"]
+EstimatorName = Literal["mixture", "anchored", "is", "tis", "psis", "snis", "pass_rate"]
 Interval = Literal["gamma", "betting", "clopper_pearson"]
 
 _INTERVALS = {"gamma": gamma, "betting": betting, "clopper_pearson": clopper_pearson}
@@ -107,7 +107,7 @@ def estimate_log_partition(
     lengths: ArrayLike | None = None,
     beta: float,
     reward_range: tuple[float, float] = (0.0, 1.0),
-    method: Method = "mixture",
+    method: EstimatorName = "mixture",
     interval: Interval = "gamma",
     level: float = 0.9,
 ) -> LogPartition:
@@ -149,7 +149,7 @@ def estimate_log_partition_batch(
     lengths: ArrayLike | None = None,
     beta: float,
     reward_range: tuple[float, float] = (0.0, 1.0),
-    method: Method = "mixture",
+    method: EstimatorName = "mixture",
     interval: Interval = "gamma",
     level: float = 0.9,
 ) -> LogPartitionBatch:
@@ -266,7 +266,10 @@ def _reference_draws(draws: Draws) -> Draws:
 
 
 def _check_choices(method: str, interval: str, level: float) -> None:
-    for name, value, allowed in (("method", method, get_args(Method)), ("interval", interval, get_args(Interval))):
+    for name, value, allowed in (
+        ("method", method, get_args(EstimatorName)),
+        ("interval", interval, get_args(Interval)),
+    ):
         if value not in allowed:
             raise DisaError(f"{name} is {value!r}, expected one of {', '.join(allowed)}")
     if not 0.0 < level < 1.0:

@@ -12,18 +12,18 @@ from disa.evaluation.tables import largest_k
 from disa.runs.folders import StageFolder, read_json
 from disa.runs.records import EvaluationRecord, Prompt
 from disa.study.errors import measured_json
-from disa.study.run import Cell
+from disa.study.run import StudyCell
 
 AXES = ("strength", "inverse_temperature", "trajectories")
 
 
-def cell_row(cell: Cell, error: StageFolder) -> dict[str, Any]:
+def cell_row(cell: StudyCell, error: StageFolder) -> dict[str, Any]:
     """One cell's coordinates and its measured error."""
     return _coordinates(cell) | read_json(error.path / "error.json")
 
 
 def policy_rows(
-    cell: Cell,
+    cell: StudyCell,
     seeds: Sequence[Sequence[StageFolder]],
     prompts: Sequence[Prompt],
     log_z: Mapping[str, float],
@@ -89,7 +89,7 @@ def _mean(seeds: Sequence[PromptValues]) -> PromptValues:
     return {prompt: math.fsum(values[prompt] for values in seeds) / len(seeds) for prompt in shared}
 
 
-def _coordinates(cell: Cell) -> dict[str, Any]:
+def _coordinates(cell: StudyCell) -> dict[str, Any]:
     return dict(zip(AXES, (cell.strength, cell.beta, cell.trajectories), strict=True))
 
 

@@ -33,7 +33,7 @@ PROPOSAL_VERSION = BLOCK_VERSION = ERROR_VERSION = 1
 
 
 @dataclasses.dataclass(frozen=True)
-class Cell:
+class StudyCell:
     """A point of the grid."""
 
     strength: str
@@ -90,7 +90,7 @@ class Study:
         self.recipe, self.config, self.say = recipe, config, say
         self.folder = Path(recipe.run_dir) / "study"
         self.base = Pipeline(recipe, say=say)
-        self.evaluations: dict[tuple[Cell, int], list[StageFolder]] = {}
+        self.evaluations: dict[tuple[StudyCell, int], list[StageFolder]] = {}
         """Of the policies that are there, by cell and seed, the reference's first."""
         alpha = recipe.proposals.reference_share
         if uneven := [n for n in self.config.trajectories if abs(alpha * n - round(alpha * n)) > 1e-9]:
@@ -100,22 +100,22 @@ class Study:
                 fix="choose sizes for which proposals.reference_share gives whole numbers of draws",
             )
 
-    def cells(self) -> list[Cell]:
+    def cells(self) -> list[StudyCell]:
         """Every cell of the grid."""
         config = self.config
         axes = config.strengths, config.inverse_temperatures, config.trajectories
-        return [Cell(*point) for point in itertools.product(*axes)]
+        return [StudyCell(*point) for point in itertools.product(*axes)]
 
-    def policy_cells(self) -> list[Cell]:
+    def policy_cells(self) -> list[StudyCell]:
         """Cells that policies are trained in, in the order of the grid."""
         wanted = {
-            Cell(*point)
+            StudyCell(*point)
             for block in self.config.policies
             for point in itertools.product(block.strengths, block.inverse_temperatures, block.trajectories)
         }
         return [cell for cell in self.cells() if cell in wanted]
 
-    def blocks(self, cell: Cell) -> int:
+    def blocks(self, cell: StudyCell) -> int:
         """Replicates of a cell: whole blocks in the pool of one held-out prompt."""
         return whole_blocks(self._proposals(cell.strength).counts("heldout"), self._counts(cell))
 
@@ -154,7 +154,7 @@ class Study:
                 if cell.strength == strength:
                     self.error(cell)
 
-    def train(self, cell: Cell, seed: int) -> None:
+    def train(self, cell: StudyCell, seed: int) -> None:
         """Train and evaluate one seed's policies of a cell."""
         with exclusive(self.folder / cell.folder / f"seed-{seed}"):
             self.evaluations[cell, seed] = self.policies(cell, seed).evaluation()
@@ -180,7 +180,7 @@ class Study:
         model = None if proposal is None else proposal.path / "model"
         return self._pipeline(f"strengths/{strength}", {}, model, proposals=self._proposals(strength))
 
-    def error(self, cell: Cell) -> StageFolder:
+    def error(self, cell: StudyCell) -> StageFolder:
         """Measure the error of log Z in one cell."""
         pool, beta = self.pool(cell.strength), cell.beta
         config, reward_range = self.recipe.partition, self.base.task.reward_range
@@ -206,7 +206,7 @@ class Study:
             self.say(f"{stage.name}: RMSE of log Z {found['rmse']['value']:.3f} nats")
         return stage
 
-    def policies(self, cell: Cell, seed: int) -> Pipeline:
+    def policies(self, cell: StudyCell, seed: int) -> Pipeline:
         """One seed's policies of a cell: the recipe at the cell's beta, on the seed's block of the pool."""
         pool = self.pool(cell.strength)
         training = self.recipe.training.model_copy(
@@ -225,7 +225,7 @@ class Study:
         proposal = pool.recipe.models.proposal
         return self._pipeline(folder, finished, Path(proposal) if proposal else None, training=training)
 
-    def _block(self, cell: Cell, number: int, folder: str) -> StageFolder:
+    def _block(self, cell: StudyCell, number: int, folder: str) -> StageFolder:
         """The rows of one block of the pool, as a scoring stage of their own."""
         scoring, counts = self.pool(cell.strength).scoring(), self._counts(cell)
         stage = StageFolder(
@@ -274,7 +274,7 @@ class Study:
             update["reference_share"] = 1.0
         return self.recipe.proposals.model_copy(update=update)
 
-    def _counts(self, cell: Cell) -> dict[str, int]:
+    def _counts(self, cell: StudyCell) -> dict[str, int]:
         """Draws of each source in a block of a cell, the same for every prompt."""
         per_prompt = {"per_heldout_prompt": cell.trajectories}
         return self._proposals(cell.strength).model_copy(update=per_prompt).counts("heldout")

@@ -18,7 +18,7 @@ from disa.runs.provenance import digest
 from disa.runs.records import Prompt
 from disa.tasks.benchmarks import BENCHMARKS, rows_digest, verify
 from disa.tasks.dataset_config import DatasetConfig, SourceConfig
-from disa.tasks.judges import Judge, make_judge
+from disa.tasks.judges import AnswerJudge, make_judge
 from disa.tasks.overlap import normalised, overlap_counts, remove_overlaps
 from disa.tasks.rows import Problem, read_problem
 from disa.tasks.sources import RawSource, label_of, read_source
@@ -127,7 +127,7 @@ class DatasetTask(Task):
         return self._read[1]
 
     @functools.cached_property
-    def _judges(self) -> dict[tuple[str, str | None], Judge]:
+    def _judges(self) -> dict[tuple[str, str | None], AnswerJudge]:
         keys = dict.fromkeys((_verifier(source), source.answer_pattern) for source in self.config.sources)
         return {
             (verifier, pattern): make_judge(

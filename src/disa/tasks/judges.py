@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from disa.rewards.maths import MathsVerifier
 
 
-class Judge(Protocol):
+class AnswerJudge(Protocol):
     """What judges the completions of one kind of problem."""
 
     fingerprint: str
@@ -38,7 +38,7 @@ class Judge(Protocol):
 
 def make_judge(
     verifier: str, pattern: str | None, *, workers: int, reward_range: tuple[float, float] | None, messages: bool
-) -> Judge:
+) -> AnswerJudge:
     """The verifier of that name; nothing heavy starts before its first call."""
     if verifier == "exact":
         return ExactJudge(pattern)
