@@ -30,7 +30,7 @@ _GROUPS = {
     "look at what came out": ["inspect", "evaluate", "judge"],
     "compare and study": ["compare", "study"],
     "one stage alone, its inputs being finished": list(STAGES),
-    "elsewhere": ["verl", "schema"],
+    "elsewhere": ["verl", "import-gguf", "schema"],
 }
 """Commands as ``disa --help`` shows them."""
 
@@ -148,6 +148,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--anchor", metavar="DIR", help="anchor folder; by default the run's 5_anchor")
     add("--check", action="store_true", help="check and write the configuration, but start nothing")
     add("--export", metavar="DIR", help="start nothing: write the last checkpoint, in float32")
+
+    add = command("import-gguf", "import_gguf:import_gguf", "a GGUF file as a Hugging Face folder", recipe=False)
+    add("file", metavar="FILE.gguf", help="quantised weights with their tokenizer")
+    add("folder", metavar="FOLDER", help="where to; must not exist")
+    add("--dtype", choices=("bfloat16", "float32", "float16"), default="bfloat16", help="of the weights (bfloat16)")
+    add("--stop", action="append", default=[], metavar="TOKEN", help="ends a completion too; may be repeated")
 
     add = command("watch", "watch:watch", "a run's stages in the terminal, live", recipe=False)
     add("run", metavar="RUN", help="run directory")

@@ -14,11 +14,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-
 from disa.errors import DisaError
-from disa.runs.files import whole_folder
+from disa.lm.import_gguf import import_gguf
 
 
 class EmbeddedModel(NamedTuple):
@@ -68,8 +65,7 @@ EMBEDDED_MODELS = {
 def embedded_model_folder(base: str) -> Path:
     """Folder with model (float32) and tokenizer of ``base``, converted on first use.
 
-    ``smollm2`` is SmolLM2-135M-Instruct from Q4_1, ``gemma3-270m`` the base model Gemma 3 270M from Q4_K_M. The
-    dequantised model refuses ``save_pretrained``, so its weights are copied into a fresh one.
+    ``smollm2`` is SmolLM2-135M-Instruct from Q4_1, ``gemma3-270m`` the base model Gemma 3 270M from Q4_K_M.
 
     Raises
     ------
@@ -88,11 +84,5 @@ def embedded_model_folder(base: str) -> Path:
                 where="recipe, field warmup.base",
                 fix=model.install,
             )
-        source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
-        quantised = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
-        fresh = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(**source))
-        fresh.load_state_dict(quantised.state_dict())
-        with whole_folder(folder) as aside:
-            fresh.save_pretrained(aside)
-            AutoTokenizer.from_pretrained(**source).save_pretrained(aside)
+        import_gguf(gguf, folder, dtype="float32")
     return folder
