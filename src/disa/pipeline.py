@@ -19,11 +19,12 @@ from disa.lm.fingerprint import take_fingerprint
 from disa.lm.models import Models
 from disa.lm.sampling import SamplingConfig, encode_prompt
 from disa.partition.config import PartitionConfig
+from disa.partition.pilot import chosen, pilot_stage
 from disa.partition.regression import PromptFeatures, reference_features
 from disa.partition.rounds import further_draws, round_target
 from disa.partition.stage import partition_stage
 from disa.preflight import preflight
-from disa.proposals.config import DrawPlan
+from disa.proposals.config import DrawPlan, ProposalsConfig
 from disa.proposals.rounds import round_stage
 from disa.proposals.run import proposals_stage
 from disa.recipe import Recipe
@@ -120,8 +121,17 @@ class Pipeline:
 
     def proposals(self) -> StageFolder:
         """Offline trajectories."""
-        config, sampling = self.recipe.proposals, self.recipe.sampling
-        return self._stage(proposals_stage(config, sampling, self.models, self._calibrated, self._inputs()))
+        given = self._drawn_by, *self._given, self._calibrated
+        return self._stage(proposals_stage(*given, self._inputs()))
+
+    @functools.cached_property
+    def _drawn_by(self) -> ProposalsConfig:
+        """How trajectories are drawn, with a pilot's choice where the recipe leaves it to one."""
+        config = self.recipe.proposals
+        if config.source != "auto":
+            return config
+        train = functools.partial(self._prompts, "train")
+        return chosen(config, self._stage(pilot_stage(config, *self._given, train, self._inputs())))
 
     def scoring(self) -> StageFolder:
         """Log-probabilities under both models, and rewards, of the first draws and of the rounds behind them."""
@@ -137,10 +147,10 @@ class Pipeline:
     def _score(self, drawn: StageFolder, number: int = 0) -> StageFolder:
         here = self.models.has_proposal or not self.recipe.proposals.drawn_elsewhere
         given = self.recipe.scoring, *self._given, self._calibrated, drawn
-        return self._stage(scoring_stage(*given, proposal_here=here, number=number))
+        return self._stage(scoring_stage(*given, self._drawn_by, proposal_here=here, number=number))
 
     def _round(self, number: int, earlier: dict[str, StageFolder]) -> StageFolder:
-        config, target = self.recipe.proposals, self._target()
+        config, target = self._drawn_by, self._target()
 
         def plan() -> DrawPlan:
             prompts = self._calibrated()
@@ -149,7 +159,7 @@ class Pipeline:
             return further_draws(number, config, *target, prompts, rows)
 
         train = functools.partial(self._prompts, "train")
-        given = config, self.recipe.sampling, self.models, train, self._inputs() | earlier
+        given = config, *self._given, train, self._inputs() | earlier
         return self._stage(round_stage(number, *given, round_target(config, *target), plan, self._say))
 
     def partition(self) -> StageFolder:

@@ -70,6 +70,13 @@ class Recipe(StageConfig):
         return self
 
     @model_validator(mode="after")
+    def _what_blends_need(self) -> Recipe:
+        proposal = self.warmup.proposal if self.warmup else self.models.proposal
+        if self.proposals.source == "bridge" and not proposal:
+            raise ValueError("proposals.source: bridge leads to a proposal, give models.proposal")
+        return self
+
+    @model_validator(mode="after")
     def _whole_steps(self) -> Recipe:
         if self.tasks.train_prompts is not None:  # of a data set, only training will know
             self.training.check_prompts(self.training.methods, self.tasks.train_prompts)

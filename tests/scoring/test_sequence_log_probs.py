@@ -150,7 +150,7 @@ def test_batches_of_groups_hold_every_row_once_within_the_budget_and_a_prompt_as
     of = rng.integers(0, 6, 50)
     prompt_ids = [prompts[p] for p in of]
     completion_ids = [[1] * n for n in rng.integers(0, 12, 50)]
-    batches = list(log_probs._group_batches(prompt_ids, completion_ids, budget))
+    batches = list(log_probs.group_batches(prompt_ids, completion_ids, budget))
     assert sorted(row for batch in batches for row in batch) == list(range(50))
     for batch in batches:
         distinct = {tuple(prompt_ids[i]) for i in batch}

@@ -7,12 +7,12 @@ neither forward nor backward: a block's logits are made, used and dropped, and m
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
+from torch.nn.functional import linear, pad
 
 # Logits of one block: 64 MiB in float32, and blocks of a hundred rows even at the largest vocabularies, which is
 # what a matrix product needs to run at full speed.
@@ -47,6 +47,58 @@ def head_log_probs(
     with torch.autocast(device, enabled=False):
         log_p, entropies = _HeadLogProbs.apply(hidden, weight, bias, targets, temperature, dtype, entropy)
     return log_p, entropies if entropy else None
+
+
+def blend(logits: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """Weighted sum of logits, shape (rows, tokens); a weight of 0 leaves its part out, whatever that holds.
+
+    Models of a family may pad their vocabularies to different sizes: a token that one part lacks has logit -inf.
+    """
+    parts = [(part, weight) for part, weight in zip(logits, weights, strict=True) if weight]
+    size = max(part.shape[-1] for part, _ in parts)
+    total = [pad(part, (0, size - part.shape[-1]), value=-torch.inf) * weight for part, weight in parts]
+    return total[0] if len(total) == 1 else torch.stack(total).sum(0)
+
+
+def blended_log_probs(
+    hidden: Sequence[Tensor],
+    heads: Sequence[nn.Linear],
+    targets: Tensor,
+    weights: Sequence[Sequence[float]],
+    *,
+    temperature: float,
+) -> Tensor:
+    """Log-probability of each target under every :func:`blend` of some models' logits, without gradient.
+
+    Parameters
+    ----------
+    hidden : sequence of Tensor, shape (tokens, width)
+        Hidden states of each model that predict the targets.
+    heads : sequence of nn.Linear
+    targets : Tensor, shape (tokens,)
+    weights : sequence of sequence of float
+        Of each blend, one a model.
+    temperature : float
+
+    Returns
+    -------
+    Tensor, shape (tokens, blends)
+        Nats.
+    """
+    reduction = torch.promote_types(hidden[0].dtype, torch.float32)
+    log_p = torch.empty((len(targets), len(weights)), dtype=reduction, device=targets.device)
+    for rows in _blocks(len(targets), max(len(head.weight) for head in heads)):
+        logits = [
+            _logits(h[rows].to(head.weight.dtype), head.weight, head.bias, temperature, reduction)
+            for h, head in zip(hidden, heads, strict=True)
+        ]
+        for column, weight in enumerate(weights):
+            z = blend(logits, weight)
+            # A target that the blend cannot write lies behind its vocabulary.
+            at = torch.where(targets[rows] < z.shape[1], targets[rows], 0)[:, None]
+            value = z.gather(1, at).squeeze(1) - z.logsumexp(dim=1)
+            log_p[rows, column] = value.masked_fill(targets[rows] >= z.shape[1], -torch.inf)
+    return log_p
 
 
 class _HeadLogProbs(torch.autograd.Function):

@@ -63,7 +63,7 @@ def sequence_log_probs(
     """
     _check(model, prompt_ids, completion_ids)
     shared = unsupported(model) is None
-    batches = _group_batches(prompt_ids, completion_ids, tokens_per_batch)
+    batches = group_batches(prompt_ids, completion_ids, tokens_per_batch)
     if not shared:
         lengths = [len(p) + len(c) for p, c in zip(prompt_ids, completion_ids, strict=True)]
         batches = batches_by_length(lengths, tokens_per_batch)
@@ -210,7 +210,7 @@ def _starts(rows: Ids, start: int) -> list[int]:
     return starts
 
 
-def _group_batches(prompt_ids: Ids, completion_ids: Ids, tokens_per_batch: int) -> Iterator[list[int]]:
+def group_batches(prompt_ids: Ids, completion_ids: Ids, tokens_per_batch: int) -> Iterator[list[int]]:
     """Row indices in batches of similar lengths within the budget, completions of a prompt together.
 
     A prompt counts once a batch; only where its completions alone exceed the budget is it computed again.

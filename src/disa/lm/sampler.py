@@ -13,7 +13,7 @@ import functools
 import hashlib
 import logging
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -52,7 +52,7 @@ def uniforms(seed: int, prompt_id: str, source: str, draw: int, length: int) -> 
     return np.random.Generator(np.random.Philox(key=int.from_bytes(key[:16], "big"))).random(length)
 
 
-def _invert(scores: torch.Tensor, u: torch.Tensor, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
+def invert(scores: torch.Tensor, u: torch.Tensor, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Each row's token by inversion of its distribution function at its number, with its log-probability (float64)."""
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32)) / temperature
     scores = scores - scores.amax(dim=-1, keepdim=True)
@@ -116,7 +116,7 @@ def draw_rows(
     *,
     temperature: float,
     compute: str = "float32",
-    pick: Pick = _invert,
+    pick: Pick = invert,
 ) -> list[Draw]:
     """One completion per prompt row, as long as there are numbers, by any way to pick a token.
 
@@ -142,7 +142,7 @@ def draw_tokens(
     stops: Sequence[int],
     *,
     temperature: float = 1.0,
-    pick: Pick = _invert,
+    pick: Pick = invert,
 ) -> tuple[list[list[int]], list[list[float]]]:
     """Token ids of one completion a row, with their log-probabilities, every distinct prompt being computed once.
 
@@ -165,30 +165,76 @@ def draw_tokens(
     tuple of list of list of int and list of list of float
         In the order of the rows; log-probabilities in nats.
     """
-    distinct: dict[tuple[int, ...], int] = {}
-    parents = [distinct.setdefault(tuple(ids), len(distinct)) for ids in prompt_ids]
+
+    def choose(scores: list[torch.Tensor], rows: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return pick(scores[0], numbers[rows, step], temperature)
+
+    return decode([Stream(model, prompt_ids)], numbers.shape[1], stops, choose)
+
+
+class Stream(NamedTuple):
+    """A model behind prompts of its own, one a row."""
+
+    model: PreTrainedModel
+    prompt_ids: Sequence[Sequence[int]]
+
+
+@torch.inference_mode()
+def decode(
+    streams: Sequence[Stream],
+    limit: int,
+    stops: Sequence[int],
+    choose: Callable[[list[torch.Tensor], torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]],
+) -> tuple[list[list[int]], list[Any]]:
+    """Write the same completions behind the prompts of every stream.
+
+    Parameters
+    ----------
+    streams : sequence of Stream
+        On one device.
+    limit : int
+        Most tokens of a completion.
+    stops : sequence of int
+        Tokens that end a completion and are part of it.
+    choose : callable
+        From the logits of every stream, shape (rows, tokens), the rows' numbers and the step to each row's token and
+        what is kept of it (float64, one or more values a row).
+
+    Returns
+    -------
+    tuple of list of list of int and list of list
+        Tokens of each row, and what was kept of them.
+    """
+    device = streams[0].model.device
+    keys = [tuple(map(tuple, prompts)) for prompts in zip(*(s.prompt_ids for s in streams), strict=True)]
+    distinct: dict[Any, int] = {}
+    parents = [distinct.setdefault(key, len(distinct)) for key in keys]
     order = sorted(range(len(parents)), key=parents.__getitem__)
-    rows = torch.tensor(order, device=numbers.device)
-    stop = torch.tensor(stops, dtype=torch.long, device=numbers.device)
-    tokens = torch.zeros(numbers.shape, dtype=torch.long, device=numbers.device)
-    log_probs = torch.zeros(numbers.shape, dtype=torch.float64, device=numbers.device)
-    running = torch.ones(len(rows), dtype=torch.bool, device=numbers.device)
-    decoding = Decoding(list(distinct), [parents[i] for i in order], numbers.device)
-    hidden = decoding.prefill(model)
-    for step in range(numbers.shape[1]):
-        token, log_p = pick(model.get_output_embeddings()(hidden), numbers[rows, step], temperature)
-        tokens[rows, step], log_probs[rows, step] = token, log_p
+    rows = torch.tensor(order, device=device)
+    stop = torch.tensor(stops, dtype=torch.long, device=device)
+    tokens = torch.zeros((len(rows), limit), dtype=torch.long, device=device)
+    kept: torch.Tensor | None = None
+    running = torch.ones(len(rows), dtype=torch.bool, device=device)
+    decodings = [Decoding(prompts, [parents[i] for i in order], device) for prompts in zip(*distinct, strict=True)]
+    hidden = [decoding.prefill(stream.model) for decoding, stream in zip(decodings, streams, strict=True)]
+    for step in range(limit):
+        scores = [s.model.get_output_embeddings()(h) for s, h in zip(streams, hidden, strict=True)]
+        token, value = choose(scores, rows, step)
+        kept = value.new_zeros((len(order), limit, *value.shape[1:])) if kept is None else kept
+        tokens[rows, step], kept[rows, step] = token, value
         running = running & ~torch.isin(token, stop)
         left = int(running.sum())
-        if left == 0 or step + 1 == numbers.shape[1]:
+        if left == 0 or step + 1 == limit:
             break
         # Dropping ended rows copies the others' keys and values: not worth it for every single one.
         if left <= _KEPT * len(rows):
-            kept = running.nonzero().squeeze(1)
-            decoding.keep(kept)
-            rows, token, running = rows[kept], token[kept], running[kept]
-        hidden = decoding.append(model, token)
-    return _cut_all(tokens.tolist(), log_probs.tolist(), stops)
+            going = running.nonzero().squeeze(1)
+            for decoding in decodings:
+                decoding.keep(going)
+            rows, token, running = rows[going], token[going], running[going]
+        hidden = [decoding.append(s.model, token) for decoding, s in zip(decodings, streams, strict=True)]
+    assert kept is not None  # a completion has room for a token
+    return _cut_all(tokens.tolist(), kept.tolist(), stops)
 
 
 @functools.cache
@@ -203,7 +249,7 @@ def _generate(
     numbers: torch.Tensor,
     stops: Sequence[int],
     temperature: float,
-    pick: Pick = _invert,
+    pick: Pick = invert,
 ) -> tuple[list[list[int]], list[list[float]]]:
     """The same by transformers' ``generate``, which computes every row's prompt."""
     padded = tokenizer.pad({"input_ids": [list(ids) for ids in prompt_ids]}, padding_side="left", return_tensors="pt")
@@ -222,9 +268,7 @@ def _generate(
     return _cut_all(ids, torch.stack(picking.log_probs, dim=1).tolist(), stops)
 
 
-def _cut_all(
-    ids: list[list[int]], log_probs: list[list[float]], stops: Sequence[int]
-) -> tuple[list[list[int]], list[list[float]]]:
+def _cut_all(ids: list[list[int]], log_probs: list[Any], stops: Sequence[int]) -> tuple[list[list[int]], list[Any]]:
     """Keep tokens up to and including the first stop token; without one the completion is truncated."""
     ends = [next((i + 1 for i, token in enumerate(row) if token in stops), len(row)) for row in ids]
     kept = [row[:end] for row, end in zip(ids, ends, strict=True)]

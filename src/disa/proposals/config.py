@@ -35,6 +35,37 @@ class ResampleConfig(StageConfig):
     """Rounds of drawing; in each, such a prompt gets as many trajectories as it has already."""
 
 
+class BlendConfig(StageConfig):
+    """Proposals near the reference, token by token (:mod:`disa.lm.blend`); several are drawn from evenly."""
+
+    lambdas: tuple[float, ...] = Field((0.3, 0.5), min_length=1)
+    """``bridge``: weights of the proposal's logits, each between 0, the reference, and 1, the proposal itself.
+    ``hinted``: of the logits of the reference that was told a solution."""
+    temperatures: tuple[float, ...] = Field((1.5,), min_length=1)
+    """``tempered``: factors on ``sampling.temperature`` by which the reference is drawn from."""
+    hint: str = "{prompt}\n\nHere is a correct solution:\n{solution}\n\nGive a solution of your own, without comment."
+    """``hinted``: the prompt by which the reference is told ``{solution}``, a worked solution of the task's."""
+
+    @model_validator(mode="after")
+    def _in_range(self) -> BlendConfig:
+        if bad := [value for value in self.lambdas if not 0 <= value <= 1]:
+            raise ValueError(f"lambdas hold {bad[0]}, allowed are numbers from 0 to 1")
+        if bad := [value for value in self.temperatures if not value > 0]:
+            raise ValueError(f"temperatures hold {bad[0]}, allowed are numbers above 0")
+        if missing := [place for place in ("{prompt}", "{solution}") if place not in self.hint]:
+            raise ValueError(f"hint has no {missing[0]}")
+        return self
+
+
+class PilotConfig(StageConfig):
+    """What ``source: auto`` chooses by."""
+
+    prompts: int = Field(16, ge=2)
+    """Training prompts."""
+    draws: int = Field(8, ge=1)
+    """Completions of each, from the reference and from every source."""
+
+
 class OpenAIConfig(StageConfig):
     """Servers of the OpenAI protocol that draw; a source without one is drawn on this machine."""
 
@@ -69,6 +100,14 @@ class ProposalsConfig(StageConfig):
     """Trajectories of each held-out or validation prompt: their log Z is for evaluation only."""
     reference_share: float = Field(0.25, ge=0.0, le=1.0)
     """alpha, the share drawn from the reference: it bounds every importance weight by 1/alpha."""
+    source: Literal["proposal", "bridge", "hinted", "tempered", "auto"] = "proposal"
+    """What the proposal's trajectories are drawn from: the proposal model; a bridge from the reference to it; the
+    reference that was told a solution; the reference at other temperatures; or what a pilot finds best for its cost,
+    which may be the reference alone."""
+    pilot: PilotConfig = PilotConfig()
+    """Size of the pilot of ``source: auto``."""
+    blend: BlendConfig = BlendConfig()
+    """How near to the reference, where ``source`` is not ``proposal``."""
     adaptive: AdaptiveConfig | None = None
     """Spend per_prompt trajectories a training prompt on average, unevenly; null gives every prompt the same."""
     resample: ResampleConfig | None = None
@@ -109,6 +148,8 @@ class ProposalsConfig(StageConfig):
             if settings and engine != self.engine:
                 name = "files" if engine == "import" else engine
                 raise ValueError(f"{name} is for engine: {engine}, the engine is {self.engine}")
+        if self.source != "proposal" and self.engine != "transformers":
+            raise ValueError(f"source: {self.source} needs engine: transformers, which knows every logit")
         if self.engine == "openai" and not (self.openai and (self.openai.proposal or self.openai.reference)):
             raise ValueError("engine: openai needs openai.proposal or openai.reference")
         if self.engine == "import" and not self.files:

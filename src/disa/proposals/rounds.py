@@ -16,12 +16,14 @@ from disa.proposals.run import VERSION, draw_trajectories
 from disa.runs.folders import StageFolder, read_json, write_json
 from disa.runs.records import Prompt
 from disa.runs.stage import Stage
+from disa.tasks import Task
 
 
 def round_stage(
     number: int,
     config: ProposalsConfig,
     sampling: SamplingConfig,
+    task: Task,
     models: Models,
     prompts: Callable[[], list[Prompt]],
     inputs: dict[str, StageFolder],
@@ -53,7 +55,7 @@ def round_stage(
         more = sum(len(draws) for p in chosen for draws in wanted[p.prompt_id].values())
         say(f"{stage.name}: {more} more trajectories for {len(chosen)} of {len(known)} prompts")
         if chosen:
-            draw_trajectories(stage, config, sampling, models, chosen, wanted)
+            draw_trajectories(stage, config, sampling, task, models, chosen, wanted)
         else:
             stage.finish(trajectories=0, prompts=0)
 

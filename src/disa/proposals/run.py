@@ -14,6 +14,7 @@ from disa.lm.loading import effective_dtype
 from disa.lm.models import Models
 from disa.lm.sampler import Draw, sample, uniforms
 from disa.lm.sampling import SamplingConfig, check_context, decode_completion, encode_prompt
+from disa.proposals.blends import BlendEngine, blends_of
 from disa.proposals.config import DrawPlan, ProposalsConfig
 from disa.proposals.engines import make_engines
 from disa.proposals.imported import VERSION as IMPORTER_VERSION
@@ -23,6 +24,7 @@ from disa.runs.folders import StageFolder
 from disa.runs.parts import Advance, blocks_of, make_parts
 from disa.runs.records import SOURCES, Prompt, Trajectory
 from disa.runs.stage import Stage, share
+from disa.tasks import Task
 
 VERSION = 1
 
@@ -36,6 +38,7 @@ Drawn = tuple[Prompt, str]
 def proposals_stage(
     config: ProposalsConfig,
     sampling: SamplingConfig,
+    task: Task,
     models: Models,
     prompts: Callable[[], list[Prompt]],
     inputs: dict[str, StageFolder],
@@ -46,7 +49,7 @@ def proposals_stage(
     identity |= {"files": files_digest(config.files), "importer": IMPORTER_VERSION} if config.files else {}
 
     def work(stage: StageFolder) -> None:
-        draw_trajectories(stage, config, sampling, models, prompts())
+        draw_trajectories(stage, config, sampling, task, models, prompts())
 
     return Stage("proposals", "2_proposals", VERSION, identity, inputs, work, by="parts", says=_says)
 
@@ -68,6 +71,7 @@ def draw_trajectories(
     stage: StageFolder,
     config: ProposalsConfig,
     sampling: SamplingConfig,
+    task: Task,
     models: Models,
     prompts: list[Prompt],
     plan: DrawPlan | None = None,
@@ -76,6 +80,9 @@ def draw_trajectories(
     tokenizer = models.tokenizer()
     engines = make_engines(config, sampling, prompts, models.paths, tokenizer)
     here = models.load([role for role in SOURCES if role not in engines])
+    if blends := blends_of(config, sampling, task, prompts, tokenizer):
+        here = models.load(blends.roles)
+        engines["proposal"] = BlendEngine(blends, here, tokenizer, sampling, config)
     run_proposals(stage, config, sampling, prompts, here, tokenizer, plan, engines)
 
 

@@ -13,6 +13,8 @@ from disa.lm.log_probs import sequence_log_probs
 from disa.lm.models import FrozenModels, Models
 from disa.lm.sampling import SamplingConfig, encode_prompt
 from disa.lm.shared_prefix import unsupported
+from disa.proposals.blends import Blends, blends_of
+from disa.proposals.config import ProposalsConfig
 from disa.runs.folders import StageFolder, write_json
 from disa.runs.parts import Advance, blocks_of, make_parts
 from disa.runs.records import SOURCES, Prompt, ScoredTrajectory, Trajectory
@@ -40,6 +42,7 @@ def scoring_stage(
     models: Models,
     prompts: Callable[[], list[Prompt]],
     drawn: StageFolder,
+    drawn_by: ProposalsConfig,
     *,
     proposal_here: bool,
     number: int = 0,
@@ -50,6 +53,8 @@ def scoring_stage(
     ----------
     drawn : StageFolder
         The trajectories.
+    drawn_by : ProposalsConfig
+        How they were drawn.
     proposal_here : bool
         False where only a server or a file speaks for the proposal.
     number : int
@@ -59,8 +64,10 @@ def scoring_stage(
     def work(stage: StageFolder) -> None:
         rows = drawn.rows(Trajectory)
         roles = (SOURCES if proposal_here else SOURCES[:1]) if rows or not number else ()
-        here, tokenizer = models.load(roles), models.tokenizer()
-        run_scoring(stage, config, sampling, task, prompts(), rows, here, tokenizer, verdict_needed=not number)
+        tokenizer, known = models.tokenizer(), prompts()
+        blends = blends_of(drawn_by, sampling, task, known, tokenizer)
+        here = models.load(blends.roles if blends and roles else roles)
+        run_scoring(stage, config, sampling, task, known, rows, here, tokenizer, blends, verdict_needed=not number)
 
     identity = {"scoring": config.identity(), "reward": task.reward_fingerprint}
     folder = f"3_scoring/round-{number}" if number else "3_scoring"
@@ -92,6 +99,7 @@ def run_scoring(
     trajectories: list[Trajectory],
     models: Mapping[str, PreTrainedModel],
     tokenizer: PreTrainedTokenizerBase,
+    blends: Blends | None = None,
     *,
     verdict_needed: bool = True,
 ) -> None:
@@ -99,6 +107,8 @@ def run_scoring(
 
     Parameters
     ----------
+    blends : Blends, optional
+        What the proposal's trajectories were drawn from, where that is not the model ``proposal`` itself.
     verdict_needed : bool
         Refuse trajectories none of which has a reward; a small round of further draws may be left without.
 
@@ -124,7 +134,7 @@ def run_scoring(
         return block, checked_rewards(task, [by_id[t.prompt_id] for t in block], [t.completion for t in block])
 
     def make(judged: tuple[Sequence[Trajectory], list[float | None]], advance: Advance) -> list[ScoredTrajectory]:
-        return _score_block(*judged, encoded, models, config, sampling, advance)
+        return _score_block(*judged, encoded, models, config, sampling, blends, advance)
 
     blocks = blocks_of(trajectories, config.trajectories_per_part, digits=8)
     how: dict[str, Any] = {"first": judge, "backend": stage.backend}
@@ -136,7 +146,7 @@ def run_scoring(
             where=f"task {task.name}, field reward",
             fix=f"return a number in {list(task.reward_range)} wherever a completion can be judged",
         )
-    report = parity_report(rows, config.parity_bound, tuple(models))
+    report = parity_report(rows, config.parity_bound, SOURCES if blends else tuple(models))
     write_json(stage.path / "parity.json", report)
     check_parity(report)
     undecided = len(rows) - len(decided(rows))
@@ -155,8 +165,13 @@ def _score_block(
     models: Mapping[str, PreTrainedModel],
     config: ScoringConfig,
     sampling: SamplingConfig,
+    blends: Blends | None,
     advance: Advance,
 ) -> list[ScoredTrajectory]:
+    if blends:
+        how: dict[str, Any] = {"tokens_per_batch": config.tokens_per_batch, "advance": advance}
+        pairs = blends.log_probs(models, block, encoded, temperature=sampling.temperature, **how).tolist()
+        return [_scored(t, ref, mu, reward) for t, (ref, mu), reward in zip(block, pairs, rewards, strict=True)]
     prompt_ids = [encoded[t.prompt_id] for t in block]
     completion_ids = [t.completion_ids for t in block]
     distinct = {id(model): model for model in models.values()}
@@ -176,12 +191,11 @@ def _score_block(
     # Without the proposal's weights there is only its own word, and that on its own draws.
     said = [t.log_sampler if t.source == "proposal" else None for t in block]
     log_proposal = scores[id(models["proposal"])].tolist() if "proposal" in models else said
-    return [
-        ScoredTrajectory(
-            **{field.name: getattr(t, field.name) for field in dataclasses.fields(t)},
-            log_ref=float(log_ref[i]),
-            log_proposal=log_proposal[i],
-            reward=rewards[i],
-        )
-        for i, t in enumerate(block)
-    ]
+    return [_scored(*row) for row in zip(block, log_ref.tolist(), log_proposal, rewards, strict=True)]
+
+
+def _scored(
+    trajectory: Trajectory, log_ref: float, log_proposal: float | None, reward: float | None
+) -> ScoredTrajectory:
+    known = {field.name: getattr(trajectory, field.name) for field in dataclasses.fields(trajectory)}
+    return ScoredTrajectory(**known, log_ref=log_ref, log_proposal=log_proposal, reward=reward)
