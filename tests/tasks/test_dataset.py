@@ -255,6 +255,27 @@ def test_a_limit_keeps_a_fixed_choice_and_reports_the_rest(jsonl):
     assert task_of(source, train_prompts=5000).data_report().facts["over_limit"] == {}
 
 
+def test_only_rows_with_a_value_to_keep_become_prompts_and_all_are_counted(jsonl):
+    rows = [row | {"level": float(i)} for i, row in enumerate(CAPITALS)]  # as Parquet and JSON often hold integers
+    task = task_of(exact(jsonl(rows), keep={"level": [1, 3]}))
+    assert [row.prompt for row in task.prompts("train")] == [CAPITALS[1]["prompt"], CAPITALS[3]["prompt"]]
+    (facts,) = task.data_report().facts["sources"]
+    assert (facts["rows"], facts["kept"]) == (4, 2)
+
+
+@pytest.mark.parametrize(
+    "keep, message",
+    [
+        ({"level": [7]}, "field keep: no row is kept of 4. Fix: name values that the columns hold"),
+        ({"grade": [1]}, "row 0, field keep: column 'grade' is missing"),
+    ],
+)
+def test_values_to_keep_that_no_row_has_are_an_error(keep, message, jsonl):
+    rows = [row | {"level": i} for i, row in enumerate(CAPITALS)]
+    with pytest.raises(DisaError, match=re.escape(message)):
+        task_of(exact(jsonl(rows), keep=keep)).prompts("train")
+
+
 def test_prompt_ids_follow_what_is_asked_and_what_is_right_not_place_or_name(jsonl):
     rows = task_of(exact(jsonl(CAPITALS))).prompts("train")
     moved = task_of(exact(jsonl(CAPITALS[::-1], "moved.jsonl"))).prompts("train")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -74,6 +74,43 @@ def chosen(config: ProposalsConfig, pilot: StageFolder) -> ProposalsConfig:
     return ProposalsConfig.model_validate(config.model_dump() | pilot.manifest["choice"])
 
 
+class Candidate(NamedTuple):
+    """One law that the proposal's trajectories could have."""
+
+    name: str
+    log_mu: Array | None
+    """Of the scored rows, shape (n,); None for the reference alone."""
+    reference_share: float
+    cost: float
+    """Forward passes of the reference per token of a trajectory, drawing it and scoring it."""
+    settings: dict[str, Any]
+    """Fields of ``ProposalsConfig`` that choose it."""
+
+
+Laws = dict[str, tuple[ProposalsConfig, Blends | None]]
+"""By source, the settings that draw from it and its blends."""
+
+
+def possible_laws(
+    config: ProposalsConfig,
+    sampling: SamplingConfig,
+    task: Task,
+    models: Models,
+    prompts: Sequence[Prompt],
+    *,
+    seed: int,
+) -> Laws:
+    """Every source that these models and prompts allow."""
+    found: Laws = {}
+    for name in _SOURCES if models.has_proposal else _SOURCES[2:]:
+        variant = config.model_copy(update={"source": name, "seed": seed})
+        try:
+            found[name] = variant, blends_of(variant, sampling, task, prompts, models.tokenizer())
+        except (DisaError, NotImplementedError) as error:  # no worked solutions, or none that the tokenizer knows
+            _log.info("%s is no candidate here: %s", name, error)
+    return found
+
+
 def run_pilot(
     config: ProposalsConfig, sampling: SamplingConfig, task: Task, models: Models, prompts: Sequence[Prompt]
 ) -> tuple[list[tuple[Measured, dict[str, Any]]], int, str]:
@@ -89,30 +126,20 @@ def run_pilot(
     DisaError
         Where no draw has a verdict.
     """
-    tokenizer = models.tokenizer()
-    here = models.load()
-    encoded = {p.prompt_id: encode_prompt(tokenizer, p.prompt, sampling) for p in prompts}
-    variants = {name: config.model_copy(update={"source": name, "seed": config.seed + _APART}) for name in _SOURCES}
-    laws: dict[str, Blends | None] = {}
-    for name in _SOURCES if models.has_proposal else _SOURCES[2:]:
-        try:
-            laws[name] = blends_of(variants[name], sampling, task, prompts, tokenizer)
-        except (DisaError, NotImplementedError) as error:  # no worked solutions, or none that the tokenizer knows
-            _log.info("pilot: %s is no candidate here: %s", name, error)
-
+    tokenizer, here = models.tokenizer(), models.load()
+    laws = possible_laws(config, sampling, task, models, prompts, seed=config.seed + _APART)
     drawn: list[Trajectory] = []
     source: list[int] = []
-    for k, name in enumerate(["reference", *laws]):
-        role = "proposal" if k else "reference"
-        variant = variants[name if k else "proposal"]
-        law = laws[name] if k else None
+    for k, (role, variant, law) in enumerate(
+        [("reference", config.model_copy(update={"seed": config.seed + _APART}), None)]
+        + [("proposal", variant, law) for variant, law in laws.values()]
+    ):
         engines = {"proposal": BlendEngine(law, here, tokenizer, sampling, variant)} if law else {}
         plan = {p.prompt_id: {role: range(config.pilot.draws)} for p in prompts}
         block = [(p, role) for p in prompts]
         for batch in draw_block(block, plan, variant, sampling, here, tokenizer, engines):
             drawn += batch
             source += [k] * len(batch)
-
     by_id = {p.prompt_id: p for p in prompts}
     rewards = checked_rewards(task, [by_id[row.prompt_id] for row in drawn], [row.completion for row in drawn])
     kept = [i for i, reward in enumerate(rewards) if reward is not None]
@@ -120,60 +147,87 @@ def run_pilot(
         problem = f"the reward is None, undecided, for all {len(drawn)} completions of the pilot"
         raise DisaError(problem, where=f"task {task.name}, field reward", fix="return a number where one can be judged")
     rows = [drawn[i] for i in kept]
-    prompt_ids, ids = [encoded[row.prompt_id] for row in rows], [row.completion_ids for row in rows]
-    log_ref = sequence_log_probs(here["reference"], prompt_ids, ids, temperature=sampling.temperature)
-    parts = {
-        name: sequence_log_probs(here["proposal"], prompt_ids, ids, temperature=sampling.temperature)[:, None]
-        if law is None
-        else blended_sequence_log_probs(
-            law.streams(here, [row.prompt_id for row in rows], prompt_ids),
-            ids,
-            law.weights,
-            temperature=sampling.temperature,
-        )
-        for name, law in laws.items()
-    }
-    wholes = [log_ref, *(np.logaddexp.reduce(part, axis=1) - np.log(part.shape[1]) for part in parts.values())]
+    log_ref, parts = score_under(laws, rows, prompts, sampling, models, here)
     low, high = task.reward_range
-    index = {prompt.prompt_id: i for i, prompt in enumerate(prompts)}
-    _, number = np.unique([index[row.prompt_id] for row in rows], return_inverse=True)
+    _, number = np.unique([row.prompt_id for row in rows], return_inverse=True)
     pool = Pool(
         prompt=number,
         success=(np.array([rewards[i] for i in kept], dtype=np.float64) - low) / (high - low),
         log_ref=log_ref,
         source=np.array(source)[kept],
-        log_sources=np.stack(wholes, axis=1),
+        log_sources=np.stack([log_ref, *map(_mixture, parts.values())], axis=1),
     )
-    size = here["proposal"].num_parameters() / here["reference"].num_parameters() if models.has_proposal else 1.0
-    return _judge(config, pool, {name: (variants[name], parts[name]) for name in laws}, size)
+    found = candidates(config, laws, parts, here, models.has_proposal)
+    budget = found[0].cost * config.per_prompt
+    rows_, best, why = compare(
+        [
+            measure(pool, one.name, one.log_mu, reference_share=one.reference_share, cost=one.cost, budget=budget)
+            for one in found
+        ]
+    )
+    return [(row, one.settings) for row, one in zip(rows_, found, strict=True)], best, why
 
 
-def _judge(
-    config: ProposalsConfig, pool: Pool, parts: dict[str, tuple[ProposalsConfig, Array]], size: float
-) -> tuple[list[tuple[Measured, dict[str, Any]]], int, str]:
-    """Every source as it is configured, and each of its components alone, against the reference."""
-    alone = 2.0  # drawn and scored by the reference
-    budget, alpha = alone * config.per_prompt, config.reference_share
-    found = [measure(pool, "reference", None, reference_share=1.0, cost=alone, budget=budget)]
-    settings: list[dict[str, Any]] = [{"source": "proposal", "reference_share": 1.0}]
-    for source, (variant, part) in parts.items():
+def score_under(
+    laws: Laws,
+    rows: Sequence[Trajectory],
+    prompts: Sequence[Prompt],
+    sampling: SamplingConfig,
+    models: Models,
+    here: Mapping[str, Any],
+) -> tuple[Array, dict[str, Array]]:
+    """Log-probabilities of completions under the reference and under every component of every source.
+
+    Returns
+    -------
+    array, shape (n,), and dict of array, shape (n, components)
+    """
+    tokenizer = models.tokenizer()
+    encoded = {p.prompt_id: encode_prompt(tokenizer, p.prompt, sampling) for p in prompts}
+    names, completions = [row.prompt_id for row in rows], [row.completion_ids for row in rows]
+    prompt_ids, how = [encoded[name] for name in names], {"temperature": sampling.temperature}
+    found = {}
+    for source, (_, law) in laws.items():
+        if law is None:
+            found[source] = sequence_log_probs(here["proposal"], prompt_ids, completions, **how)[:, None]
+        else:
+            streams = law.streams(here, names, prompt_ids)
+            found[source] = blended_sequence_log_probs(streams, completions, law.weights, **how)
+    return sequence_log_probs(here["reference"], prompt_ids, completions, **how), found
+
+
+def candidates(
+    config: ProposalsConfig,
+    laws: Laws,
+    parts: Mapping[str, Array],
+    here: Mapping[str, Any],
+    has_proposal: bool,
+) -> list[Candidate]:
+    """The reference alone, every source as it is configured, and each of its components alone."""
+    size = here["proposal"].num_parameters() / here["reference"].num_parameters() if has_proposal else 1.0
+    alpha = config.reference_share
+    found = [Candidate("reference", None, 1.0, 2.0, {"source": "proposal", "reference_share": 1.0})]
+    for source, (variant, law) in laws.items():
+        cost = _cost(source, size, alpha)
+        if law is None:
+            found.append(Candidate(source, _mixture(parts[source]), alpha, cost, {"source": source}))
+            continue
         field = "temperatures" if source == "tempered" else "lambdas"
-        values = getattr(variant.blend, field) if source != "proposal" else (None,)
-        sets = [tuple(range(len(values)))] + ([(j,) for j in range(len(values))] if len(values) > 1 else [])
-        for subset in sets:
-            log_mu = np.logaddexp.reduce(part[:, subset], axis=1) - np.log(len(subset))
-            chosen_values = [values[j] for j in subset]
-            own = {} if source == "proposal" else {"blend": variant.blend.model_dump() | {field: chosen_values}}
-            name = source if source == "proposal" else f"{source} {', '.join(f'{v:g}' for v in chosen_values)}"
-            cost = _cost(source, size, alpha)
-            found.append(measure(pool, name, log_mu, reference_share=alpha, cost=cost, budget=budget))
-            settings.append({"source": source} | own)
-    rows, best, why = compare(found)
-    return list(zip(rows, settings, strict=True)), best, why
+        values = getattr(variant.blend, field)
+        for subset in [tuple(range(len(values))), *((j,) for j in range(len(values)) if len(values) > 1)]:
+            own = [values[j] for j in subset]
+            name = f"{source} {', '.join(f'{value:g}' for value in own)}"
+            settings = {"source": source, "blend": variant.blend.model_dump() | {field: own}}
+            found.append(Candidate(name, _mixture(parts[source][:, subset]), alpha, cost, settings))
+    return found
+
+
+def _mixture(log_probs: Array) -> Array:
+    return np.logaddexp.reduce(log_probs, axis=1) - np.log(log_probs.shape[1])
 
 
 def _cost(source: str, size: float, alpha: float) -> float:
-    """Forward passes of the reference per token, drawing and scoring; the proposal's count by its size."""
+    """Drawn by one stream or two, scored under the reference and mu; the proposal's passes count by its size."""
     streams = {"proposal": 1 + size, "bridge": 1 + size, "hinted": 2.0, "tempered": 1.0}[source]
     draw = size if source == "proposal" else streams
     return alpha * (1 + streams) + (1 - alpha) * (draw + streams)

@@ -137,11 +137,13 @@ class BlendEngine:
     ) -> None:
         self._blends, self._models, self._tokenizer = blends, models, tokenizer
         self._law, self._seed = sampling, config.seed
+        self._held: dict[str, PreTrainedModel] = {}
 
     def draw(self, jobs: Sequence[Job]) -> list[Draw]:
         """One trajectory a job; its log-probability is that of the mixture."""
         blends, limit = self._blends, self._law.max_completion_length
-        streams = blends.streams(self._models, [job.prompt_id for job in jobs], [job.prompt_ids for job in jobs])
+        self._held = self._held or {role: self._models[role] for role in blends.roles}
+        streams = blends.streams(self._held, [job.prompt_id for job in jobs], [job.prompt_ids for job in jobs])
         for model, prompts in streams:
             for job, ids in zip(jobs, prompts, strict=True):
                 check_context(model.config, list(ids), self._law, where=f"prompt {job.prompt_id}, as the blend has it")
@@ -165,4 +167,8 @@ class BlendEngine:
         return int(count * uniforms(self._seed, prompt_id, "component", 0, 1)[0])
 
     def close(self) -> None:
-        """Nothing to free: the models are the stage's."""
+        """Let the models go; the stage may hold them still."""
+        self._held = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_held": {}}

@@ -160,7 +160,7 @@ class DatasetTask(Task):
             problems, incomplete = _problems(source, raw)
             sources.append(_source_facts(source, raw, problems) | {"incomplete": len(incomplete)})
             unread += incomplete
-            for problem in problems:
+            for problem in filter(lambda problem: problem.kept, problems):
                 splits[self._split_of(source, problem)].append(problem)
         left, found = remove_overlaps(splits, self.config.overlap)
         prompts = {split: self._chosen(split, [_prompt(split, p) for p in rows]) for split, rows in left.items()}
@@ -241,6 +241,11 @@ def _source_facts(source: SourceConfig, raw: RawSource, problems: list[Problem])
         raise DisaError("no complete rows", where=label, fix="name a file or a split that has some, and its columns")
     found = rows_digest(problem.canonical for problem in problems)
     facts: dict[str, Any] = {"source": label, "rows": len(problems), "digest": found, "files": raw.files}
+    if source.keep:
+        facts["kept"] = sum(problem.kept for problem in problems)
+        if not facts["kept"]:
+            fix = "name values that the columns hold"
+            raise DisaError(f"no row is kept of {len(problems)}", where=f"{label}, field keep", fix=fix)
     if source.path is not None:
         facts["path"] = source.path
     if source.benchmark is None:

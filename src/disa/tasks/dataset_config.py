@@ -46,6 +46,8 @@ class SourceConfig(StageConfig):
     """Text in front of every prompt, such as worked examples."""
     drop_incomplete: bool = False
     """Leave out rows that lack a prompt, an answer or tests, and report them, instead of refusing the source."""
+    keep: dict[str, tuple[str | float, ...]] = {}
+    """Only rows whose columns hold one of these values, such as ``{level: [1, 2, 3]}``; the others are counted."""
     use: Use | None = None
     """Split of the run, or ``hash`` to divide the rows over splits by their text. By default ``hash``, and for a
     benchmark the split it is made for."""

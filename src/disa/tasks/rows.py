@@ -38,6 +38,8 @@ class Problem:
     """Where the answer stands in a completion, None for the verifier's own rule."""
     solution: str | None
     """A worked solution, where the data has one."""
+    kept: bool
+    """Whether it is one of the rows that the source keeps."""
 
     @property
     def prompt_id(self) -> str:
@@ -80,6 +82,7 @@ def read_problem(source: SourceConfig, row: RawRow) -> Problem:
         verifier=verifier,
         pattern=source.answer_pattern,
         solution=solution if isinstance(solution, str) and solution.strip() else None,
+        kept=all(row.need(column, "keep") in values for column, values in source.keep.items()),
     )
 
 
