@@ -1,4 +1,4 @@
-"""Time a matrix product in bfloat16 against float32 on this CPU, one thread: what ``effective_dtype`` decides about.
+"""Time a matrix product in bfloat16 against float32 on this CPU, one thread: what ``precision`` decides about.
 
 Usage: ``python benchmarks/emulated_bfloat16.py``
 """

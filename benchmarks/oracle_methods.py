@@ -199,7 +199,7 @@ class World:
             "weight_decay": 0.0,
             "seed": self.seed,
             "save_strategy": "no",
-            **trainer_arguments("float32", log_every=10),
+            **trainer_arguments(bf16=False, log_every=10),
         } | changes
 
     def online(self, kind: type, config: type, *, group: int = GROUP, own: dict[str, Any], **given: Any) -> Trainer:

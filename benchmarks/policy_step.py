@@ -52,7 +52,7 @@ def ways(folder: Path, case: tuple[int, int, int, int]) -> dict[str, Callable[[]
         "max_completion_length": tokens,
         "learning_rate": 1e-4,
         "save_strategy": "no",
-        **trainer_arguments("float32", log_every=1),
+        **trainer_arguments(bf16=False, log_every=1),
     }
 
     def step(make: Callable[[Any], Any]) -> Callable[[], Seconds]:

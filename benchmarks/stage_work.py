@@ -101,7 +101,7 @@ def works(model: Model, case: Case) -> dict[str, Callable[[], Seconds]]:
                 max_completion_length=case.length,
                 learning_rate=1e-4,
                 save_strategy="no",
-                **trainer_arguments("float32", log_every=1),
+                **trainer_arguments(bf16=False, log_every=1),
             )
             policy = trainable_model(model.folder)
             trainer = DISATrainer(policy, [reward], anchor, config, dataset, processing_class=model.tokenizer)

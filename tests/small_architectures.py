@@ -1,16 +1,7 @@
 """One small random model of each architecture that shares prompts, with whatever is peculiar to its attention."""
 
 import torch
-from transformers import (
-    Gemma3ForCausalLM,
-    Gemma3TextConfig,
-    LlamaConfig,
-    LlamaForCausalLM,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-)
+import transformers
 
 VOCABULARY = 23
 WINDOW = 4  # shorter than the prompts: the window cuts in prompts, across the seam, and in completions
@@ -27,24 +18,42 @@ _SHARED = {
     "pad_token_id": 0,
 }
 _WINDOWED = {"sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention"]}
+_HEADS = {"head_dim": 8, "query_pre_attn_scalar": 8}
+_EXPERTS = {"moe_intermediate_size": 12, "num_experts": 4, "num_experts_per_tok": 2, "head_dim": 8}
+# Name of the classes, and settings.
 _MODELS = {
-    "llama": (LlamaForCausalLM, LlamaConfig, {}),
-    "qwen2": (Qwen2ForCausalLM, Qwen2Config, {}),
-    "qwen2 with a window": (Qwen2ForCausalLM, Qwen2Config, {"use_sliding_window": True, **_WINDOWED}),
-    "qwen3": (Qwen3ForCausalLM, Qwen3Config, {"head_dim": 8}),
-    "gemma3": (Gemma3ForCausalLM, Gemma3TextConfig, {"head_dim": 8, "query_pre_attn_scalar": 8, **_WINDOWED}),
+    "llama": ("Llama", {}),
+    "qwen2": ("Qwen2", {}),
+    "qwen2 with a window": ("Qwen2", {"use_sliding_window": True, **_WINDOWED}),
+    "qwen3": ("Qwen3", {"head_dim": 8}),
+    "qwen3 of experts": ("Qwen3Moe", _EXPERTS),
+    "gemma2": ("Gemma2", {"final_logit_softcapping": 2.0, "attn_logit_softcapping": 1.0, **_HEADS, **_WINDOWED}),
+    "gemma3": ("Gemma3", {**_HEADS, **_WINDOWED}),
+    "gemma3 with capped logits": ("Gemma3", {"final_logit_softcapping": 2.0, **_HEADS, **_WINDOWED}),
+    "mistral": ("Mistral", {"sliding_window": None}),
+    "mistral with a window": ("Mistral", {"sliding_window": WINDOW}),
+    "mixtral": ("Mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "olmo2": ("Olmo2", {}),
+    "phi": ("Phi", {"partial_rotary_factor": 0.5}),
+    "phi3": ("Phi3", {}),
+    "smollm3": ("SmolLM3", {"no_rope_layers": [1, 0]}),
+    "granite": ("Granite", {"logits_scaling": 3.0, "attention_multiplier": 0.3, "residual_multiplier": 0.7}),
+    "cohere2": ("Cohere2", {"logit_scale": 0.25, "head_dim": 8, **_WINDOWED}),
 }
 NAMES = tuple(_MODELS)
 
 
 def small_architecture(name, dtype=torch.float64):
     """Random weights, large enough that attention matters; float64, so that rounding hides nothing."""
-    model_class, config_class, own = _MODELS[name]
+    family, own = _MODELS[name]
+    config = getattr(transformers, f"{family}TextConfig" if family == "Gemma3" else f"{family}Config")
     torch.manual_seed(0)
-    model = model_class(config_class(**_SHARED | own))
+    model = getattr(transformers, f"{family}ForCausalLM")(config(**_SHARED | own))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
+    if model.config.model_type in ("qwen3_moe", "mixtral"):
+        model.set_experts_implementation("eager")  # the grouped product knows no float64
     return model.to(dtype).eval()
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import typing
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """What every library takes as a seed."""
+
+Compute = Literal["checkpoint", "float32", "bfloat16"]
+"""Precision in which a frozen model is held and computes: its checkpoint's own, or a stated one."""
 
 _SPEED_ONLY: dict[str, Any] = {"speed_only": True}
 

@@ -169,10 +169,8 @@ class Pipeline:
 
     def anchor(self) -> StageFolder:
         """The frozen estimates with their fingerprint."""
-        bound = self.recipe.scoring.parity_bound
-        return self._stage(
-            anchor_stage(self.partition(), self.task, self.recipe.sampling, self._fingerprint, self._probes, bound)
-        )
+        given = self.task, self.recipe.sampling, self._fingerprint, self._probes
+        return self._stage(anchor_stage(self.partition(), *given, lambda: self.scoring().manifest["parity"]["bound"]))
 
     def training(self) -> list[StageFolder]:
         """One folder per method; a baseline's does not depend on the anchor."""
@@ -254,7 +252,7 @@ class Pipeline:
         given = self.recipe.models
         if self.recipe.warmup is None:
             assert given.reference is not None  # a recipe without a warm-up names it
-            return Models(given.reference, given.proposal, made_here=False)
+            return Models(given.reference, given.proposal, made_here=False, device_map=given.device_map)
         folder = self.warmup().path
         return Models(
             folder / "reference", folder / "proposal" if self.recipe.warmup.proposal else None, made_here=True

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from disa.errors import DisaError
 from disa.lm.loading import load_config, load_generation_config, load_tokenizer, require_vllm
-from disa.lm.log_probs import check_architecture
 from disa.lm.sampling import check_context, declared_stop_token_ids, encode_prompt
 from disa.recipe import Recipe
 from disa.runs.records import Prompt
@@ -101,7 +100,6 @@ def _given_models(recipe: Recipe) -> dict[str, str]:
 
 def _checked_config(path: str) -> PretrainedConfig:
     config = load_config(path)
-    check_architecture(config)
     if config.is_encoder_decoder:
         problem = f"model type {config.model_type} has an encoder, expected a causal language model"
         raise DisaError(problem, where=path, fix="give a decoder-only model")

@@ -9,7 +9,7 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import ValidationError, model_validator
 
-from disa.config import StageConfig, types_in
+from disa.config import StageConfig, speed_only, types_in
 from disa.errors import DisaError
 from disa.evaluation.config import EvaluationConfig
 from disa.lm.sampling import SamplingConfig
@@ -30,6 +30,9 @@ class ModelsConfig(StageConfig):
     """Folder or hub id of the frozen reference."""
     proposal: str | None = None
     """Folder or hub id of the proposal; null draws every trajectory from the reference."""
+    device_map: str | dict[str, int | str] | None = speed_only(None)
+    """How a model that one device cannot hold is spread for proposals, scoring and evaluation, as ``from_pretrained``
+    takes it (``auto``); null puts a whole model on one device. Training spreads weights by its launch."""
 
 
 class Recipe(StageConfig):

@@ -35,7 +35,7 @@ def anchor(finished_run, reference, rows, tmp_path_factory):
 
 
 def trainer(tmp_path, reference, anchor, rows, reward=ones_share, **settings):
-    own = trainer_arguments("float32", 1) | {"max_steps": 2, "per_device_train_batch_size": 12, "num_generations": 4}
+    own = trainer_arguments(False, 1) | {"max_steps": 2, "per_device_train_batch_size": 12, "num_generations": 4}
     args = disa.DISAConfig(str(tmp_path / "policy"), **own | settings)
     return disa.DISATrainer(
         model=reference, reward_funcs=reward, train_dataset=Dataset.from_list(rows), anchor=anchor, args=args
@@ -85,6 +85,6 @@ def test_another_reward_or_another_column_is_refused(tmp_path, reference, anchor
 
 
 def test_a_trainer_without_any_inverse_temperature_says_so(tmp_path):
-    config = disa.DISAConfig(str(tmp_path), **trainer_arguments("float32", 1))
+    config = disa.DISAConfig(str(tmp_path), **trainer_arguments(False, 1))
     with pytest.raises(DisaError, match="inverse_temperature is None, expected a number above 0"):
         config.complete()

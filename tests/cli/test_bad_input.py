@@ -211,9 +211,9 @@ def nan_in_a_row(run):
     return run.command("partition", AGAIN["partition"])
 
 
-@case(r"part-000004\.parquet, row 0: field 'completion_ids' is a list with a null")
+@case(r"part-000004-reference\.parquet, row 0: field 'completion_ids' is a list with a null")
 def null_inside_a_list(run):
-    run.edit_column("2_proposals/part-000004.parquet", "completion_ids", lambda v: v[0].__setitem__(0, None))
+    run.edit_column("2_proposals/part-000004-reference.parquet", "completion_ids", lambda v: v[0].__setitem__(0, None))
     return run.command("scoring", AGAIN["scoring"])
 
 
@@ -236,13 +236,13 @@ def wrong_column_type(run):
 
 @case(r"part-00000000\.parquet: holds Trajectory rows of version 2, expected ScoredTrajectory version 3")
 def rows_of_another_stage(run):
-    shutil.copy(run.path / "2_proposals/part-000000.parquet", run.path / "3_scoring/part-00000000.parquet")
+    shutil.copy(run.path / "2_proposals/part-000000-reference.parquet", run.path / "3_scoring/part-00000000.parquet")
     return run.command("partition", AGAIN["partition"])
 
 
-@case(r"part-000002\.parquet: not a readable Parquet file")
+@case(r"part-000002-reference\.parquet: not a readable Parquet file")
 def truncated_parquet_file(run):
-    path = run.path / "2_proposals/part-000002.parquet"
+    path = run.path / "2_proposals/part-000002-reference.parquet"
     path.write_bytes(path.read_bytes()[:-20])
     return run.command("scoring", AGAIN["scoring"])
 
@@ -276,7 +276,7 @@ def trajectory_of_an_unknown_prompt(run):
 
 @case(r"2_proposals.*prompt stranger")
 def trajectory_to_score_of_an_unknown_prompt(run):
-    run.edit_column("2_proposals/part-000000.parquet", "prompt_id", lambda v: v.__setitem__(0, "stranger"))
+    run.edit_column("2_proposals/part-000000-reference.parquet", "prompt_id", lambda v: v.__setitem__(0, "stranger"))
     return run.command("scoring", AGAIN["scoring"])
 
 

@@ -23,10 +23,10 @@ from disa.runs.records import PartitionEstimate, Prompt, ScoredTrajectory, Traje
 ADAPTIVE = {"pilot": 4, "cap": 40, "precision": 0.01, "rounds": 2}
 ROUNDS = ["2_proposals/round-1", "3_scoring/round-1", "2_proposals/round-2", "3_scoring/round-2"]
 POINTS = [
-    ("after", "2_proposals/part-000002.parquet"),
+    ("after", "2_proposals/part-000002-reference.parquet"),
     ("before", "2_proposals/round-1/allocation.json"),
     ("after", "2_proposals/round-1/allocation.json"),
-    ("after", "2_proposals/round-1/part-000000.parquet"),
+    ("after", "2_proposals/round-1/part-000000-reference.parquet"),
     ("after", "3_scoring/round-1/parity.json"),
     ("before", "2_proposals/round-2/manifest.json"),
     ("before", "3_scoring/round-2/manifest.json"),
@@ -51,7 +51,8 @@ def run(recipe, until="anchor", **arguments):
 
 
 def scored(run_dir):
-    return read_rows(sorted((run_dir / "3_scoring").rglob("*.parquet")), ScoredTrajectory)
+    files = [path for path in (run_dir / "3_scoring").rglob("*.parquet") if path.parent.name != "reference"]
+    return read_rows(sorted(files), ScoredTrajectory)
 
 
 @pytest.fixture(scope="module")

@@ -323,6 +323,7 @@ OTHER = {
     "evaluation.ks": "[1]",
     "models.reference": None,
     "models.proposal": None,
+    "scoring.parity_bound": 0.01,
     "tasks.name": None,
     "warmup.proposal.start": None,
     # Read by disa compare alone, whose policies have folders of their own.
@@ -335,7 +336,7 @@ OTHER = {
 def other_value(name, value):
     if name in OTHER:
         return OTHER[name]
-    if value == "float32":
+    if value in ("float32", "checkpoint"):
         return "bfloat16"
     return str(value + 1) if isinstance(value, int) else str(value * 0.9 + 0.01)
 

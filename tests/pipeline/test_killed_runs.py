@@ -20,7 +20,7 @@ POINTS = [
     ("after", "1_tasks/train.parquet"),
     ("step", "warmup/proposal.jsonl:50"),
     ("before", "warmup/proposal"),
-    ("after", "2_proposals/part-000002.parquet"),
+    ("after", "2_proposals/part-000002-reference.parquet"),
     ("after", "3_scoring/parity.json"),
     ("after", "4_partition/estimates.parquet"),
     ("before", "5_anchor/manifest.json"),

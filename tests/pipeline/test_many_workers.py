@@ -104,7 +104,7 @@ def test_the_anchor_of_many_workers_is_that_of_one(count, recipe, by_one):
 def test_others_take_over_the_parts_of_a_worker_that_was_killed(recipe, by_one):
     path, run_dir = recipe("disturbed")
     # One dies with a part drawn but not written, before others begin: alone, it is sure to come to that part.
-    assert work_together(path, 1, [("before", "2_proposals/part-000000.parquet")]) == [-signal.SIGKILL]
+    assert work_together(path, 1, [("before", "2_proposals/part-000000-reference.parquet")]) == [-signal.SIGKILL]
     # Of two more, one dies if it is the one to score the first part.
     codes = work_together(path, 2, [("before", "3_scoring/part-00000000.parquet")])
     assert codes[0] in (0, -signal.SIGKILL) and codes[1] == 0

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import yaml
-from transformers import AutoTokenizer, CohereConfig, Gemma2Config, GraniteConfig, T5Config
+from transformers import AutoTokenizer, T5Config
 
 from disa.cli.main import main
 
@@ -92,9 +92,6 @@ CASES = {
     "other stop tokens": (other_stops, r"models\.proposal .*: its stop tokens are \[1, 3\] and those of .* \[1\]"),
     "no tokenizer": (no_tokenizer, r"reference: no loadable Hugging Face model or tokenizer"),
     "adapters": (adapters, r"reference: a folder of adapters, expected a whole model.*merge_and_unload"),
-    "gemma2": (lambda given: given.configured(Gemma2Config()), r"final_logit_softcapping changes logits"),
-    "cohere": (lambda given: given.configured(CohereConfig(logit_scale=0.0625)), r"logit_scale changes logits"),
-    "granite": (lambda given: given.configured(GraniteConfig(logits_scaling=8.0)), r"logits_scaling changes logits"),
     "encoder": (lambda given: given.configured(T5Config()), r"model type t5 has an encoder, expected a causal"),
     "short context": (
         short_context,

@@ -74,7 +74,8 @@ def test_asking_for_rounds_keeps_what_was_drawn_before(resampled):
 
 
 def rows_of(folder):
-    return read_rows(sorted(folder.rglob("*.parquet")), ScoredTrajectory)
+    files = [path for path in folder.rglob("*.parquet") if path.parent.name != "reference"]
+    return read_rows(sorted(files), ScoredTrajectory)
 
 
 def test_each_round_doubles_the_flagged_prompts_and_no_other(resampled, tiny):

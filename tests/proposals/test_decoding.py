@@ -1,5 +1,6 @@
 """Decoding with shared prompts draws what transformers' generate draws from the same numbers."""
 
+import copy
 import logging
 
 import numpy as np
@@ -84,11 +85,12 @@ def test_sampling_in_a_model_in_training_mode_and_with_checkpointed_layers_is_th
 def test_bfloat16_draws_come_with_log_probs_within_its_rounding():
     model, (prompts, numbers) = small_architecture("qwen3", torch.float32), prompts_and_numbers()
     sampling = SamplingConfig(max_completion_length=LENGTH)
-    draws = sample(model, TOKENIZER, prompts, numbers.numpy(), sampling, "bfloat16")
+    exact = copy.deepcopy(model)
+    draws = sample(model.bfloat16(), TOKENIZER, prompts, numbers.numpy(), sampling)
     ids = [d.completion_ids for d in draws]
     found = np.array([d.log_prob for d in draws])
-    same = sequence_log_probs(model, prompts, ids, compute="bfloat16")
-    exact = sequence_log_probs(model, prompts, ids)
+    same = sequence_log_probs(model, prompts, ids)
+    exact = sequence_log_probs(exact, prompts, ids)
     lengths = np.array([len(i) for i in ids])
     # 8 bits in each of two layers and the head, logits of some ten nats; scorer and sampler round differently.
     assert 0 < (np.abs(found - exact) / lengths).max() < 10 * 3 * 2.0**-8

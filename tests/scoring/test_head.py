@@ -5,7 +5,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from disa.lm import head
-from disa.lm.head import head_log_probs
+from disa.lm.head import Transform, head_log_probs
 
 TOKENS, WIDTH, VOCABULARY = 37, 8, 101
 
@@ -32,11 +32,15 @@ def gradients(value, hidden, linear):
 
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
-def test_values_entropies_and_gradients_are_those_of_the_whole_table(small_blocks, bias, temperature):
+@pytest.mark.parametrize("transform", [Transform(), Transform(scale=0.3), Transform(cap=0.8), Transform(0.7, 0.9)])
+def test_values_entropies_and_gradients_are_those_of_the_whole_table(small_blocks, bias, temperature, transform):
     hidden, linear, targets = parts(bias=bias)
-    table = (linear(hidden) / temperature).log_softmax(-1)
+    logits = transform.scale * linear(hidden)
+    logits = logits if transform.cap is None else transform.cap * (logits / transform.cap).tanh()
+    table = (logits / temperature).log_softmax(-1)
     expected = table.gather(1, targets[:, None]).squeeze(1)
-    found, entropy = head_log_probs(hidden, linear, targets, temperature=temperature, entropy=True)
+    how = {"transform": transform, "temperature": temperature}
+    found, entropy = head_log_probs(hidden, linear, targets, entropy=True, **how)
     # float64 with 53 bits, sums of 101 terms.
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
     torch.testing.assert_close(entropy, -(table.exp() * table).sum(-1), rtol=0, atol=1e-12)

@@ -105,26 +105,27 @@ def test_without_a_separate_proposal_the_model_is_asked_once(tmp_path, trajector
     assert all(row.log_ref == row.log_proposal for row in scored)
 
 
-@pytest.mark.parametrize("killed_after", [0, 1, 3])
+@pytest.mark.parametrize("killed_after", [0, 1, 3, 4, 6])
 def test_a_kill_loses_and_doubles_no_row_and_scores_no_part_twice(tmp_path, trajectories, monkeypatch, killed_after):
     whole = score(tmp_path / "whole", trajectories, trajectories_per_part=50)
-    original, blocks = scoring._score_block, []
+    original, blocks = scoring._log_probs, []
 
-    def killed(block, *rest):
+    def killed(*given):
         if len(blocks) == killed_after:
             raise KeyboardInterrupt
-        blocks.append(len(block))
-        return original(block, *rest)
+        blocks.append((given[4], len(given[5])))
+        return original(*given)
 
     with monkeypatch.context() as patch:
-        patch.setattr(scoring, "_score_block", killed)
+        patch.setattr(scoring, "_log_probs", killed)
         with pytest.raises(KeyboardInterrupt):
             score(tmp_path / "cut", trajectories, trajectories_per_part=50)
     assert not open_stage(tmp_path / "cut").finished
     killed_after = math.inf
-    monkeypatch.setattr(scoring, "_score_block", killed)
+    monkeypatch.setattr(scoring, "_log_probs", killed)
     assert score(tmp_path / "cut", trajectories, trajectories_per_part=50) == whole
-    assert blocks == [50, 50, 50, 10]
+    # Every part by the reference, then every part by the proposal.
+    assert blocks == [(role, n) for role in ("reference", "proposal") for n in (50, 50, 50, 10)]
 
 
 def test_batch_and_part_sizes_do_not_change_the_rows(tmp_path, trajectories):
@@ -138,7 +139,7 @@ def test_batch_and_part_sizes_do_not_change_the_rows(tmp_path, trajectories):
 
 def test_a_kill_and_another_part_size_lose_and_double_no_row(tmp_path, trajectories, monkeypatch):
     """trajectories_per_part is a matter of speed: it may be changed while the stage is under way."""
-    original, blocks = scoring._score_block, iter(range(1))
+    original, blocks = scoring._log_probs, iter(range(1))
 
     def killed(*args):
         if next(blocks, None) is None:
@@ -146,7 +147,7 @@ def test_a_kill_and_another_part_size_lose_and_double_no_row(tmp_path, trajector
         return original(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(scoring, "_score_block", killed)
+        patch.setattr(scoring, "_log_probs", killed)
         with pytest.raises(KeyboardInterrupt):
             score(tmp_path, trajectories, trajectories_per_part=10)
     rows = score(tmp_path, trajectories, trajectories_per_part=40)
@@ -157,7 +158,7 @@ def test_a_kill_and_another_part_size_lose_and_double_no_row(tmp_path, trajector
 def test_parity_of_an_honest_sampler_is_rounding(tmp_path, trajectories):
     score(tmp_path, trajectories)
     report = json.loads((tmp_path / "3_scoring" / "parity.json").read_text())
-    assert report["bound"] == ScoringConfig().parity_bound
+    assert report["bound"] == scoring.PARITY_FLOAT32
     counts = {s: report[s]["trajectories"] for s in ("reference", "proposal")}
     assert counts == {"reference": 40, "proposal": 120}
     assert all(report[s]["mean"] <= report[s]["max"] <= FLOAT32 for s in counts)

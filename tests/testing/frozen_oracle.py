@@ -87,7 +87,7 @@ class Problem:
             "weight_decay": 0.0,
             "seed": 1,
             "save_strategy": "no",
-            **trainer_arguments("float32", log_every=10),
+            **trainer_arguments(bf16=False, log_every=10),
         }
         return DISATrainer(
             model=self.load(),

@@ -54,7 +54,7 @@ class SmallRun:
             "max_grad_norm": 1e9,
             "weight_decay": 0.0,
             "save_strategy": "no",
-            **trainer_arguments("float32", log_every=1),
+            **trainer_arguments(bf16=False, log_every=1),
         }
         return DISAConfig(output_dir=str(output_dir), **settings | changes)
 

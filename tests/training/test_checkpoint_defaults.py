@@ -41,7 +41,7 @@ def grpo(small_run, tmp_path, model):
         per_device_train_batch_size=PROMPTS * GENERATIONS,
         max_completion_length=small_run.recipe.sampling.max_completion_length,
         save_strategy="no",
-        **trainer_arguments("float32", log_every=1),
+        **trainer_arguments(bf16=False, log_every=1),
     )
     return noting(SharedPromptTrainer)(
         model=model,

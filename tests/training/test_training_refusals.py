@@ -35,7 +35,7 @@ OTHER_VALUE = {
 
 
 def config(tmp_path, **changes):
-    arguments = {"inverse_temperature": 4.0, **trainer_arguments("float32", log_every=1)}
+    arguments = {"inverse_temperature": 4.0, **trainer_arguments(bf16=False, log_every=1)}
     return DISAConfig(output_dir=str(tmp_path), **arguments | changes)
 
 

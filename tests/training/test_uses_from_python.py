@@ -59,7 +59,7 @@ def test_other_rows_are_refused_by_what_they_are(rows, message, small_run, tmp_p
 
 
 def test_trl_s_own_configuration_is_refused_by_name(small_run, tmp_path):
-    args = GRPOConfig(output_dir=str(tmp_path), **trainer_arguments("float32", log_every=1))
+    args = GRPOConfig(output_dir=str(tmp_path), **trainer_arguments(bf16=False, log_every=1))
     with pytest.raises(DisaError, match="args is GRPOConfig, expected DISAConfig.*Fix: "):
         small_run.trainer(tmp_path, parts={"args": args})
 

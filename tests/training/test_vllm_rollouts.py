@@ -37,7 +37,7 @@ def test_settings_become_trls_arguments(vllm, tmp_path):
         "vllm_mode": "server",
         "vllm_server_base_url": "http://localhost:8000",
     }
-    common = {"output_dir": str(tmp_path), **trainer_arguments("float32", log_every=1), **arguments}
+    common = {"output_dir": str(tmp_path), **trainer_arguments(bf16=False, log_every=1), **arguments}
     # GRPO's loss reads the importance-sampling correction, the balance losses do not, and it costs a forward pass.
     assert GRPOConfig(**common).vllm_importance_sampling_correction is True
     balance = DISAConfig(inverse_temperature=2.0, **common)
@@ -92,7 +92,7 @@ def info_server(status=200, **changes):
 
 
 def arguments(tmp_path, **settings):
-    common = {"output_dir": str(tmp_path), **trainer_arguments("float32", log_every=1), "use_vllm": True}
+    common = {"output_dir": str(tmp_path), **trainer_arguments(bf16=False, log_every=1), "use_vllm": True}
     return GRPOConfig(**common | settings)
 
 

@@ -180,5 +180,5 @@ def training(output_dir, *, steps, batch, **changes):
         "weight_decay": 0.0,
         "seed": 1,
         "save_strategy": "no",
-        **trainer_arguments("float32", log_every=5),
+        **trainer_arguments(bf16=False, log_every=5),
     } | changes

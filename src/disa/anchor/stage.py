@@ -20,7 +20,7 @@ def anchor_stage(
     sampling: SamplingConfig,
     fingerprint: Callable[[], Fingerprint],
     probes: Callable[[], list[Probe]],
-    probe_bound: float,
+    probe_bound: Callable[[], float],
 ) -> Stage:
     """Describe the stage that freezes the partition stage's estimates, with what a trainer can try itself on."""
 
@@ -33,7 +33,7 @@ def anchor_stage(
             reward_range=task.reward_range,
             binary=found["binary"],
             probes=probes(),
-            probe_bound=probe_bound,
+            probe_bound=probe_bound(),
             evidence={name: found.get(name) for name in ("null_test", "coverage", "regressor", "budget")},
             key_columns=task.key_columns,
             chat_template_kwargs=sampling.chat_template_kwargs,

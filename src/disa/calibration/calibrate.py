@@ -125,7 +125,7 @@ def _recipe(args: CalibrationConfig, task: PythonRows, models: Models) -> Recipe
             "seed": args.seed,
             "batch_size": args.batch_size,
         },
-        "scoring": {"compute": args.compute} | ({"parity_bound": 0.02} if args.compute == "bfloat16" else {}),
+        "scoring": {"compute": args.compute},
         "partition": args.partition or {},
         "training": {"inverse_temperature": args.inverse_temperature, "prompts_per_step": 1},
     }

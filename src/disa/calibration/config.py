@@ -46,7 +46,10 @@ class CalibrationConfig:
     partition: dict[str, Any] | None = field(
         default=None, metadata={"help": "Estimator, interval, regressor: as the partition section of a recipe."}
     )
-    compute: str = field(default="float32", metadata={"help": "Arithmetic of the passes: float32 or bfloat16."})
+    compute: str = field(
+        default="checkpoint",
+        metadata={"help": "Precision of the models: checkpoint (their own), float32 or bfloat16."},
+    )
     use_vllm: bool = field(default=False, metadata={"help": "Draw with vLLM; models must then be names or folders."})
     vllm: dict[str, Any] = field(default_factory=dict, metadata={"help": "Further arguments of vllm.LLM."})
     batch_size: int = field(default=256, metadata={"help": "Completions drawn at once."})

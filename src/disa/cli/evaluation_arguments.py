@@ -36,7 +36,8 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--prompt-format", choices=("auto", "chat", "text"), help="auto: chat where there is a template")
     how.add_argument("--system-prompt", metavar="TEXT", help="system message in front")
     how.add_argument("--request", metavar="JSON", help="further fields of requests to endpoints")
-    how.add_argument("--compute", choices=("float32", "bfloat16"), help="arithmetic of local models (float32)")
+    precisions = ("checkpoint", "float32", "bfloat16")
+    how.add_argument("--compute", choices=precisions, help="precision of local models (checkpoint)")
     speed = parser.add_argument_group("speed; changes no result")
     speed.add_argument("--batch-size", type=_positive, metavar="N", help="completions at once, local models (64)")
     speed.add_argument(

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import Field, model_validator
 
-from disa.config import Seed, StageConfig, speed_only
+from disa.config import Compute, Seed, StageConfig, speed_only
 
 
 class EvaluationConfig(StageConfig):
@@ -18,8 +16,8 @@ class EvaluationConfig(StageConfig):
     """The k of Mean@k, pass@k and distinct modes at k."""
     train_prompts: int = Field(64, ge=0)
     """Training prompts evaluated beside all held-out ones (the first so many), to tell learning from generalising."""
-    compute: Literal["float32", "bfloat16"] = "float32"
-    """Arithmetic of sampling and scoring."""
+    compute: Compute = "checkpoint"
+    """Precision in which each model is held, samples and scores: its checkpoint's, or a stated one."""
     seed: Seed = 0
     """Seed of the samples; the same uniform numbers for every model."""
     batch_size: int = speed_only(256, ge=1)

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from disa.config import Seed, StageConfig, speed_only
+from disa.config import Compute, Seed, StageConfig, speed_only
 from disa.evaluation.config import EvaluationConfig
 from disa.lm.sampling import SamplingConfig
 
@@ -35,8 +35,8 @@ class GenerationSettings(StageConfig):
     """System message in front of the user message."""
     request: dict[str, Any] = {}
     """Further fields of every request to an endpoint, such as ``reasoning_effort``; null leaves a field out."""
-    compute: Literal["float32", "bfloat16"] = "float32"
-    """Arithmetic of local models."""
+    compute: Compute = "checkpoint"
+    """Precision in which a local model is held and computes: its checkpoint's, or a stated one."""
     batch_size: int = speed_only(64, ge=1)
     """Completions drawn at once by local models, at most those of a part."""
     problems_per_part: int = speed_only(16, ge=1)

@@ -12,7 +12,7 @@ from typing import Any
 from disa.evaluation.compare import Comparison
 from disa.evaluation.generation import GenerationSettings
 from disa.evaluation.metrics import AVERAGE, Summary, Values, summary_to_json, value_rows
-from disa.evaluation.models import ModelSpec
+from disa.evaluation.models import ModelSpec, adapter_base
 from disa.evaluation.tables import summary_text
 from disa.evaluation.task_prompts import TaskPrompts
 from disa.runs.folders import StageFolder, write_json
@@ -133,9 +133,10 @@ def _task_facts(benchmark: TaskPrompts) -> dict[str, Any]:
 def _dtype(spec: ModelSpec, settings: GenerationSettings) -> str:
     if spec.kind == "endpoint":
         return ""
-    from disa.lm.loading import effective_dtype  # torch, which the models that were just drawn from have loaded
+    from disa.lm.loading import precision  # torch, which the models that were just drawn from have loaded
 
-    return effective_dtype(settings.compute)
+    where = adapter_base(Path(spec.where)).where if spec.kind == "adapter" else spec.where
+    return precision(settings.compute, where)
 
 
 def _number(value: float) -> float | None:

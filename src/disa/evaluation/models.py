@@ -76,7 +76,7 @@ class ModelSpec:
         if settings.request:
             problem = "further request fields are for endpoints, this model is local"
             raise DisaError(problem, where=f"model {self.name}", fix="leave --request out, or evaluate it separately")
-        model, tokenizer = _load(self)
+        model, tokenizer = _load(self, settings.compute)
         has_template = tokenizer.chat_template is not None
         chat = has_template if settings.prompt_format == "auto" else settings.prompt_format == "chat"
         if settings.system_prompt is not None and not chat:
@@ -108,16 +108,20 @@ def adapter_base(folder: Path) -> ModelSpec:
     return ModelSpec.parse(str(beside if not Path(base).exists() and beside.is_dir() else base))
 
 
-def _load(spec: ModelSpec) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    from disa.lm.loading import load_model, load_tokenizer
+def _load(spec: ModelSpec, compute: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    import torch
+
+    from disa.lm.loading import load_model, load_tokenizer, precision
 
     if spec.kind != "adapter":
-        return load_model(spec.where), load_tokenizer(spec.where)
+        return load_model(spec.where, compute), load_tokenizer(spec.where)
     from peft import PeftModel
 
     folder, base = Path(spec.where), adapter_base(Path(spec.where))
-    # Merged into the weights, it costs nothing at each token and the digest of the weights covers it.
-    model = PeftModel.from_pretrained(load_model(base.where), spec.where).merge_and_unload()
+    # Merged into the weights, it costs nothing at each token and the digest of the weights covers it; in float32, so
+    # that the sum is rounded once, to the precision asked for.
+    model = PeftModel.from_pretrained(load_model(base.where, "float32"), spec.where).merge_and_unload()
+    model = model.to(getattr(torch, precision(compute, base.where)))
     has_tokenizer = (folder / "tokenizer_config.json").is_file()
     return model.eval().requires_grad_(False), load_tokenizer(folder if has_tokenizer else base.where)
 

@@ -83,7 +83,6 @@ class LocalSource:
     def draw(self, jobs: Sequence[tuple[Prompt, int]], advance: Advance) -> list[Completion]:
         """One completion of every (prompt, draw index), from the same uniform numbers for every model."""
         from disa.evaluation.nucleus import pick_in_nucleus
-        from disa.lm.loading import effective_dtype
         from disa.lm.log_probs import sequence_log_probs
         from disa.lm.sampler import draw_rows, uniforms
         from disa.lm.sampling import check_context, decode_completion, encode_prompt
@@ -94,7 +93,7 @@ class LocalSource:
             check_context(
                 self._model.config, encoded[prompt.prompt_id], self._sampling, where=f"prompt {prompt.prompt_id}"
             )
-        how = {"temperature": settings.temperature, "compute": effective_dtype(settings.compute)}
+        how = {"temperature": settings.temperature}
         cut = settings.temperature == 0 or settings.top_p < 1
         pick = {"pick": functools.partial(pick_in_nucleus, top_p=settings.top_p)} if cut else {}
         for start in range(0, len(jobs), settings.batch_size):

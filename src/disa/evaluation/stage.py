@@ -30,8 +30,8 @@ def evaluation_stage(
     """Describe the evaluation of one model on some splits, of the reference where none is trained."""
 
     def work(stage: StageFolder) -> None:
-        reference = models.load(("reference",))["reference"]
-        model = load_model(trained.path / "model") if trained else reference
+        reference = models.load(("reference",), config.compute)["reference"]
+        model = load_model(trained.path / "model", config.compute) if trained else reference
         rows = prompts(*splits)
         run.run_evaluation(stage, name, config, sampling, task, rows, model, reference, models.tokenizer())
 

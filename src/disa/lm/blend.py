@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from disa.errors import DisaError
-from disa.lm.head import blend, blended_log_probs
+from disa.lm.head import Transform, blend, blended_log_probs
 from disa.lm.log_probs import PackedCompletions, group_batches
 from disa.lm.sampler import Stream, decode, invert
 from disa.lm.shared_prefix import unsupported
@@ -125,6 +125,7 @@ def blended_sequence_log_probs(
         Nats.
     """
     streams, parts = needed(streams, weights)
+    transforms = [Transform.of(stream.model.config) for stream in streams]
     longest = max((stream.prompt_ids for stream in streams), key=lambda prompts: sum(map(len, prompts)))
     result = np.zeros((len(completion_ids), len(parts)))
     for rows in group_batches(longest, completion_ids, tokens_per_batch):
@@ -134,7 +135,7 @@ def blended_sequence_log_probs(
             batch = PackedCompletions([prompts[i] for i in rows], completions, model.device)
             hidden.append(batch.hidden_states(model).index_select(0, batch.predicting))
             heads.append(model.get_output_embeddings())
-        log_p = blended_log_probs(hidden, heads, batch.targets, parts, temperature=temperature).double()
+        log_p = blended_log_probs(hidden, heads, transforms, batch.targets, parts, temperature=temperature).double()
         sums = torch.zeros((len(rows), len(parts)), dtype=torch.float64, device=log_p.device)
         result[rows] = sums.index_add_(0, batch.row, log_p).cpu().numpy()
         advance(len(rows))

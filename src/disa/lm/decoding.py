@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from disa.lm.prefix_attention import Kind, cap
 from disa.lm.shared_prefix import PackedGroups, hidden_states
 
 # Tokens that own keys and values get room for at first; the room doubles when it is used up.
@@ -60,19 +61,18 @@ class Decoding:
             self._lengths = self._lengths[prompts]
         self._group(parents)
 
-    def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float, window: int | None
-    ) -> Tensor:
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, kind: Kind) -> Tensor:
         """Attention of one layer, each tensor of shape (tokens, heads, size)."""
         if self._steps == 0:
             self._prompt[layer] = self._packed.trunks.pad(key), self._packed.trunks.pad(value)
-            return self._packed.attend(layer, query, key, value, scale=scale, window=window)
+            return self._packed.attend(layer, query, key, value, kind)
         prompt_keys, prompt_values = self._prompt[layer]
-        keys, values = self._extend(layer, key, value, window)
+        keys, values = self._extend(layer, key, value, kind.window)
         # Query heads that share a key head stand side by side: (rows, key heads, sharing, size).
-        query = (query * scale).unflatten(1, (key.shape[1], -1))
-        to_prompt = self._rows(self._grouped(query) @ prompt_keys.transpose(2, 3) + self._mask(window, query.dtype))
-        to_own = query @ keys.transpose(2, 3)
+        query = (query * kind.scale).unflatten(1, (key.shape[1], -1))
+        to_prompt = cap(self._grouped(query) @ prompt_keys.transpose(2, 3), kind.cap)
+        to_prompt = self._rows(to_prompt + self._mask(kind.window, query.dtype))
+        to_own = cap(query @ keys.transpose(2, 3), kind.cap)
         weight = torch.cat([to_prompt, to_own], dim=-1).softmax(
             dim=-1, dtype=torch.promote_types(query.dtype, torch.float32)
         )

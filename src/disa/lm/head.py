@@ -1,26 +1,61 @@
 """Log-probabilities of given tokens from hidden states, block by block through the LM head.
 
-``log p_i = z_i[y_i] - logsumexp(z_i)`` with ``z = (h W' + b) / T``. The (tokens x vocabulary) logits are never whole,
+``log p_i = z_i[y_i] - logsumexp(z_i)`` with ``z = f(h W' + b) / T``, f being what some models do to logits behind the
+head: ``f(x) = s x``, or ``f(x) = c tanh(x / c)``. The (tokens x vocabulary) logits are never whole,
 neither forward nor backward: a block's logits are made, used and dropped, and made again for the gradient
-``dL/dz_i = g_i (onehot(y_i) - softmax(z_i))``.
+``dL/dz_i = g_i (onehot(y_i) - softmax(z_i))`` and ``f'(x) = s`` or ``1 - (f(x) / c)^2``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, pad
+from transformers import PretrainedConfig, PreTrainedModel
 
 # Logits of one block: 64 MiB in float32, and blocks of a hundred rows even at the largest vocabularies, which is
 # what a matrix product needs to run at full speed.
 _BLOCK_LOGITS = 2**24
 
 
+class Transform(NamedTuple):
+    """What a model does to the logits of its LM head."""
+
+    scale: float = 1.0
+    """s."""
+    cap: float | None = None
+    """c."""
+
+    @classmethod
+    def of(cls, config: PretrainedConfig) -> Transform:
+        """Read it from a model's configuration, whose families have their own names for it."""
+        config = config.get_text_config()
+        scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
+        return cls(scale, getattr(config, "final_logit_softcapping", None))
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """f, in place."""
+        if self.scale != 1.0:
+            logits.mul_(self.scale)
+        return logits if self.cap is None else logits.div_(self.cap).tanh_().mul_(self.cap)
+
+
+def next_token_logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
+    """Logits, shape (rows, vocabulary), of hidden states, as the model itself makes them."""
+    return Transform.of(model.config)(model.get_output_embeddings()(hidden))
+
+
 def head_log_probs(
-    hidden: Tensor, head: nn.Linear, targets: Tensor, *, temperature: float = 1.0, entropy: bool = False
+    hidden: Tensor,
+    head: nn.Linear,
+    targets: Tensor,
+    *,
+    transform: Transform = Transform(),  # noqa: B008 - a constant
+    temperature: float = 1.0,
+    entropy: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """Log-probability of each target, and on request the entropy of each distribution, which carries no gradient.
 
@@ -32,6 +67,7 @@ def head_log_probs(
         Hidden states that predict the targets.
     head : nn.Linear
     targets : Tensor, shape (tokens,)
+    transform : Transform
     temperature : float
         Divides the logits.
     entropy : bool
@@ -45,7 +81,7 @@ def head_log_probs(
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
     with torch.autocast(device, enabled=False):
-        log_p, entropies = _HeadLogProbs.apply(hidden, weight, bias, targets, temperature, dtype, entropy)
+        log_p, entropies = _HeadLogProbs.apply(hidden, weight, bias, targets, transform, temperature, dtype, entropy)
     return log_p, entropies if entropy else None
 
 
@@ -63,6 +99,7 @@ def blend(logits: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
 def blended_log_probs(
     hidden: Sequence[Tensor],
     heads: Sequence[nn.Linear],
+    transforms: Sequence[Transform],
     targets: Tensor,
     weights: Sequence[Sequence[float]],
     *,
@@ -75,6 +112,7 @@ def blended_log_probs(
     hidden : sequence of Tensor, shape (tokens, width)
         Hidden states of each model that predict the targets.
     heads : sequence of nn.Linear
+    transforms : sequence of Transform
     targets : Tensor, shape (tokens,)
     weights : sequence of sequence of float
         Of each blend, one a model.
@@ -89,8 +127,8 @@ def blended_log_probs(
     log_p = torch.empty((len(targets), len(weights)), dtype=reduction, device=targets.device)
     for rows in _blocks(len(targets), max(len(head.weight) for head in heads)):
         logits = [
-            _logits(h[rows].to(head.weight.dtype), head.weight, head.bias, temperature, reduction)
-            for h, head in zip(hidden, heads, strict=True)
+            _logits(h[rows].to(head.weight.dtype), head.weight, head.bias, transform, temperature, reduction)
+            for h, head, transform in zip(hidden, heads, transforms, strict=True)
         ]
         for column, weight in enumerate(weights):
             z = blend(logits, weight)
@@ -111,6 +149,7 @@ class _HeadLogProbs(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         targets: Tensor,
+        transform: Transform,
         temperature: float,
         dtype: torch.dtype,
         entropy: bool,
@@ -121,21 +160,21 @@ class _HeadLogProbs(torch.autograd.Function):
         )
         cast = weight.to(dtype)
         for rows in _blocks(len(targets), len(weight)):
-            logits = _logits(hidden[rows].to(dtype), cast, bias, temperature, reduction)
+            logits = _logits(hidden[rows].to(dtype), cast, bias, transform, temperature, reduction)
             normaliser[rows] = logits.logsumexp(dim=1)
             log_p[rows] = logits.gather(1, targets[rows, None]).squeeze(1) - normaliser[rows]
             if entropy:
                 probability = (logits - normaliser[rows, None]).exp_()
                 entropies[rows] = normaliser[rows] - probability.mul_(logits).sum(dim=1)
         ctx.save_for_backward(hidden, weight, bias, targets, normaliser)
-        ctx.temperature, ctx.dtype = temperature, dtype
+        ctx.transform, ctx.temperature, ctx.dtype = transform, temperature, dtype
         ctx.mark_non_differentiable(entropies)
         return log_p, entropies
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, targets, normaliser = ctx.saved_tensors
-        temperature, dtype = ctx.temperature, ctx.dtype
+        transform, temperature, dtype = ctx.transform, ctx.temperature, ctx.dtype
         reduction = normaliser.dtype
         cast = weight.to(dtype)
         need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
@@ -144,10 +183,13 @@ class _HeadLogProbs(torch.autograd.Function):
         grad_bias = torch.zeros_like(bias, dtype=reduction) if need_bias else None
         for rows in _blocks(len(targets), len(weight)):
             h = hidden[rows].to(dtype)
-            share = (grad[rows] / temperature)[:, None]
-            logits = _logits(h, cast, bias, temperature, reduction)
+            share = (grad[rows] * transform.scale / temperature)[:, None]
+            logits = _logits(h, cast, bias, transform, temperature, reduction)
+            slope = None if transform.cap is None else 1 - (logits * (temperature / transform.cap)).square_()
             grad_logits = logits.sub_(normaliser[rows, None]).exp_().mul_(-share)
             grad_logits.scatter_add_(1, targets[rows, None], share)
+            if slope is not None:
+                grad_logits.mul_(slope)
             if grad_bias is not None:
                 grad_bias += grad_logits.sum(dim=0)
             grad_logits = grad_logits.to(dtype)
@@ -161,12 +203,19 @@ class _HeadLogProbs(torch.autograd.Function):
                     grad_weight += grad_logits.T @ h
         grad_weight = None if grad_weight is None else grad_weight.to(weight.dtype)
         grad_bias = None if grad_bias is None else grad_bias.to(bias.dtype)
-        return grad_hidden, grad_weight, grad_bias, None, None, None, None
+        return grad_hidden, grad_weight, grad_bias, None, None, None, None, None
 
 
-def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float, reduction: torch.dtype) -> Tensor:
+def _logits(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    transform: Transform,
+    temperature: float,
+    reduction: torch.dtype,
+) -> Tensor:
     """Logits of one block, in the precision of the reduction."""
-    logits = linear(hidden, weight, None if bias is None else bias.to(weight.dtype)).to(reduction)
+    logits = transform(linear(hidden, weight, None if bias is None else bias.to(weight.dtype)).to(reduction))
     return logits if temperature == 1.0 else logits.div_(temperature)
 
 

@@ -13,7 +13,7 @@ from disa.runs.files import whole_folder
 from disa.runs.processes import rank
 
 
-def trainer_arguments(compute: str, log_every: int) -> dict[str, Any]:
+def trainer_arguments(bf16: bool, log_every: int) -> dict[str, Any]:
     """Keyword arguments every Hugging Face trainer of the project shares.
 
     ``bf16`` defaults to true in TRL and fails on a CPU without ``use_cpu``; gradient checkpointing,
@@ -23,7 +23,7 @@ def trainer_arguments(compute: str, log_every: int) -> dict[str, Any]:
     renamed = "activation_checkpointing" in TrainingArguments.__dataclass_fields__
     return {
         "use_cpu": not cuda,
-        "bf16": compute == "bfloat16",
+        "bf16": bf16,
         "activation_checkpointing" if renamed else "gradient_checkpointing": cuda,
         "logging_steps": log_every,
         "logging_first_step": True,
@@ -65,9 +65,10 @@ def save_trained(trainer: Trainer, folder: Path) -> None:
         return
     if trainer.args.gradient_checkpointing:
         model.gradient_checkpointing_disable()
+    model = model.to(torch.float32)  # before adapters are merged: a sum in bfloat16 would round them away
     merged = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
     with whole_folder(folder) as aside:
-        merged.to(torch.float32).save_pretrained(aside)
+        merged.save_pretrained(aside)
         trainer.processing_class.save_pretrained(aside)
 
 

@@ -1,7 +1,7 @@
 """How Hugging Face models and trainers are run on the machine at hand: device, precision, logs.
 
-Weights are float32 everywhere (bfloat16 parameters swallow updates at RL learning rates);
-``compute: bfloat16`` is autocast around float32 weights.
+A frozen model is held in the precision it computes in, so that no weight is cast in a pass. Trained weights are float32
+(bfloat16 parameters swallow updates at RL learning rates), with autocast around them for ``compute: bfloat16``.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import contextlib
 import functools
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -44,12 +44,33 @@ def device() -> torch.device:
     return torch.device("cuda", local_rank() % torch.cuda.device_count())
 
 
-def effective_dtype(compute: str) -> str:
-    """Return ``compute``, or float32 where a CPU has no bfloat16 arithmetic and would emulate it, tens of times slower.
+DeviceMap = str | Mapping[str, int | str] | None
+"""Where the parts of a model lie, as ``from_pretrained`` takes it; null for one device."""
 
-    The log says so, once a process. Float32 is the more exact of the two, so nothing else changes.
+
+def stated(compute: str, model: str | Path | PreTrainedModel) -> str:
+    """What ``compute`` asks for of a frozen model: ``bfloat16`` or ``float32``.
+
+    Parameters
+    ----------
+    compute : {"checkpoint", "float32", "bfloat16"}
+        ``checkpoint`` is what ``config.json`` says of the weights, float32 for anything but bfloat16.
+    model : str, Path or PreTrainedModel
+        Folder or hub id, or a model in memory.
     """
-    return "float32" if compute == "bfloat16" and _emulates_bfloat16() else compute
+    if compute != "checkpoint":
+        return compute
+    stored = load_config(model).dtype if isinstance(model, str | Path) else model.dtype
+    return "bfloat16" if stored == torch.bfloat16 else "float32"
+
+
+def precision(compute: str, model: str | Path | PreTrainedModel) -> str:
+    """What a frozen model is held in and computes in here: as :func:`stated`, where the machine has its arithmetic.
+
+    Float32 takes the place of bfloat16 where a CPU would emulate it, tens of times slower; the log says so, once a
+    process. It is the more exact of the two, so nothing else changes.
+    """
+    return "bfloat16" if stated(compute, model) == "bfloat16" and not _emulates_bfloat16() else "float32"
 
 
 @functools.cache
@@ -59,13 +80,8 @@ def _emulates_bfloat16() -> bool:
         return False
     if any(there for name, there in capabilities().items() if "bf16" in name):  # avx512_bf16, amx_bf16, bf16, sve_bf16
         return False
-    _log.warning("compute: bfloat16, but this CPU has no bfloat16 arithmetic: float32 is used, which is faster here")
+    _log.warning("bfloat16 is asked for, and this CPU has no bfloat16 arithmetic: float32 is used, faster here")
     return True
-
-
-def autocast(compute: str) -> contextlib.AbstractContextManager[None]:
-    """Arithmetic of a forward pass: float32 as it stands, or bfloat16 around float32 weights."""
-    return torch.autocast(device().type, dtype=torch.bfloat16, enabled=compute == "bfloat16")
 
 
 def load_config(path: str | Path) -> PretrainedConfig:
@@ -101,8 +117,17 @@ def refuse_adapters(path: str | Path, model: PreTrainedModel | None = None) -> N
         )
 
 
-def load_model(path: str | Path) -> PreTrainedModel:
-    """Load a causal language model in float32, in evaluation mode, frozen, on :func:`device`.
+def load_model(path: str | Path, compute: str = "checkpoint", device_map: DeviceMap = None) -> PreTrainedModel:
+    """Load a causal language model in evaluation mode, frozen, in its :func:`precision`.
+
+    Parameters
+    ----------
+    path : str or Path
+        Folder or hub id.
+    compute : {"checkpoint", "float32", "bfloat16"}
+    device_map : str or mapping, optional
+        Of a model that one device cannot hold: passed to ``from_pretrained``, which spreads its layers. By default the
+        whole model is on :func:`device`.
 
     Raises
     ------
@@ -110,10 +135,20 @@ def load_model(path: str | Path) -> PreTrainedModel:
         Where the folder or hub id holds no loadable model.
     """
     refuse_adapters(path)
+    dtype = precision(compute, path)
     with _refuse_unloadable(path):
-        model = AutoModelForCausalLM.from_pretrained(str(path), dtype=torch.float32)
+        model = AutoModelForCausalLM.from_pretrained(str(path), dtype=dtype, device_map=device_map)
     refuse_adapters(path, model)
-    return model.eval().requires_grad_(False).to(device())
+    model = model.eval().requires_grad_(False)
+    return model if device_map else model.to(device())
+
+
+def load_base(path: str | Path, compute: str) -> PreTrainedModel:
+    """Load what adapters are trained on: in its checkpoint's bfloat16 where training computes in it, else float32.
+
+    A float32 checkpoint keeps its values: rounded ones would be another reference.
+    """
+    return load_model(path, "checkpoint" if precision(compute, path) == "bfloat16" else "float32").train()
 
 
 def without_dropout(model: nn.Module) -> None:
@@ -143,7 +178,7 @@ def empty_model(path: str | Path) -> PreTrainedModel:
 
 def trainable_model(path: str | Path) -> PreTrainedModel:
     """Load a causal language model in float32, in training mode."""
-    return load_model(path).requires_grad_(True).train()
+    return load_model(path, "float32").requires_grad_(True).train()
 
 
 def require_vllm(field: str) -> None:

@@ -11,15 +11,14 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
+from accelerate.utils import align_module_device
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
-from disa.errors import DisaError
 from disa.lm.batches import batches_by_length
-from disa.lm.head import head_log_probs
-from disa.lm.loading import autocast
-from disa.lm.shared_prefix import PackedGroups, hidden_states, logit_transform, unsupported
+from disa.lm.head import Transform, head_log_probs
+from disa.lm.shared_prefix import PackedGroups, hidden_states, unsupported
 
 Ids = Sequence[Sequence[int]]
 
@@ -31,7 +30,6 @@ def sequence_log_probs(
     completion_ids: Ids,
     *,
     temperature: float = 1.0,
-    compute: str = "float32",
     tokens_per_batch: int = 16384,
     advance: Callable[[int], None] = lambda rows: None,
 ) -> np.ndarray:
@@ -45,7 +43,6 @@ def sequence_log_probs(
         A completion includes its stop token unless it is truncated.
     temperature : float
         Divides the logits, as it did when the completions were sampled.
-    compute : {"float32", "bfloat16"}
     tokens_per_batch : int
         Prompt plus completion tokens at once, padding included.
     advance : callable
@@ -55,13 +52,8 @@ def sequence_log_probs(
     -------
     ndarray, shape (rows,), float64
         Nats, in the order of the rows.
-
-    Raises
-    ------
-    DisaError
-        Where the model transforms its logits behind the LM head.
     """
-    _check(model, prompt_ids, completion_ids)
+    _check(prompt_ids, completion_ids)
     shared = unsupported(model) is None
     batches = group_batches(prompt_ids, completion_ids, tokens_per_batch)
     if not shared:
@@ -71,8 +63,7 @@ def sequence_log_probs(
     for rows in batches:
         make = PackedCompletions if shared else PaddedCompletions
         batch = make([prompt_ids[i] for i in rows], [completion_ids[i] for i in rows], model.device)
-        with autocast(compute):
-            log_p, _ = token_log_probs(model, batch, temperature=temperature)
+        log_p, _ = token_log_probs(model, batch, temperature=temperature)
         sums = torch.zeros(len(rows), dtype=torch.float64, device=model.device)
         result[rows] = sums.index_add_(0, batch.row, log_p.double()).cpu().numpy()
         advance(len(rows))
@@ -95,9 +86,19 @@ def token_log_probs(
     tuple of Tensor and (Tensor or None), shape (tokens,), float32 (float64 for a float64 model)
         Nats.
     """
-    hidden = batch.hidden_states(model).index_select(0, batch.predicting)
-    head = model.get_output_embeddings()
-    return head_log_probs(hidden, head, batch.targets, temperature=temperature, entropy=entropy)
+    hidden, head = batch.hidden_states(model), model.get_output_embeddings()
+    hidden = hidden.index_select(0, batch.predicting.to(hidden.device))
+    with align_module_device(head):  # a device map may have laid its weights aside
+        device = head.weight.device
+        log_p, entropies = head_log_probs(
+            hidden.to(device),
+            head,
+            batch.targets.to(device),
+            transform=Transform.of(model.config),
+            temperature=temperature,
+            entropy=entropy,
+        )
+    return log_p.to(batch.row.device), entropies if entropies is None else entropies.to(batch.row.device)
 
 
 class _Completions:
@@ -170,24 +171,7 @@ class PaddedCompletions(_Completions):
         return output.last_hidden_state.flatten(0, 1)
 
 
-def check_architecture(config: PretrainedConfig) -> None:
-    """Refuse a model whose logits are not those of its LM head alone; its configuration tells.
-
-    Raises
-    ------
-    DisaError
-        Naming the setting.
-    """
-    if setting := logit_transform(config):
-        raise DisaError(
-            f"model setting {setting} changes logits behind the LM head, which scoring does not support",
-            where=str(config.name_or_path),
-            fix="use a model without it (Llama, Qwen2/3, Mistral and Gemma 3 have none)",
-        )
-
-
-def _check(model: PreTrainedModel, prompt_ids: Ids, completion_ids: Ids) -> None:
-    check_architecture(model.config)
+def _check(prompt_ids: Ids, completion_ids: Ids) -> None:
     if len(prompt_ids) != len(completion_ids):
         raise ValueError(f"{len(prompt_ids)} prompts but {len(completion_ids)} completions")
     if not all(len(p) for p in prompt_ids):

@@ -14,7 +14,8 @@ def merged_adapters(model: nn.Module) -> Iterator[None]:
     """Sample from the merged weights, and put the very same base weights back afterwards.
 
     Subtracting the update again would leave the base weights rounded a little differently after every step. Kinds of
-    adapters whose update is not one matrix a layer stay unmerged.
+    adapters whose update is not one matrix a layer stay unmerged, and so do those over bfloat16 weights: the sum would
+    round small updates away.
     """
     layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
     if not layers or not _mergeable(model, layers):
@@ -33,6 +34,23 @@ def merged_adapters(model: nn.Module) -> Iterator[None]:
             base.weight.data = weight
 
 
+@contextlib.contextmanager
+def unmoved_base(model: nn.Module) -> Iterator[None]:
+    """Keep the very same base weights while something else merges adapters into them and takes them out again.
+
+    Adding an update and subtracting it again leaves a weight rounded differently: the reference would drift.
+    """
+    bases = [module.get_base_layer() for module in model.modules() if isinstance(module, LoraLayer)]
+    own = [base.weight.data for base in bases]
+    for base in bases:
+        base.weight.data = base.weight.data.clone()
+    try:
+        yield
+    finally:
+        for base, weight in zip(bases, own, strict=True):
+            base.weight.data = weight
+
+
 def _mergeable(model: nn.Module, layers: list[LoraLayer]) -> bool:
     """Whether base weights plus updates are the whole policy."""
     configs = [model.peft_config[adapter] for adapter in model.active_adapters]
@@ -40,6 +58,7 @@ def _mergeable(model: nn.Module, layers: list[LoraLayer]) -> bool:
     return plain and all(
         isinstance(layer, Linear)
         and type(layer.get_base_layer()) is nn.Linear
+        and layer.get_base_layer().weight.dtype.itemsize >= 4
         and not any(layer.use_dora.values())
         and not any(layer.lora_bias.values())
         for layer in layers

@@ -2,41 +2,75 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
-from disa.lm.loading import empty_model, load_model, load_tokenizer
+from disa.errors import DisaError
+from disa.lm.loading import DeviceMap, empty_model, load_config, load_model, load_tokenizer, precision
 from disa.runs.files import folder_digest
 from disa.runs.provenance import weights_digest
 from disa.runs.records import SOURCES
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 Origin: TypeAlias = "str | Path | PreTrainedModel"
 
 
 class FrozenModels(Mapping[str, "PreTrainedModel"]):
-    """Models by role, each loaded when first asked for; pickled, they are paths, and load where they arrive.
+    """Models by role, one in memory at a time unless they work together: asking for another lets the one before go.
+
+    Pickled, they are paths, and load where they arrive.
 
     Parameters
     ----------
     paths : dict
         Folder, hub id or model in memory of each role; roles of one path share a model.
+    compute, device_map
+        As :func:`disa.lm.loading.load_model` takes them. A model in memory stays as it is.
+    together : bool
+        Keep all of them.
+
+    Raises
+    ------
+    DisaError
+        Where a model in memory is not in the stated precision.
     """
 
-    def __init__(self, paths: Mapping[str, Origin]) -> None:
-        self._paths = dict(paths)
-        self._loaded: dict[Any, Any] = {}
+    def __init__(
+        self,
+        paths: Mapping[str, Origin],
+        compute: str = "checkpoint",
+        device_map: DeviceMap = None,
+        *,
+        together: bool = False,
+    ) -> None:
+        self._paths, self._how = dict(paths), (compute, device_map)
+        self._held: dict[Origin, PreTrainedModel] = {}
+        self._together = together
+        self._configs: list[PretrainedConfig] | None = None
+        for role, given in self._paths.items():
+            if not isinstance(given, str | Path) and compute != "checkpoint":
+                if given.dtype != getattr(torch, wanted := precision(compute, given)):
+                    raise DisaError(
+                        f"a model in memory is in {given.dtype}, and compute asks for {wanted}",
+                        where=role,
+                        fix="leave compute out, convert the model, or give its folder",
+                    )
 
     def __getitem__(self, role: str) -> PreTrainedModel:
         path = self._paths[role]
-        if path not in self._loaded:
-            self._loaded[path] = load_model(path) if isinstance(path, str | Path) else path.eval()
-        return self._loaded[path]
+        if path not in self._held:
+            if self._held and not self._together:
+                self._held.clear()
+                gc.collect()
+                torch.cuda.empty_cache()
+            self._held[path] = load_model(path, *self._how) if isinstance(path, str | Path) else path.eval()
+        return self._held[path]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._paths)
@@ -45,7 +79,28 @@ class FrozenModels(Mapping[str, "PreTrainedModel"]):
         return len(self._paths)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_paths": self._paths, "_loaded": {}}
+        return vars(self) | {"_held": {}}
+
+    @classmethod
+    def of(cls, models: Mapping[str, PreTrainedModel]) -> FrozenModels:
+        """The same models, whatever mapping they come in."""
+        return models if isinstance(models, cls) else cls(models)
+
+    def configs(self) -> list[PretrainedConfig]:
+        """Configuration of each distinct model."""
+        if self._configs is None:
+            paths = [self._paths[role] for role in self.distinct()]
+            self._configs = [load_config(path) if isinstance(path, str | Path) else path.config for path in paths]
+        return self._configs
+
+    def precisions(self) -> set[str]:
+        """What the models compute in."""
+        return {precision(self._how[0], path) for path in self._paths.values()}
+
+    def distinct(self) -> list[str]:
+        """One role of each model that differs from those before it."""
+        seen = [*dict.fromkeys(self._paths.values())]
+        return [next(role for role, path in self._paths.items() if path == one) for one in seen]
 
     def shapes(self) -> dict[str, PreTrainedModel]:
         """The models without their weights, for what can be said of their architectures."""
@@ -67,6 +122,8 @@ class Models:
         The run's own warm-up made them: they then enter a stage's fingerprint as its input.
     tokenizer : PreTrainedTokenizerBase, optional
         By default the one beside the reference.
+    device_map : str or mapping, optional
+        Of models that one device cannot hold, as :func:`disa.lm.loading.load_model` takes it.
     """
 
     def __init__(
@@ -76,10 +133,12 @@ class Models:
         *,
         made_here: bool,
         tokenizer: PreTrainedTokenizerBase | None = None,
+        device_map: DeviceMap = None,
     ) -> None:
         self.paths = {"reference": reference, "proposal": reference if proposal is None else proposal}
         self.has_proposal, self._made_here, self._tokenizer = proposal is not None, made_here, tokenizer
         self._digests: dict[Origin, str] = {}
+        self._device_map = device_map
 
     @property
     def on_disk(self) -> bool:
@@ -99,9 +158,11 @@ class Models:
                 self._digests[path] = folder_digest(Path(path)) if Path(path).is_dir() else str(path)
         return self._digests[path]
 
-    def load(self, roles: Sequence[str] = SOURCES) -> FrozenModels:
-        """Frozen models by role; the same object twice where they are one."""
-        return FrozenModels({role: self.paths[role] for role in roles})
+    def load(
+        self, roles: Sequence[str] = SOURCES, compute: str = "checkpoint", *, together: bool = False
+    ) -> FrozenModels:
+        """Frozen models by role, as :class:`FrozenModels` takes its arguments."""
+        return FrozenModels({role: self.paths[role] for role in roles}, compute, self._device_map, together=together)
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The reference's tokenizer, by which all stages encode."""

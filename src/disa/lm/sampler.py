@@ -21,7 +21,8 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from disa.lm.decoding import Decoding
-from disa.lm.loading import autocast, without_own_defaults
+from disa.lm.head import next_token_logits
+from disa.lm.loading import without_own_defaults
 from disa.lm.sampling import SamplingConfig, stop_token_ids
 from disa.lm.shared_prefix import unsupported
 
@@ -83,7 +84,6 @@ def sample(
     prompt_ids: Sequence[Sequence[int]],
     numbers: np.ndarray,
     sampling: SamplingConfig,
-    compute: str = "float32",
 ) -> list[Draw]:
     """One completion per prompt row.
 
@@ -96,7 +96,6 @@ def sample(
         Uniform numbers in [0, 1), one a row and step.
     law : SamplingConfig
         Temperature and length limit.
-    compute : {"float32", "bfloat16"}
 
     Returns
     -------
@@ -104,7 +103,7 @@ def sample(
         In the order of the rows.
     """
     numbers = numbers[:, : sampling.max_completion_length]
-    return draw_rows(model, tokenizer, prompt_ids, numbers, temperature=sampling.temperature, compute=compute)
+    return draw_rows(model, tokenizer, prompt_ids, numbers, temperature=sampling.temperature)
 
 
 @torch.inference_mode()
@@ -115,7 +114,6 @@ def draw_rows(
     numbers: np.ndarray,
     *,
     temperature: float,
-    compute: str = "float32",
     pick: Pick = invert,
 ) -> list[Draw]:
     """One completion per prompt row, as long as there are numbers, by any way to pick a token.
@@ -124,13 +122,12 @@ def draw_rows(
     """
     stops = stop_token_ids(model, tokenizer)
     uniform = torch.as_tensor(numbers, device=model.device)
-    with autocast(compute):
-        reason = unsupported(model)
-        if reason is None:
-            ids, log_probs = draw_tokens(model, prompt_ids, uniform, stops, temperature=temperature, pick=pick)
-        else:
-            _say_not_shared(reason)
-            ids, log_probs = _generate(model, tokenizer, prompt_ids, uniform, stops, temperature, pick)
+    reason = unsupported(model)
+    if reason is None:
+        ids, log_probs = draw_tokens(model, prompt_ids, uniform, stops, temperature=temperature, pick=pick)
+    else:
+        _say_not_shared(reason)
+        ids, log_probs = _generate(model, tokenizer, prompt_ids, uniform, stops, temperature, pick)
     return [Draw(row, row[-1] not in stops, float(sum(log_p))) for row, log_p in zip(ids, log_probs, strict=True)]
 
 
@@ -218,7 +215,7 @@ def decode(
     decodings = [Decoding(prompts, [parents[i] for i in order], device) for prompts in zip(*distinct, strict=True)]
     hidden = [decoding.prefill(stream.model) for decoding, stream in zip(decodings, streams, strict=True)]
     for step in range(limit):
-        scores = [s.model.get_output_embeddings()(h) for s, h in zip(streams, hidden, strict=True)]
+        scores = [next_token_logits(s.model, h) for s, h in zip(streams, hidden, strict=True)]
         token, value = choose(scores, rows, step)
         kept = value.new_zeros((len(order), limit, *value.shape[1:])) if kept is None else kept
         tokens[rows, step], kept[rows, step] = token, value

@@ -17,32 +17,34 @@ along as ``shared_prefix``.
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig, PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-ARCHITECTURES = frozenset({"llama", "qwen2", "qwen3", "gemma3_text"})
-"""Model types whose attention layers call the registered function with nothing but causal, possibly windowed,
+from disa.lm.prefix_attention import Kind, attend, branch_attention, causal
+
+ARCHITECTURES = frozenset(
+    "cohere2 gemma2 gemma3_text granite llama mistral mixtral olmo2 phi phi3 qwen2 qwen3 qwen3_moe smollm3".split()
+)
+"""Model types whose attention layers call the registered function with nothing but causal, possibly windowed or capped,
 attention in mind. Each is compared with its own plain forward in the tests."""
 
-# Settings that change logits behind the LM head; projecting hidden states directly would miss them.
-_LOGIT_TRANSFORMS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
-
 _NAME = "disa_shared_prefix"
+
+# Numbers of a mask up to which all branches go in one call: the copies it takes are then small, and calls are few.
+_DENSE = 2**20
 
 
 class Layout(Protocol):
     """Where the tokens of a flat row belong, and so what each may attend to."""
 
-    def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float, window: int | None
-    ) -> Tensor:
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, kind: Kind) -> Tensor:
         """Attention of one layer, each tensor of shape (tokens, heads, width)."""
         ...
 
@@ -50,12 +52,6 @@ class Layout(Protocol):
 def causal_lm(model: nn.Module) -> PreTrainedModel:
     """The causal language model itself, adapters (which live in its layers) or not."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
-def logit_transform(config: PretrainedConfig) -> str | None:
-    """The setting by which a model changes logits behind its LM head, where it does."""
-    config = config.get_text_config()
-    return next((name for name in _LOGIT_TRANSFORMS if getattr(config, name, None) not in (None, 1.0)), None)
 
 
 def unsupported(model: nn.Module, *, training: bool = False) -> str | None:
@@ -66,13 +62,22 @@ def unsupported(model: nn.Module, *, training: bool = False) -> str | None:
         return f"architecture {config.model_type} is not one of {', '.join(sorted(ARCHITECTURES))}"
     if getattr(config, "use_bidirectional_attention", False):
         return "its attention is bidirectional"
+    if len(set((getattr(model, "hf_device_map", None) or {}).values())) > 1:
+        return "its layers are on several devices"
     if training and any(getattr(module, "attention_dropout", 0.0) for module in model.modules()):
         return "it drops attention weights"
     if not isinstance(model.get_output_embeddings(), nn.Linear):
         return "its LM head is not a plain linear layer"
-    if setting := logit_transform(config):
-        return f"its setting {setting} changes logits behind the LM head"
+    if kinds := _rotary_kinds(config) & {"dynamic", "longrope"}:
+        return f"its {kinds.pop()} position embedding depends on the longest row of a batch"
     return None
+
+
+def _rotary_kinds(config: PretrainedConfig) -> set[str]:
+    """How positions are embedded, by any of the layers."""
+    found = getattr(config, "rope_parameters", None) or {}
+    layers = [found, *(kind for kind in found.values() if isinstance(kind, dict))]
+    return {kind["rope_type"] for kind in layers if "rope_type" in kind}
 
 
 def _attention(
@@ -86,10 +91,11 @@ def _attention(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     if shared_prefix is None:
+        assert kwargs.get("softcap") is None, "SDPA knows no capped scores"
         return ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, attention_mask, **kwargs)
     query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))
-    scale, window = kwargs["scaling"], kwargs.get("sliding_window")
-    return shared_prefix.attend(module.layer_idx, query, key, value, scale=scale, window=window)[None], None
+    kind = Kind(kwargs["scaling"], kwargs.get("sliding_window"), kwargs.get("softcap"))
+    return shared_prefix.attend(module.layer_idx, query, key, value, kind)[None], None
 
 
 AttentionInterface.register(_NAME, _attention)
@@ -133,7 +139,7 @@ class PackedGroups:
     trunks : sequence of token id sequences, none empty
     branches : sequence of token id sequences
     parents : sequence of int
-        Index of the trunk that each branch continues.
+        Index of the trunk that each branch continues, in ascending order.
     device : torch.device
     """
 
@@ -152,38 +158,41 @@ class PackedGroups:
         starts = [0] * len(trunks) + [lengths[p] for p in parents]
         positions = [s + i for s, row in zip(starts, (*trunks, *branches), strict=True) for i in range(len(row))]
         self.position_ids = torch.tensor(positions, device=device)
-        self._masks: dict[Any, Tensor | None] = {}
+        self._masks: dict[Any, Tensor] = {}
+        size = len(parents) * self.branches.width * (self.trunks.width + self.branches.width)
+        self._dense = size <= _DENSE
+        self._groups = [] if self._dense else _groups(lengths, [len(b) for b in branches], parents, device)
 
-    def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float, window: int | None
-    ) -> Tensor:
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, kind: Kind) -> Tensor:
         """Attention of one layer, each tensor of shape (tokens, heads, width)."""
-        q, k, v = (self.trunks.pad(x) for x in (query, key, value))
-        out = self.trunks.flat(_attend(q, k, v, self._mask("trunk", window, q.dtype), scale))
+        # Padding stands on the right, where causal attention never looks.
+        out = self.trunks.flat(causal(self.trunks.pad(query), self.trunks.pad(key), self.trunks.pad(value), kind))
         if not self.branches.end > self.trunks.end:
             return out
-        k, v = (
-            torch.cat([prompt.index_select(0, self.parents), self.branches.pad(own)], dim=2)
-            for prompt, own in ((k, key), (v, value))
+        if self._dense:
+            return torch.cat([out, self._dense_branches(query, key, value, kind)])
+        parts = [out]
+        for trunk, rows in self._groups:
+            (start, stop), tokens = trunk, slice(rows.start, rows.end)
+            prompt, own = ((key[part], value[part]) for part in (slice(start, stop), tokens))
+            parts.append(branch_attention(query[tokens], prompt, own, rows.within, kind))
+        return torch.cat(parts)
+
+    def _dense_branches(self, query: Tensor, key: Tensor, value: Tensor, kind: Kind) -> Tensor:
+        """All branches in one call with a mask, which is quicker where there are many short ones."""
+        key, value = (
+            torch.cat([self.trunks.pad(x).index_select(0, self.parents), self.branches.pad(x)], dim=2)
+            for x in (key, value)
         )
-        q = self.branches.pad(query)
-        branches = self.branches.flat(_attend(q, k, v, self._mask("branch", window, q.dtype), scale))
-        return torch.cat([out, branches])
+        mask = self._mask(kind.window, query.dtype)
+        return self.branches.flat(attend(self.branches.pad(query), key, value, mask, kind))
 
-    def _mask(self, kind: str, window: int | None, dtype: torch.dtype) -> Tensor | None:
-        """Additive mask, the same in every layer with this window; None for plain causal attention."""
-        if (kind, window, dtype) not in self._masks:
-            allowed = self._trunk_mask(window) if kind == "trunk" else self._branch_mask(window)
-            mask = None if allowed is None else torch.zeros_like(allowed, dtype=dtype).masked_fill(~allowed, -torch.inf)
-            self._masks[kind, window, dtype] = mask
-        return self._masks[kind, window, dtype]
-
-    def _trunk_mask(self, window: int | None) -> Tensor | None:
-        # Padding stands on the right, where causal attention never looks.
-        if window is None or self.trunks.width <= window:
-            return None
-        position = torch.arange(self.trunks.width, device=self.parents.device)
-        return _causal(position[:, None], position[None, :], window)
+    def _mask(self, window: int | None, dtype: torch.dtype) -> Tensor:
+        """Additive mask of the branches, the same in every layer with this window."""
+        if (window, dtype) not in self._masks:
+            allowed = self._branch_mask(window)
+            self._masks[window, dtype] = torch.zeros_like(allowed, dtype=dtype).masked_fill(~allowed, -torch.inf)
+        return self._masks[window, dtype]
 
     def _branch_mask(self, window: int | None) -> Tensor:
         # One mask for all where all trunks are equally long, else one a branch.
@@ -210,10 +219,13 @@ class Rows:
             # Padding repeats some token of the sequence; nothing attends to it and its output is dropped.
             self._gather = torch.where(valid, starts[:, None] + position, start).flatten()
             self._valid = valid.flatten().nonzero().squeeze(1)
+            self._padding = ~valid.flatten()
 
-    def pad(self, flat: Tensor) -> Tensor:
-        """Shape (tokens, heads, size) to (rows, heads, width, size)."""
+    def pad(self, flat: Tensor, padding: float | None = None) -> Tensor:
+        """Shape (tokens, heads, size) to (rows, heads, width, size); padding is arbitrary where it is not stated."""
         block = flat[self._start : self.end] if self.even else flat.index_select(0, self._gather)
+        if padding is not None and not self.even:
+            block = block.masked_fill(self._padding[:, None, None], padding)
         return block.unflatten(0, (len(self.lengths), self.width)).transpose(1, 2)
 
     def flat(self, block: Tensor) -> Tensor:
@@ -228,13 +240,25 @@ def _causal(query: Tensor, key: Tensor, window: int | None) -> Tensor:
     return seen if window is None else seen & (key > query - window)
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    """Scaled dot-product attention where each key head may serve several query heads, keys not being copied for it."""
-    rows, heads, width, _ = query.shape
-    shared = heads // key.shape[1]
-    query = query.unflatten(1, (-1, shared)).flatten(0, 1)
-    key, value = (x.flatten(0, 1)[:, None].expand(-1, shared, -1, -1) for x in (key, value))
-    if mask is not None and mask.ndim == 4 and len(mask) > 1:
-        mask = mask.repeat_interleave(heads // shared, dim=0)
-    out = scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=mask is None, scale=scale)
-    return out.unflatten(0, (rows, -1)).flatten(1, 2)
+class _Group(NamedTuple):
+    """Branches of one trunk within a flat row: from ``start`` to ``end``, and as rows of what lies between."""
+
+    start: int
+    end: int
+    within: Rows
+
+
+def _groups(
+    trunks: Sequence[int], branches: Sequence[int], parents: Sequence[int], device: torch.device
+) -> list[tuple[tuple[int, int], _Group]]:
+    """Each trunk that has branches, as (start, end), with them; branches follow each other in the order of trunks."""
+    ends = list(itertools.accumulate(trunks, initial=0))
+    start, found = ends[-1], []
+    for parent, rows in itertools.groupby(range(len(parents)), key=parents.__getitem__):
+        lengths = [branches[row] for row in rows]
+        if sum(lengths):
+            found.append(
+                ((ends[parent], ends[parent + 1]), _Group(start, start + sum(lengths), Rows(lengths, 0, device)))
+            )
+        start += sum(lengths)
+    return found

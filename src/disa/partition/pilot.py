@@ -126,7 +126,7 @@ def run_pilot(
     DisaError
         Where no draw has a verdict.
     """
-    tokenizer, here = models.tokenizer(), models.load()
+    tokenizer, here = models.tokenizer(), models.load(compute=config.compute, together=True)
     laws = possible_laws(config, sampling, task, models, prompts, seed=config.seed + _APART)
     drawn: list[Trajectory] = []
     source: list[int] = []

@@ -181,7 +181,7 @@ def _seconds(stage: Path) -> float:
 
 def _of_parts(stage: Path, *, units: float) -> Pace:
     """From the times at which the parts appeared; ``units`` of each row."""
-    parts = sorted(stage.glob("*.parquet"))
+    parts = sorted(stage.glob("*.parquet"), key=lambda part: part.stat().st_mtime)
     rows = [pq.read_metadata(part).num_rows for part in parts]
     at = [part.stat().st_mtime for part in parts]
     if len(parts) == 1:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from disa.config import Seed, StageConfig, speed_only
+from disa.config import Compute, Seed, StageConfig, speed_only
 from disa.errors import DisaError
 from disa.lm.openai_client import Endpoint
 
@@ -123,8 +123,8 @@ class ProposalsConfig(StageConfig):
     files: tuple[str, ...] = ()
     """``engine: import``: JSONL or Parquet files with the proposal's trajectories. All of them are taken; the
     reference's share of ``per_prompt`` is drawn in addition."""
-    compute: Literal["float32", "bfloat16"] = "float32"
-    """Arithmetic of sampling."""
+    compute: Compute = "checkpoint"
+    """Precision in which each model is held and samples: its checkpoint's, or a stated one."""
     seed: Seed = 0
     """Seed; with prompt id, source and draw index it determines a trajectory's random numbers."""
     batch_size: int = speed_only(256, ge=1)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from disa.lm.loading import load_generation_config
+from disa.lm.loading import load_generation_config, stated
 from disa.lm.sampling import SamplingConfig, declared_stop_token_ids
 from disa.proposals.config import ProposalsConfig
 from disa.proposals.imported import ImportedTrajectories
@@ -49,5 +49,8 @@ def make_engines(
             for source, endpoint in servers.items()
             if endpoint
         }
-    models = {path: VLLMEngine(path, sampling, stops, config.compute, config.vllm) for path in map(str, paths.values())}
+    models = {
+        path: VLLMEngine(path, sampling, stops, stated(config.compute, path), config.vllm)
+        for path in map(str, paths.values())
+    }
     return {source: models[str(path)] for source, path in paths.items()}

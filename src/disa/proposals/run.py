@@ -10,8 +10,7 @@ import numpy as np
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from disa.lm.loading import effective_dtype
-from disa.lm.models import Models
+from disa.lm.models import FrozenModels, Models
 from disa.lm.sampler import Draw, sample, uniforms
 from disa.lm.sampling import SamplingConfig, check_context, decode_completion, encode_prompt
 from disa.proposals.blends import BlendEngine, blends_of
@@ -79,9 +78,9 @@ def draw_trajectories(
     """Draw by the recipe's engine; models that it runs elsewhere are not loaded here."""
     tokenizer = models.tokenizer()
     engines = make_engines(config, sampling, prompts, models.paths, tokenizer)
-    here = models.load([role for role in SOURCES if role not in engines])
+    here = models.load([role for role in SOURCES if role not in engines], config.compute)
     if blends := blends_of(config, sampling, task, prompts, tokenizer):
-        here = models.load(blends.roles)
+        here = models.load(blends.roles, config.compute, together=True)
         engines["proposal"] = BlendEngine(blends, here, tokenizer, sampling, config)
     run_proposals(stage, config, sampling, prompts, here, tokenizer, plan, engines)
 
@@ -108,7 +107,7 @@ def run_proposals(
     engines : mapping, optional
         What draws in the place of transformers, by source.
     """
-    engines = engines or {}
+    engines, models = engines or {}, FrozenModels.of(models)
     if plan is None:
         plan = {p.prompt_id: {s: range(n) for s, n in _counts(p, config, engines).items()} for p in prompts}
 
@@ -124,15 +123,16 @@ def run_proposals(
 
     of_both = blocks_of(prompts, config.prompts_per_part)
     blocks = {key: [(p, source) for source in SOURCES for p in block] for key, block in of_both.items()}
-    if config.engine == "vllm" and engines["reference"] is not engines["proposal"]:
-        # They take turns in the device's memory: all parts of the one come before those of the other.
+    loaded = {id(engine) for engine in engines.values()}
+    if (len(loaded) if config.engine == "vllm" else len(models.distinct())) > 1:
+        # They take turns in memory: all parts of the one come before those of the other.
         of_one = [(f"{key}-{source}", block, source) for source in SOURCES for key, block in of_both.items()]
         blocks = {key: [(p, source) for p in block] for key, block, source in of_one}
     with contextlib.ExitStack() as held:
         for engine in engines.values():
             held.callback(engine.close)
         title = "proposals: trajectories"
-        total = make_parts(stage, blocks, count, make, Trajectory, title, backend=stage.backend)
+        total = make_parts(stage, blocks, count, make, Trajectory, title)
     stage.finish(trajectories=total, prompts=len(prompts), **_engine_facts(stage, config, engines))
 
 
@@ -160,7 +160,7 @@ def draw_block(
     plan: DrawPlan,
     config: ProposalsConfig,
     sampling: SamplingConfig,
-    models: Mapping[str, PreTrainedModel],
+    models: FrozenModels,
     tokenizer: Tokenizer,
     engines: Mapping[str, Engine],
 ) -> Iterator[list[Trajectory]]:
@@ -168,8 +168,8 @@ def draw_block(
     prompts = {p.prompt_id: p for p, _ in block}.values()
     encoded = {p.prompt_id: encode_prompt(tokenizer, p.prompt, sampling) for p in prompts}
     for prompt in prompts:
-        for model in models.values():
-            check_context(model.config, encoded[prompt.prompt_id], sampling, where=f"prompt {prompt.prompt_id}")
+        for model_config in models.configs():
+            check_context(model_config, encoded[prompt.prompt_id], sampling, where=f"prompt {prompt.prompt_id}")
     for source in SOURCES:
         jobs = [(p.prompt_id, draw) for p, s in block if s == source for draw in plan[p.prompt_id][source]]
         for start in range(0, len(jobs), config.batch_size):
@@ -212,5 +212,4 @@ def _sampled(
         [encoded[prompt_id] for prompt_id, _ in batch],
         numbers,
         sampling,
-        effective_dtype(config.compute),
     )

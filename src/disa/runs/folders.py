@@ -59,7 +59,7 @@ class StageFolder:
         self, run_dir: Path, name: str, *, version: int, identity: dict[str, Any], inputs: dict[str, StageFolder]
     ) -> None:
         self._run_dir = Path(run_dir)
-        self.path = self._run_dir / name
+        self.path = self._worked = self._run_dir / name
         self.backend: Backend | None = None
         """What makes its parts in this process's place."""
         # Beside the folder: it must outlive the folder's being moved aside.
@@ -123,10 +123,19 @@ class StageFolder:
         """Path of the part with this key; it exists exactly when the part is complete."""
         return self.path / f"{key}.parquet"
 
+    def inner(self, name: str) -> StageFolder:
+        """A folder within, for parts of which the stage makes its own."""
+        within = StageFolder(
+            self._run_dir, f"{self.name}/{name}", version=0, identity={"of": self.fingerprint}, inputs={}
+        )
+        within.path.mkdir(exist_ok=True)
+        within.backend, within._worked = self.backend, self._worked
+        return within
+
     def write_part(self, key: str, rows: list[Row], row_type: type[Row]) -> None:
         """Write one part whole."""
         write_rows(self.part(key), rows, row_type)
-        worked.note(self.path)
+        worked.note(self._worked)
 
     def alone(self, waiting: Callable[[], None] = lambda: None) -> contextlib.AbstractContextManager[None]:
         """Hold this stage among all processes that work in the run directory.

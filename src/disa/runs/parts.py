@@ -36,8 +36,8 @@ def make_parts(
     row_type: type[Row],
     title: str,
     *,
-    first: Callable[[Sequence[Item]], Any] | None = None,
-    backend: Backend | None = None,
+    read: Callable[[str, Sequence[Item]], Any] = lambda key, block: block,
+    first: Callable[[Any], Any] | None = None,
 ) -> int:
     """Make the parts that are not there yet, beside any other processes that do the same; returns the number of rows.
 
@@ -51,23 +51,28 @@ def make_parts(
         Rows of one block.
     title : str
         Of the progress bar.
+    read : callable, optional
+        From a part's key and block to what is worked on, in the process that has the run directory.
     first : callable, optional
-        From a block to what ``make`` is given in its place: what needs no model.
-    backend : Backend, optional
-        What makes the parts in this process's place; both functions must then bear being pickled.
+        From that to what ``make`` is given in its place: what needs no model.
+
+    The stage's backend, where it has one, makes the parts in this process's place; ``first`` and ``make`` must then
+    bear being pickled.
     """
+    backend = stage.backend
     sizes = {key: count(block) for key, block in blocks.items()}
     total = sum(sizes.values())
     with progress_bar() as bar:
         task = bar.add_task(title, total=total)
-        while backend and (missing := {key: blocks[key] for key in stage.missing(sizes)}):
+        while backend and (missing := {key: read(key, blocks[key]) for key in stage.missing(sizes)}):
             bar.update(task, completed=stage.made(sizes))
             for key, rows in backend.make(missing, first, make):
                 stage.write_part(key, rows, row_type)
                 bar.advance(task, len(rows))
         for key in stage.parts_to_make(sizes):
             bar.update(task, completed=stage.made(sizes))
-            rows = make(first(blocks[key]) if first else blocks[key], lambda rows: bar.advance(task, rows))
+            block = read(key, blocks[key])
+            rows = make(first(block) if first else block, lambda rows: bar.advance(task, rows))
             stage.write_part(key, rows, row_type)
         bar.update(task, completed=total)
     return total

@@ -82,6 +82,7 @@ def weights_digest(model: nn.Module) -> str:
     spread over processes (FSDP2) are gathered one by one: all processes have to come here.
     """
     import torch
+    from accelerate.utils import align_module_device
     from torch.distributed.tensor import DTensor
 
     config = getattr(model, "config", None)
@@ -89,6 +90,10 @@ def weights_digest(model: nn.Module) -> str:
     for name, parameter in base_parameters(model):
         hasher.update(f"{name}{tuple(parameter.shape)}".encode())
         values = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+        if values.is_meta:  # laid aside by a device map
+            owner, _, leaf = name.rpartition(".")
+            with align_module_device(module := model.get_submodule(owner), torch.device("cpu")):
+                values = getattr(module, leaf).detach().clone()
         values = values.detach().to("cpu", torch.float32).contiguous()
         hasher.update(values.numpy().data)
     return hasher.hexdigest()[:16]

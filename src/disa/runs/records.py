@@ -98,6 +98,15 @@ class ScoredTrajectory(Trajectory):
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class LogProb:
+    """Log-probability of one trajectory under one model. Written by ``scoring`` on its way."""
+
+    VERSION: ClassVar[int] = 1
+
+    log_p: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class PartitionEstimate:
     """The estimate of one prompt's log Z with everything needed to judge it.
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from disa.errors import DisaError
-from disa.lm.loading import effective_dtype
 from disa.lm.log_probs import sequence_log_probs
 from disa.lm.models import FrozenModels, Models
 from disa.lm.sampling import SamplingConfig, encode_prompt
@@ -17,7 +17,7 @@ from disa.proposals.blends import Blends, blends_of
 from disa.proposals.config import ProposalsConfig
 from disa.runs.folders import StageFolder, write_json
 from disa.runs.parts import Advance, blocks_of, make_parts
-from disa.runs.records import SOURCES, Prompt, ScoredTrajectory, Trajectory
+from disa.runs.records import SOURCES, LogProb, Prompt, ScoredTrajectory, Trajectory, read_rows
 from disa.runs.stage import Stage, share
 from disa.scoring.config import ScoringConfig
 from disa.scoring.parity import check_parity, parity_report
@@ -25,12 +25,16 @@ from disa.tasks import Task
 from disa.tasks.checked_rewards import checked_rewards
 
 if TYPE_CHECKING:
+    import numpy as np
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 VERSION = 2
 
 MOSTLY_UNDECIDED = 0.1
 """Share of undecided rewards beyond which a run warns."""
+
+PARITY_FLOAT32, PARITY_BFLOAT16 = 1e-3, 0.02
+"""Default bounds of sampler against scorer, nats per token."""
 
 _log = logging.getLogger(__name__)
 
@@ -66,7 +70,7 @@ def scoring_stage(
         roles = (SOURCES if proposal_here else SOURCES[:1]) if rows or not number else ()
         tokenizer, known = models.tokenizer(), prompts()
         blends = blends_of(drawn_by, sampling, task, known, tokenizer)
-        here = models.load(blends.roles if blends and roles else roles)
+        here = models.load(blends.roles if blends and roles else roles, config.compute, together=blends is not None)
         run_scoring(stage, config, sampling, task, known, rows, here, tokenizer, blends, verdict_needed=not number)
 
     identity = {"scoring": config.identity(), "reward": task.reward_fingerprint}
@@ -96,7 +100,7 @@ def run_scoring(
     sampling: SamplingConfig,
     task: Task,
     prompts: list[Prompt],
-    trajectories: list[Trajectory],
+    trajectories: Sequence[Trajectory],
     models: Mapping[str, PreTrainedModel],
     tokenizer: PreTrainedTokenizerBase,
     blends: Blends | None = None,
@@ -125,20 +129,48 @@ def run_scoring(
             fix="rerun the proposals stage for these tasks",
         )
     encoded = {p.prompt_id: encode_prompt(tokenizer, p.prompt, sampling) for p in prompts}
-    shapes = models.shapes() if isinstance(models, FrozenModels) else models
-    plain = {source: reason for source, model in shapes.items() if (reason := unsupported(model))}
+    models = FrozenModels.of(models)
+    plain = {source: reason for source, model in models.shapes().items() if (reason := unsupported(model))}
     for source, reason in plain.items():
         _log.warning("scoring: %s computes prompts once a completion, not once a prompt: %s", source, reason)
+    blocks = blocks_of(range(len(trajectories)), config.trajectories_per_part, digits=8)
+    reference, *others = models.distinct() or SOURCES[:1]
+    last = others[0] if others else reference
+    score = functools.partial(_log_probs, models, encoded, config, sampling)
 
-    def judge(block: Sequence[Trajectory]) -> tuple[Sequence[Trajectory], list[float | None]]:
-        return block, checked_rewards(task, [by_id[t.prompt_id] for t in block], [t.completion for t in block])
+    def read(key: str, block: Sequence[int]) -> list[Trajectory]:
+        return list(trajectories[block[0] : block[-1] + 1])
 
-    def make(judged: tuple[Sequence[Trajectory], list[float | None]], advance: Advance) -> list[ScoredTrajectory]:
-        return _score_block(*judged, encoded, models, config, sampling, blends, advance)
+    def under_reference(block: list[Trajectory], advance: Advance) -> list[LogProb]:
+        return [LogProb(float(log_p)) for log_p in score(reference, block, advance)]
 
-    blocks = blocks_of(trajectories, config.trajectories_per_part, digits=8)
-    how: dict[str, Any] = {"first": judge, "backend": stage.backend}
-    make_parts(stage, blocks, len, make, ScoredTrajectory, "scoring: trajectories", **how)
+    # One model is in memory at a time: the reference is done with all parts before the proposal begins.
+    known = stage.inner("reference") if others and not blends else None
+    if known:
+        make_parts(known, blocks, len, under_reference, LogProb, "scoring: under the reference", read=read)
+
+    def read_scored(key: str, block: Sequence[int]) -> tuple[list[Trajectory], list[float] | None]:
+        log_ref = [row.log_p for row in read_rows(known.part(key), LogProb)] if known else None
+        return read(key, block), log_ref
+
+    def judge(part: tuple[list[Trajectory], list[float] | None]) -> _Judged:
+        block, _ = part
+        return *part, checked_rewards(task, [by_id[t.prompt_id] for t in block], [t.completion for t in block])
+
+    def make(part: _Judged, advance: Advance) -> list[ScoredTrajectory]:
+        block, log_ref, rewards = part
+        if blends:
+            how = {"tokens_per_batch": config.tokens_per_batch, "advance": advance}
+            pairs = blends.log_probs(models, block, encoded, temperature=sampling.temperature, **how)
+            log_ref, log_proposal = pairs.T.tolist()
+        else:
+            scores = score(last, block, advance).tolist()
+            # Without the proposal's weights there is only its own word, and that on its own draws.
+            said = [t.log_sampler if t.source == "proposal" else None for t in block]
+            log_ref, log_proposal = log_ref or scores, scores if "proposal" in models else said
+        return [_scored(*row) for row in zip(block, log_ref, log_proposal, rewards, strict=True)]
+
+    make_parts(stage, blocks, len, make, ScoredTrajectory, "scoring: trajectories", read=read_scored, first=judge)
     rows = stage.rows(ScoredTrajectory)
     if verdict_needed and rows and not decided(rows):
         raise DisaError(
@@ -146,7 +178,8 @@ def run_scoring(
             where=f"task {task.name}, field reward",
             fix=f"return a number in {list(task.reward_range)} wherever a completion can be judged",
         )
-    report = parity_report(rows, config.parity_bound, SOURCES if blends else tuple(models))
+    bound = config.parity_bound or (PARITY_BFLOAT16 if "bfloat16" in models.precisions() else PARITY_FLOAT32)
+    report = parity_report(rows, bound, SOURCES if blends else tuple(models))
     write_json(stage.path / "parity.json", report)
     check_parity(report)
     undecided = len(rows) - len(decided(rows))
@@ -158,40 +191,8 @@ def decided(rows: Sequence[ScoredTrajectory]) -> list[ScoredTrajectory]:
     return [row for row in rows if row.reward is not None]
 
 
-def _score_block(
-    block: Sequence[Trajectory],
-    rewards: list[float | None],
-    encoded: dict[str, list[int]],
-    models: Mapping[str, PreTrainedModel],
-    config: ScoringConfig,
-    sampling: SamplingConfig,
-    blends: Blends | None,
-    advance: Advance,
-) -> list[ScoredTrajectory]:
-    if blends:
-        how: dict[str, Any] = {"tokens_per_batch": config.tokens_per_batch, "advance": advance}
-        pairs = blends.log_probs(models, block, encoded, temperature=sampling.temperature, **how).tolist()
-        return [_scored(t, ref, mu, reward) for t, (ref, mu), reward in zip(block, pairs, rewards, strict=True)]
-    prompt_ids = [encoded[t.prompt_id] for t in block]
-    completion_ids = [t.completion_ids for t in block]
-    distinct = {id(model): model for model in models.values()}
-    scores = {
-        key: sequence_log_probs(
-            model,
-            prompt_ids,
-            completion_ids,
-            temperature=sampling.temperature,
-            compute=effective_dtype(config.compute),
-            tokens_per_batch=config.tokens_per_batch,
-            advance=lambda rows: advance(rows / len(distinct)),
-        )
-        for key, model in distinct.items()
-    }
-    log_ref = scores[id(models["reference"])]
-    # Without the proposal's weights there is only its own word, and that on its own draws.
-    said = [t.log_sampler if t.source == "proposal" else None for t in block]
-    log_proposal = scores[id(models["proposal"])].tolist() if "proposal" in models else said
-    return [_scored(*row) for row in zip(block, log_ref.tolist(), log_proposal, rewards, strict=True)]
+_Judged = tuple[list[Trajectory], "list[float] | None", "list[float | None]"]
+"""Trajectories of a part, their log pi_ref where it is known by now, and their rewards."""
 
 
 def _scored(
@@ -199,3 +200,22 @@ def _scored(
 ) -> ScoredTrajectory:
     known = {field.name: getattr(trajectory, field.name) for field in dataclasses.fields(trajectory)}
     return ScoredTrajectory(**known, log_ref=log_ref, log_proposal=log_proposal, reward=reward)
+
+
+def _log_probs(
+    models: FrozenModels,
+    encoded: dict[str, list[int]],
+    config: ScoringConfig,
+    sampling: SamplingConfig,
+    role: str,
+    block: Sequence[Trajectory],
+    advance: Advance,
+) -> np.ndarray:
+    return sequence_log_probs(
+        models[role],
+        [encoded[t.prompt_id] for t in block],
+        [t.completion_ids for t in block],
+        temperature=sampling.temperature,
+        tokens_per_batch=config.tokens_per_batch,
+        advance=advance,
+    )

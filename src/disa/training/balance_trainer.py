@@ -43,7 +43,7 @@ from disa.training.audit import ResidualRecord
 from disa.training.data import check_args, check_datasets, check_steps
 from disa.training.disa_config import DISAConfig
 from disa.training.log_z import LogZ
-from disa.training.reference import check_frozen, policy
+from disa.training.reference import check_frozen, hold_reference, policy
 from disa.training.shared_prompt_trainer import SharedPromptTrainer
 from disa.training.stored import StoredTrajectories
 
@@ -103,7 +103,7 @@ class BalanceTrainer(SharedPromptTrainer):
         train_dataset, eval_dataset, datasets = check_datasets(train_dataset, eval_dataset)
         check_steps(train_dataset, args)
         _check(log_z, args, datasets, offline)
-        model = policy(model, reference, peft_config, args.model_init_kwargs)
+        model = policy(model, reference, peft_config, args)
         if processing_class is None:
             processing_class = load_tokenizer(model.config._name_or_path)
         self.log_z, self._offline, self._offline_batches = log_z, offline, (-1, 0)
@@ -126,6 +126,7 @@ class BalanceTrainer(SharedPromptTrainer):
         unwrapped = self.accelerator.unwrap_model(self.model)
         if "ref" in getattr(unwrapped, "peft_config", {}):
             unwrapped.delete_adapter("ref")  # TRL's copy of the policy's own adapters; the reference has none
+        hold_reference(self)
         check_frozen(self)
         log_z.attach(self)
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from disa.config import Seed, StageConfig, speed_only
+from disa.config import Compute, Seed, StageConfig, speed_only
 from disa.training.methods import METHOD_SPECIFIC_FIELDS, METHODS, MethodName
 
 
@@ -86,8 +86,9 @@ class TrainingConfig(StageConfig):
     """Adapters of every method; null for full fine-tuning, except of lora_sft, which takes the defaults."""
     vllm: RolloutConfig | None = None
     """Draw the completions with vLLM; null draws them with transformers."""
-    compute: Literal["float32", "bfloat16"] = "float32"
-    """Arithmetic of the passes; weights stay float32."""
+    compute: Compute = "checkpoint"
+    """Arithmetic of the passes: that of the reference's checkpoint, or a stated one. In bfloat16, frozen weights of a
+    bfloat16 checkpoint are held in it; trained weights are float32."""
     seed: Seed = 0
     """Seed of prompt order and sampling."""
     save_every: int = speed_only(50, ge=1)

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from peft import PeftModel, PromptLearningConfig
 from peft.tuners.tuners_utils import BaseTuner
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from trl import GRPOConfig
 from trl.trainer.callbacks import SyncRefModelCallback
 
 from disa.errors import DisaError
-from disa.lm.loading import load_model, refuse_adapters
+from disa.lm.loading import load_model, precision, refuse_adapters
 from disa.runs.provenance import base_parameters, weights_digest
 
 if TYPE_CHECKING:
@@ -21,8 +22,10 @@ if TYPE_CHECKING:
 _WHERE = "policy and reference"
 
 
-def policy(model: Any, reference: str | Path | None, peft_config: Any, init: dict[str, Any] | None) -> Any:
-    """The policy, loaded in float32 where it is given by its folder, in a form whose reference is known.
+def policy(model: Any, reference: str | Path | None, peft_config: Any, args: GRPOConfig) -> Any:
+    """The policy, loaded where it is given by its folder, in a form whose reference is known.
+
+    It is loaded in float32, but for a base under new adapters (:func:`disa.lm.loading.load_base`).
 
     TRL takes the reference from where the policy's configuration says it was loaded, or switches new adapters off. Of a
     policy with adapters of its own it would take a copy of them, so there the reference has to be given.
@@ -33,8 +36,8 @@ def policy(model: Any, reference: str | Path | None, peft_config: Any, init: dic
     reference : str or Path, optional
     peft_config : PeftConfig, optional
         Of new adapters.
-    init : dict, optional
-        Keyword arguments of ``from_pretrained``; ``dtype`` is float32 where they do not say.
+    args : GRPOConfig
+        Its ``model_init_kwargs`` are those of ``from_pretrained``, which may say another ``dtype``.
 
     Raises
     ------
@@ -42,7 +45,9 @@ def policy(model: Any, reference: str | Path | None, peft_config: Any, init: dic
         Where what is to be the reference is not known, or not what was given.
     """
     if isinstance(model, (str, Path)):
-        model = AutoModelForCausalLM.from_pretrained(str(model), **({"dtype": torch.float32} | (init or {})))
+        dtype = precision("checkpoint", model) if peft_config is not None and args.bf16 else "float32"
+        init = {"dtype": dtype} | (args.model_init_kwargs or {})
+        model = AutoModelForCausalLM.from_pretrained(str(model), **init)
     if isinstance(model, PeftModel):
         _check_own_adapters(model, reference, peft_config)
     else:
@@ -50,7 +55,7 @@ def policy(model: Any, reference: str | Path | None, peft_config: Any, init: dic
     if isinstance(peft_config, PromptLearningConfig):
         raise _virtual_tokens()
     if reference is not None and (peft_config is not None or isinstance(model, PeftModel)):
-        found, given = weights_digest(model), weights_digest(load_model(reference))
+        found, given = weights_digest(model), weights_digest(load_model(reference, device_map="cpu"))
         if found != given:
             raise DisaError(
                 f"with adapters the reference is the base model, whose digest is {found}; reference={reference} has "
@@ -91,6 +96,16 @@ def _check_own_adapters(model: PeftModel, reference: str | Path | None, peft_con
 def _virtual_tokens() -> DisaError:
     problem = "its adapters are virtual tokens in front of the prompt, which neither sampling nor log pi here would see"
     return DisaError(problem, where=_WHERE, fix="use adapters within layers, such as LoRA")
+
+
+def hold_reference(trainer: BalanceTrainer) -> None:
+    """Put a reference of its own back into its checkpoint's bfloat16, where training computes in it.
+
+    TRL loads it in the policy's float32, which only pads every number with zeros.
+    """
+    reference = trainer.ref_model
+    if reference is not None and trainer.args.bf16 and isinstance(reference, PreTrainedModel):
+        reference.to(getattr(torch, precision("checkpoint", reference.config._name_or_path)))
 
 
 def check_frozen(trainer: BalanceTrainer) -> None:

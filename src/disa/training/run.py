@@ -13,7 +13,7 @@ from trl import GRPOConfig
 from disa.anchor import Anchor
 from disa.errors import DisaError
 from disa.lm.hf_trainer import last_checkpoint, save_trained, trainer_arguments
-from disa.lm.loading import effective_dtype, load_tokenizer, require_vllm, trainable_model
+from disa.lm.loading import load_base, load_tokenizer, precision, require_vllm, trainable_model
 from disa.lm.sampling import SamplingConfig, encode_prompt
 from disa.runs import processes
 from disa.runs.folders import StageFolder
@@ -93,7 +93,7 @@ def run_training(
     except ValueError as error:
         raise DisaError(str(error), where="training") from error
     checkpoints, log = stage.path / "checkpoints", StepLog(stage.path / "steps.jsonl", f"training: {method}")
-    tokenizer = load_tokenizer(reference)
+    tokenizer, lora = load_tokenizer(reference), config.method_lora(method)
     inputs = TrainerInputs(
         config=config,
         sampling=sampling,
@@ -102,7 +102,7 @@ def run_training(
         reference=reference,
         anchor=anchor,
         trajectories=trajectories,
-        arguments=_arguments(method, config, checkpoints),
+        arguments=_arguments(method, config, reference, checkpoints),
         generation={
             "num_generations": config.completions_per_prompt,
             "max_completion_length": sampling.max_completion_length,
@@ -110,9 +110,9 @@ def run_training(
             **_rollouts(config),
         },
         shared={
-            "model": trainable_model(reference),
+            "model": load_base(reference, config.compute) if lora else trainable_model(reference),
             "processing_class": tokenizer,
-            "peft_config": _peft_config(config.method_lora(method)),
+            "peft_config": _peft_config(lora),
             "callbacks": [log],
         },
         dataset=dataset(prompts, task, sampling),
@@ -142,7 +142,7 @@ def run_training(
         )
 
 
-def _arguments(method: str, config: TrainingConfig, output_dir: Path) -> dict[str, Any]:
+def _arguments(method: str, config: TrainingConfig, reference: str | Path, output_dir: Path) -> dict[str, Any]:
     # Groups stay whole: a process gets all completions of its prompts.
     own = processes.share(config.prompts_per_step, "training.prompts_per_step") * config.completions_per_prompt
     micro_batch = min(config.micro_batch or own, own)
@@ -165,7 +165,7 @@ def _arguments(method: str, config: TrainingConfig, output_dir: Path) -> dict[st
         "seed": config.seed,
         "save_steps": config.save_every,
         "save_total_limit": 1,
-        **trainer_arguments(effective_dtype(config.compute), config.log_every),
+        **trainer_arguments(precision(config.compute, reference) == "bfloat16", config.log_every),
     }
 
 

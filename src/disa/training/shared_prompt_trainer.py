@@ -7,6 +7,7 @@ business: GRPO and GSPO train with it and TRL's loss.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from disa.lm.hf_trainer import SeededEpochs
 from disa.lm.loading import without_dropout, without_own_defaults
-from disa.lm.merged_adapters import merged_adapters
+from disa.lm.merged_adapters import merged_adapters, unmoved_base
 from disa.lm.sampler import draw_tokens
 from disa.lm.shared_prefix import causal_lm, shared_attention
 from disa.training.policy_log_probs import answer_log_probs, completion_log_probs
@@ -46,6 +47,14 @@ class SharedPromptTrainer(GRPOTrainer):
         models = [self.accelerator.unwrap_model(m) for m in (self.model, self.ref_model) if m is not None]
         self.prompts_not_shared = answer_log_probs(models, self.accelerator)
         self.add_callback(SeededEpochs())
+        if self.use_vllm:
+            push = self.vllm_generation.sync_weights
+            self.vllm_generation.sync_weights = lambda: self._push(push)
+
+    def _push(self, push: Callable[[], None]) -> None:
+        """Give vLLM the policy's weights; TRL merges adapters for it, and takes them out again."""
+        with unmoved_base(self.accelerator.unwrap_model(self.model)):
+            push()
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """One micro-batch, the backward pass included, in which checkpointed layers are computed again."""

@@ -169,7 +169,10 @@ def _matches(key: str, patterns: tuple[str, ...]) -> bool:
 def _from_recipe(recipe: Recipe, reference: str, folder: Path, prompts: int, prompt_length: int) -> dict[str, Any]:
     """What the recipe's own sections mean in verl's names; the section ``verl`` may change these."""
     sampling, training, method = recipe.sampling, recipe.training, "disa"
+    from disa.lm.loading import stated
+
     steps = training.method_steps(method)
+    dtype = stated(training.compute, reference)
     values: dict[str, Any] = {
         "data.train_files": str(folder / "train.parquet"),
         "data.val_files": str(folder / "validation.parquet"),
@@ -192,8 +195,8 @@ def _from_recipe(recipe: Recipe, reference: str, folder: Path, prompts: int, pro
         f"{_ACTOR}.optim.weight_decay": 0.0,
         f"{_ACTOR}.optim.clip_grad": training.max_grad_norm,
         # Of an FSDP configuration verl reads no other key for this; without it, it computes in bfloat16.
-        **{f"+{part}.fsdp_config.mixed_precision.param_dtype": training.compute for part in (_ACTOR, _REF)},
-        f"{_ROLLOUT}.dtype": training.compute,
+        **{f"+{part}.fsdp_config.mixed_precision.param_dtype": dtype for part in (_ACTOR, _REF)},
+        f"{_ROLLOUT}.dtype": dtype,
         # verl's own choice is flash attention, which its extras do not install.
         f"+{_MODEL}.override_config.attn_implementation": "flash_attention_2" if find_spec("flash_attn") else "sdpa",
         "trainer.total_training_steps": steps,

@@ -13,7 +13,7 @@ from trl import SFTConfig, SFTTrainer
 
 from disa.errors import DisaError
 from disa.lm.hf_trainer import last_checkpoint, save_trained, trainer_arguments
-from disa.lm.loading import effective_dtype, load_tokenizer, trainable_model
+from disa.lm.loading import load_tokenizer, precision, trainable_model
 from disa.lm.sampling import SamplingConfig, check_context, encode_prompt
 from disa.runs import processes
 from disa.runs.folders import StageFolder
@@ -103,7 +103,7 @@ def supervise(
             save_total_limit=1,
             seed=config.seed,
             dataset_kwargs={"skip_prepare_dataset": True},
-            **trainer_arguments(effective_dtype(config.compute), config.log_every),
+            **trainer_arguments(precision(config.compute, model) == "bfloat16", config.log_every),
         ),
         train_dataset=demonstrations(task, prompts, tokenizer, sampling, config, noise),
         processing_class=tokenizer,
