@@ -64,7 +64,7 @@ def draw_pool(
     stage = StageFolder(recipe.run_dir, f"overlap/{name}", version=1, identity=identity, inputs={})
     if not stage.finished:
         stage.begin()
-        here, tokenizer = models.load(), models.tokenizer()
+        here, tokenizer = models.load(together=True), models.tokenizer()
         engines = {"proposal": BlendEngine(law, here, tokenizer, recipe.sampling, config)} if law else {}
         other = "reference" if role == "proposal" else "proposal"
         plan = {p.prompt_id: {role: range(count), other: range(0)} for p in prompts}
@@ -155,7 +155,7 @@ def main() -> None:
 
     solved = [np.flatnonzero((number == p) & (reward == 1))[: sizes.most_scored] for p in range(len(prompts))]
     successes = [truth[i] for found in solved for i in found]
-    here = models.load()
+    here = models.load(together=True)
     own_ref, own_parts = score_under(laws, successes, prompts, sampling, models, here) if successes else ([], {})
     divergence = {}
     if successes:
