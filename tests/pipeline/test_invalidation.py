@@ -126,7 +126,7 @@ ROWS = {
         FROM_PARTITION,
     ),
     "`training.baseline`, `baseline_prior_strength`, `flagged`, `offline_share`, `offline_weight_cap`, "
-    "`offline_weight_tail`": (
+    "`offline_weight_tail`, `weight_cap`, `min_ess`, `replay_share`, `replay_generations`": (
         [
             "training.baseline=none",
             "training.baseline_prior_strength=2",
@@ -134,15 +134,25 @@ ROWS = {
             "training.offline_share=0.5",
             "training.offline_weight_cap=9",
             "training.offline_weight_tail=pareto",
+            "training.weight_cap=3",
+            "training.min_ess=0.1",
+            "training.replay_share=0.25",
+            "training.replay_generations=2",
         ],
         DISA,
     ),
-    "`training.steps_of.grpo`, `learning_rates.grpo`": (
-        ["training.steps_of.grpo=5", "training.learning_rates.grpo=0.002"],
+    "`training.steps_of.grpo`, `steps_per_completion_of.grpo`, `learning_rates.grpo`": (
+        ["training.steps_of.grpo=5", "training.steps_per_completion_of.grpo=2", "training.learning_rates.grpo=0.002"],
         GRPO,
     ),
     "other `training.*`, such as `steps`, `learning_rate`, `seed`": (
-        ["training.steps=5", "training.learning_rate=0.002", "training.seed=1", "training.lora={rank: 2}"],
+        [
+            "training.steps=5",
+            "training.steps_per_completion=2",
+            "training.learning_rate=0.002",
+            "training.seed=1",
+            "training.lora={rank: 2}",
+        ],
         TRAINED,
     ),
     "`evaluation.*`, also `ks`": (
@@ -310,6 +320,7 @@ OTHER = {
     "partition.interval": "betting",
     "training.methods": None,
     "training.steps_of": "{grpo: 9}",
+    "training.steps_per_completion_of": "{grpo: 2}",
     "training.learning_rates": "{grpo: 0.01}",
     "training.offline_weight_tail": "pareto",
     "training.flagged": "group",

@@ -20,6 +20,20 @@ SETTINGS = {
         {"offline": True},
     ),
     "with adapters": ({}, {"peft_config": LORA}),
+    "with completions used three times": ({"num_iterations": 3}, {}),
+    "with completions of two steps drawn at once": ({"steps_per_generation": 2, "per_device_train_batch_size": 6}, {}),
+    "with earlier completions mixed in": ({"replay_share": 0.4, "replay_generations": 2}, {}),
+    "with everything used again, in micro-batches": (
+        {
+            "num_iterations": 2,
+            "replay_share": 0.4,
+            "per_device_train_batch_size": PROMPTS * GENERATIONS // 2,
+            "gradient_accumulation_steps": 2,
+            "offline_share": 0.3,
+        },
+        {"offline": True},
+    ),
+    "with batches that are given up": ({"num_iterations": 2, "learning_rate": 0.3, "min_ess": 0.95}, {}),
 }
 
 

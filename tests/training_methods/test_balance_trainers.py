@@ -220,7 +220,7 @@ def test_published_gflowrl_uses_beta_8_sums_in_log_z_and_means_in_the_residual(w
     trainer.train()
 
 
-def test_reused_completions_carry_a_capped_importance_weight_and_others_are_refused(world, tmp_path, monkeypatch):
+def test_reused_completions_carry_a_capped_importance_weight(world, tmp_path, monkeypatch):
     ratios, weights = [], []
 
     def recorded(log_pi, log_sampler, *, cap):
@@ -240,10 +240,6 @@ def test_reused_completions_carry_a_capped_importance_weight_and_others_are_refu
     assert reused.max() == cap < torch.cat(ratios[1::2]).max()
     assert reused.min() < 0.9
     torch.testing.assert_close(reused, torch.cat(ratios[1::2]).clamp(max=cap), rtol=0, atol=0)
-    with pytest.raises(DisaError, match="num_iterations=2 is refused"):
-        DISAConfig(**settings(tmp_path), num_iterations=2)
-    with pytest.raises(DisaError, match="weight_cap=1.2: with a frozen log Z every completion is used once"):
-        frozen(world, tmp_path, num_iterations=2, weight_cap=cap)
 
 
 @pytest.mark.parametrize(
@@ -253,7 +249,6 @@ def test_reused_completions_carry_a_capped_importance_weight_and_others_are_refu
         ({"beta": 0.3}, "conflicts with inverse_temperature"),
         ({"length": "max"}, "expected 'sum' or 'mean'"),
         ({"top_k": 5}, "removes support"),
-        ({"steps_per_generation": 2}, "more than one optimiser step"),
     ],
 )
 def test_settings_that_break_the_residual_are_refused(tmp_path, changes, message):

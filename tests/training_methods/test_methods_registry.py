@@ -48,6 +48,10 @@ def test_a_method_depends_on_its_own_settings_and_on_no_other_methods(method):
         "offline_weight_tail": "pareto",
         "log_z_learning_rate": 0.5,
         "value_samples": 4,
+        "weight_cap": 3.0,
+        "min_ess": 0.1,
+        "replay_share": 0.25,
+        "replay_generations": 2,
     }
     assert changed.keys() == METHOD_SPECIFIC_FIELDS
     plain = TrainingConfig().method_identity(method)
@@ -56,13 +60,17 @@ def test_a_method_depends_on_its_own_settings_and_on_no_other_methods(method):
         assert differs == (name in METHODS[method].settings), name
 
 
-def test_steps_and_learning_rates_can_be_set_for_one_method_and_change_it_alone():
+def test_steps_uses_and_learning_rates_can_be_set_for_one_method_and_change_it_alone():
     plain = TrainingConfig()
-    config = TrainingConfig(steps_of={"gspo": 7, "grpo": 9}, learning_rates={"flowrl": 0.5})
+    config = TrainingConfig(
+        steps_of={"gspo": 7, "grpo": 9}, steps_per_completion_of={"gspo": 3, "a2po": 2}, learning_rates={"flowrl": 0.5}
+    )
+    uses = {method: (config.method_uses(method), config.optimizer_steps(method)) for method in ("gspo", "a2po", "grpo")}
+    assert uses == {"gspo": (3, 21), "a2po": (2, 400), "grpo": (1, 9)}
     assert (config.method_steps("gspo"), config.method_steps("grpo"), config.method_steps("disa")) == (7, 9, 200)
     assert (config.method_learning_rate("flowrl"), config.method_learning_rate("disa")) == (0.5, 1e-3)
     moved = {m for m in METHODS if config.method_identity(m) != plain.method_identity(m)}
-    assert moved == {"gspo", "flowrl", "grpo"}
+    assert moved == {"gspo", "flowrl", "grpo", "a2po"}
 
 
 def test_disa_learns_from_stored_with_an_offline_share_and_a_star_po_never():

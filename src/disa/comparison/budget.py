@@ -1,11 +1,11 @@
 """Equal budgets: what a method owes for the offline trajectories it reads, it draws less in training.
 
-With S steps of B sequences, R the offline trajectories a method reads and R_max the most that any compared method
-reads, a method that draws its own completions gets in every step::
+With S batches of B sequences, R the offline trajectories a method reads and R_max the most that any compared method
+reads, a method that draws its own completions gets in every batch::
 
     B + (R_max - R) / S
 
-so that drawn + read = S B + R_max for all of them, at S steps each.
+so that drawn + read = S B + R_max for all of them, whatever number of optimiser steps uses each batch.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ class Budget:
     """What one method is given."""
 
     steps: int
-    """Optimiser steps."""
+    """Batches of completions."""
     prompts_per_step: int
-    """Distinct prompts of a step."""
+    """Distinct prompts of a batch."""
     drawn_per_step: int
-    """Completions drawn in a step, which learns from them."""
+    """Completions of a batch, drawn in training."""
     stored_per_step: int
     """Stored trajectories that a step learns from: of offline methods, and in ``disa_both`` beside as many drawn."""
     read: int

@@ -29,6 +29,11 @@ SEARCHED = frozenset(
         "offline_weight_cap",
         "offline_weight_tail",
         "log_z_learning_rate",
+        "steps_per_completion",
+        "weight_cap",
+        "min_ess",
+        "replay_share",
+        "replay_generations",
     }
 )
 """Settings that a search may choose: none that changes the target or the budget."""
@@ -103,7 +108,7 @@ class ComparisonConfig(StageConfig):
 def point_training(training: TrainingConfig, method: str, point: Point) -> TrainingConfig:
     """Training settings of one method at one point.
 
-    ``training.steps`` holds for every method: ``steps_of`` is not read.
+    ``training.steps``, the batches of completions, holds for every method: ``steps_of`` is not read.
 
     Raises
     ------
@@ -116,8 +121,10 @@ def point_training(training: TrainingConfig, method: str, point: Point) -> Train
     if idle := set(point) & METHOD_SPECIFIC_FIELDS - set(METHODS[method].settings):
         raise ValueError(f"a search point of {method} sets {sorted(idle)}, which the method does not read")
     # What was left to its default stays so: a default warm-up is cut to fewer steps, a given one is meant.
-    values = training.model_dump(exclude_unset=True) | {"methods": (method,), "steps_of": {}, "learning_rates": {}}
+    values = training.model_dump(exclude_unset=True) | {"methods": (method,)}
+    values |= {"steps_of": {}, "steps_per_completion_of": {}, "learning_rates": {}}
     values["learning_rate"] = training.method_learning_rate(method)
+    values["steps_per_completion"] = training.method_uses(method)
     return TrainingConfig.model_validate(values | point)
 
 

@@ -137,4 +137,4 @@ def reward_curve(method: MethodResult) -> tuple[Array, Array, Array] | None:
     steps = np.array([line["step"] for line in logs[0][:n]], dtype=np.float64)
     wall = np.mean([[line["wall_time"] for line in log[:n]] for log in logs], axis=0)
     reward = np.mean([running_mean([line["reward"] for line in log[:n]], max(1, n // 10)) for log in logs], axis=0)
-    return method.budget.read + steps * method.budget.drawn_per_step, wall, reward
+    return method.budget.read + np.ceil(steps / method.uses) * method.budget.drawn_per_step, wall, reward

@@ -71,6 +71,8 @@ class MethodResult:
     search: list[Candidate]
     """Empty without a search."""
     budget: Budget
+    uses: int
+    """Optimiser steps of the chosen point that use each batch of completions."""
     values: dict[int, Values]
     """By seed."""
     logs: dict[int, list[dict[str, Any]]]
@@ -157,6 +159,7 @@ def gather(grid: Grid) -> ComparisonResults | None:
                         if (score := grid.score(cell)) is not None
                     ],
                     budget=grid.budgets[method],
+                    uses=next(grid.training_config(cell).method_uses(method) for cell in finals.values()),
                     values={seed: grid.values(folder.rows(EvaluationRecord)) for seed, folder in found.items()},
                     logs={seed: read_step_log(folder.path / "steps.jsonl") for seed, folder in trained.items()},
                 )

@@ -18,8 +18,9 @@ _EQUAL = {
     "come on top.",
 }
 _BUDGET = (
-    "Every method takes equally many optimiser steps. A step learns from the completions drawn in it and from stored "
-    "trajectories: disa_both from as many of both. {} Seconds are those of training, mean over seeds."
+    "Every method has equally many batches of completions. A batch is learned from in as many optimiser steps as the "
+    "search chose, and a step of disa_both from as many stored trajectories beside it. {} Seconds are those of "
+    "training, mean over seeds."
 )
 
 
@@ -77,11 +78,12 @@ def difference_rows(results: ComparisonResults, split: str = "heldout") -> list[
 
 def budget_rows(results: ComparisonResults) -> list[Row]:
     """Header and one row per method: what it was given, and the time its training took."""
-    columns = ("steps", "drawn per step", "stored per step", "drawn in training", "offline read", "completions")
+    columns = ("batches", "steps per batch", "drawn per batch", "stored per step")
+    columns += ("drawn in training", "offline read", "completions")
     rows = [["method", *columns, "seconds"]]
     for method in results.methods:
         b = method.budget
-        numbers = (b.steps, b.drawn_per_step, b.stored_per_step, b.drawn, b.read, b.completions)
+        numbers = (b.steps, method.uses, b.drawn_per_step, b.stored_per_step, b.drawn, b.read, b.completions)
         rows.append([method.method, *(f"{n:,}" for n in numbers), f"{method.seconds.value:.0f}"])
     return rows
 

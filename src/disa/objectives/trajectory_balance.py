@@ -71,29 +71,44 @@ def per_length(
 
 
 def anchored_baseline(
-    residual: Float[Tensor, " batch"], group: Int[Tensor, " batch"], *, prior_strength: float
+    residual: Float[Tensor, " batch"],
+    group: Int[Tensor, " batch"],
+    *,
+    prior_strength: float,
+    weight: Float[Tensor, " batch"] | None = None,
 ) -> Float[Tensor, " batch"]:
     """Leave-one-out mean of a group's residuals, shrunk towards the frozen log Z's own baseline, zero.
 
-    ``b_j = (K - 1) / (K - 1 + n0) * mean_{i != j} delta_i``. As b_j does not depend on completion j,
-    the on-policy gradient keeps its expectation; a completion alone in its group gets b_j = 0.
+    ``b_j = sum_{i != j} w_i delta_i / (n0 + sum_{i != j} w_i)``; with weights of 1 this is
+    ``(K - 1) / (K - 1 + n0) * mean_{i != j} delta_i``. As b_j does not depend on completion j, the gradient keeps its
+    expectation: ``E[w_j b_j grad log pi(y_j)] = E[b_j] E_sampler[w grad log pi]``, which is 0 for
+    ``w = pi / pi_sampler`` and ``-E[b_j] E_sampler[(pi / pi_sampler - cap)^+ grad log pi]`` with a cap. A completion
+    alone in its group gets b_j = 0.
 
     Parameters
     ----------
     residual : Tensor, shape (batch,)
+        Under the policy as it is, whoever drew the completions.
     group : Tensor, shape (batch,)
         Completions of one prompt share a number.
     prior_strength : float
         n0 >= 0, the completions' worth of trust in the frozen log Z: infinity gives the plain
         residual, 0 the plain leave-one-out mean.
+    weight : Tensor, shape (batch,), optional
+        Of completions that an earlier policy drew (:func:`importance_weight`), so that b_j estimates the mean residual
+        of the policy as it is; 1 where left out.
     """
-    delta = residual.detach()
+    delta, w = residual.detach(), torch.ones_like(residual) if weight is None else weight.detach()
     members, index = torch.unique(group, return_inverse=True)
     totals = delta.new_zeros(members.numel())
-    counts = totals.index_add(0, index, torch.ones_like(delta))[index]
-    others_sum = totals.index_add(0, index, delta)[index] - delta
-    # (K-1)/(K-1+n0) * sum/(K-1) = sum/(K-1+n0); a group of one has sum 0, so its denominator is free.
-    return others_sum / (counts - 1 + prior_strength).clamp(min=torch.finfo(delta.dtype).tiny)
+
+    def others(values: Tensor) -> Tensor:
+        return totals.index_add(0, index, values)[index] - values
+
+    # Of a group of one both sums are 0, up to rounding.
+    alone = totals.index_add(0, index, torch.ones_like(delta))[index] == 1
+    below = (others(w) + prior_strength).clamp(min=torch.finfo(delta.dtype).tiny)
+    return torch.where(alone, 0.0, others(w * delta) / below)
 
 
 def importance_weight(
@@ -101,6 +116,12 @@ def importance_weight(
 ) -> Float[Tensor, " batch"]:
     """``w = min(pi / pi_sampler, cap)`` of whole completions, without gradient: 1 where the policy drew them itself."""
     return torch.exp(log_pi - log_sampler).clamp(max=cap).detach()
+
+
+def effective_share(log_weight: Float[Tensor, " batch"]) -> Float[Tensor, ""]:
+    """Effective sample size over sample size, ``(sum w)^2 / (n sum w^2)``: 1 where all n weights are equal."""
+    total, squares = torch.logsumexp(log_weight, dim=0), torch.logsumexp(2 * log_weight, dim=0)
+    return torch.exp(2 * total - squares) / log_weight.numel()
 
 
 def clip_gap(

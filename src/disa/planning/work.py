@@ -111,13 +111,14 @@ def count_work(recipe: Recipe, shape: ModelShape, lengths: Lengths, prompts: dic
         memory=models * weights + _activation_bytes(shape, scored, trained=False, whole_logits=False),
     )
     for method in training.methods:
-        rows = training.method_steps(method) * training.completions_per_step
+        rows, uses = training.method_steps(method) * training.completions_per_step, training.method_uses(method)
         row, lora = METHODS[method], training.method_lora(method) is not None
         reference = row.generates and method not in _WITHOUT_REFERENCE
         micro_batch = training.micro_batch or training.completions_per_step
-        # Forward and backward count three; the reference's pass one; the forward projection is a batch of its own.
-        passes = 3 + (1 if reference else 0)
-        passes += 3 if method == "disa" and training.offline_share > 0 or method == "disa_both" else 0
+        # Forward and backward count three in each step; those of the reference, and of the sampler where completions
+        # are used again, one in all; the forward projection is a batch of its own.
+        both = method == "disa" and training.offline_share > 0 or method == "disa_both"
+        passes = uses * (6 if both else 3) + (1 if reference else 0) + (1 if row.generates and uses > 1 else 0)
         memory = _training_bytes(shape, micro_batch * lengths.sequence, lora=lora, whole_logits=False)
         memory += weights if reference and not lora else 0
         memory += drawing(training.completions_per_step) if row.generates else 0

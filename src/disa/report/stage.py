@@ -92,7 +92,8 @@ def run_report(
         binary=anchor.binary,
         coverage=anchor.evidence.get("coverage"),
         training_logs={
-            method: _steps(folder, recipe.training.completions_per_step) for method, folder in training.items()
+            method: _steps(folder, recipe.training.completions_per_step, recipe.training.method_uses(method))
+            for method, folder in training.items()
         },
         values=values,
         prompts=prompts,
@@ -151,11 +152,11 @@ def _files(stage: StageFolder, finished: list[StageFolder]) -> dict[str, str]:
     return own
 
 
-def _steps(folder: StageFolder, completions_per_step: int) -> list[dict[str, Any]]:
+def _steps(folder: StageFolder, completions: int, uses: int) -> list[dict[str, Any]]:
     """A step log under the report's names: slashes become underscores, completions are counted."""
     lines = read_step_log(folder.path / "steps.jsonl")
     return [
         {key.replace("/", "_"): value for key, value in line.items()}
-        | {"completions": line["step"] * completions_per_step}
+        | {"completions": -(-line["step"] // uses) * completions}
         for line in lines
     ]

@@ -13,9 +13,10 @@ A step draws completions, asks reward functions and log Z about them, and minimi
 
     (log Z + log pi - log pi_ref - beta r - b)^2,    b the anchored baseline where log Z is frozen,
 
-mixed with the forward projection of ``offline`` trajectories where ``args.offline_share`` is above 0. Sampling and
-log-probabilities are those of :class:`disa.training.shared_prompt_trainer.SharedPromptTrainer`. Of TRL's own methods
-the loss is replaced and the others are extended around ``super()``. Nothing of TRL's is copied.
+mixed with the forward projection of ``offline`` trajectories where ``args.offline_share`` is above 0. A square counts
+``min(pi / pi_sampler, weight_cap)`` where the completion was drawn before the step (:mod:`disa.training.reuse`).
+Sampling and log-probabilities are those of :class:`disa.training.shared_prompt_trainer.SharedPromptTrainer`. Of TRL's
+own methods the loss is replaced and the others are extended around ``super()``. Nothing of TRL's is copied.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ from disa.training.data import check_args, check_datasets, check_steps
 from disa.training.disa_config import DISAConfig
 from disa.training.log_z import LogZ
 from disa.training.reference import check_frozen, hold_reference, policy
+from disa.training.reuse import Reuse
 from disa.training.shared_prompt_trainer import SharedPromptTrainer
 from disa.training.stored import StoredTrajectories
 
@@ -108,7 +110,7 @@ class BalanceTrainer(SharedPromptTrainer):
             processing_class = load_tokenizer(model.config._name_or_path)
         self.log_z, self._offline, self._offline_batches = log_z, offline, (-1, 0)
         self._rewards_per_func = torch.empty(0)
-        self._audits = {"train": ResidualRecord(), "eval": ResidualRecord()}
+        self._audits, self._reuse = {"train": ResidualRecord(), "eval": ResidualRecord()}, Reuse(args)
         self._name, self._paper = log_z.name, {"title": log_z.name, "id": log_z.paper}
         self._tag_names = ["trl", log_z.name.lower()]
         super().__init__(
@@ -154,12 +156,49 @@ class BalanceTrainer(SharedPromptTrainer):
         # Decided rows per process and micro-batch, by which every micro-batch's sum is divided.
         parts = self.args.steps_per_generation if self.model.training else 1
         batch["decided"] = (~undecided).sum() / (self.accelerator.num_processes * parts)
-        batch["group"] = self.groups(len(inputs))[own]
+        step = self.state.global_step
+        batch["drawn"] = torch.full((len(inputs),), step, device=device)
+        batch["group"] = self.groups(len(inputs))[own] + step * len(inputs) * self.accelerator.num_processes
         batch["audited"] = torch.tensor([self.log_z.audited(row) for row in inputs], device=device)
+        reuses = self.model.training and self.args.reuses
+        if reuses:
+            batch["old_per_token_logps"] = self.sampler_log_probs(batch)
         sampled = self.log_z.sampled(self, batch, inputs)
         if sampled is not None:
             batch["log_z"] = sampled
+        if reuses:
+            self._reuse.keep(batch)
         return batch
+
+    @torch.no_grad()
+    def sampler_log_probs(self, batch: dict[str, Any]) -> Tensor:
+        """Token log-probabilities of fresh completions under their sampler, by a pass where nobody kept them."""
+        known = batch.get("old_per_token_logps", batch.get("sampling_per_token_logps"))
+        size = self.args.per_device_train_batch_size
+        return self._token_log_probs(self.model, batch, batch_size=size)[0] if known is None else known
+
+    def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
+        inputs = super()._prepare_inputs(generation_batch)
+        if self.model.training:
+            part = self.accelerator.process_index
+            inputs = self._reuse.replay(inputs, self._step, part, self._tokenizer.pad_token_id)
+        return inputs
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """One micro-batch; none where too little is left of the generation, and the weights then stay as they are."""
+        if self._step % (self.args.steps_per_generation * self.num_iterations) == 0:
+            self._reuse.spent = False
+        if self._reuse.spent:
+            self._step += 1
+            # No gradient at all: the optimiser passes every weight over, its momentum too.
+            loss, metrics = torch.zeros((), device=self.accelerator.device), {"reuse/skipped": 1.0}
+        else:
+            loss, metrics = super().training_step(*args, **kwargs), {}
+        if self.accelerator.sync_gradients and self.args.reuses:
+            metrics = metrics or {"reuse/skipped": 0.0, **self._reuse.end_step(self.state.global_step)}
+            for name, value in metrics.items():
+                self._metrics["train"][name].append(value)
+        return loss
 
     def _check_rewards(self, rewards: Tensor, rows: list[dict[str, Any]]) -> None:
         """Refuse rewards that log Z was not estimated for, before they reach the weights."""
@@ -221,16 +260,18 @@ class BalanceTrainer(SharedPromptTrainer):
             lengths=lengths,
             learned=learned,
         )
+        # A pass of its own gave the sampler's: fresh rows differ from it by rounding, and are 0 by identity.
+        fresh = inputs["drawn"] == self.state.global_step
+        log_sampler = torch.where(fresh, log_pi.detach(), log_sampler)
         moved = per_length(log_pi - log_sampler, length, lengths)
         shaped = source.scale * (residual if source.clip is None else clip_gap(residual, moved, **source.clip))
         # Undecided rows (a NaN reward) carry no gradient; a micro-batch of only such rows gives a zero loss.
         decided = ~residual.isnan()
-        baseline = None
+        weight, baseline = importance_weight(log_pi, log_sampler, cap=self.args.weight_cap)[decided], None
         if source.frozen and self.args.baseline == "anchored":
             strength = self.args.baseline_prior_strength
-            baseline = anchored_baseline(shaped[decided], inputs["group"][decided], prior_strength=strength)
-        cap = torch.inf if self.args.weight_cap is None else self.args.weight_cap
-        weight = importance_weight(log_pi, log_sampler, cap=cap)[decided]
+            members = inputs["group"][decided]
+            baseline = anchored_baseline(shaped[decided], members, prior_strength=strength, weight=weight)
         # By the step's decided rows, not the micro-batch's: how a step is cut changes nothing.
         loss = trajectory_balance_loss(shaped[decided], baseline, weight) if decided.any() else 0.0 * log_pi.sum()
         loss = loss * (decided.sum() / inputs["decided"].clamp(min=1e-9))
@@ -238,7 +279,12 @@ class BalanceTrainer(SharedPromptTrainer):
         gather = self.accelerator.gather
         if length == "sum":  # means over tokens are residuals of another target, which the audit knows nothing of
             log_ratio = (log_pi - log_ref).detach()
-            self._audits[mode].add(gather(residual.detach()), gather(log_ratio), gather(inputs["audited"]))
+            # Its identities are those of the policy's own completions.
+            own = gather(torch.where(fresh, residual.detach(), torch.nan))
+            self._audits[mode].add(own, gather(log_ratio), gather(inputs["audited"]))
+        if mode == "train" and self.args.reuses:
+            decided, log_weight = gather(decided), gather((log_pi - log_sampler).detach())
+            self._reuse.note(log_weight[decided], gather(inputs["drawn"])[decided])
         self._metrics[mode]["log_z"].append(gather(log_z.detach()).nanmean().item())
         if entropy is not None:
             over_tokens = torch.stack([(entropy.detach() * mask).sum(), mask.sum()])
@@ -270,6 +316,12 @@ class BalanceTrainer(SharedPromptTrainer):
         self, model: Any, inputs: dict[str, Any], *, batch_size: int | None = None, entropy: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         """Sequence log-probabilities, float64, and on request token entropies."""
+        token_log_pi, entropies = self._token_log_probs(model, inputs, batch_size=batch_size, entropy=entropy)
+        return (token_log_pi.double() * inputs["completion_mask"]).sum(dim=1), entropies
+
+    def _token_log_probs(
+        self, model: Any, inputs: dict[str, Any], *, batch_size: int | None = None, entropy: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
         mask = inputs["completion_mask"]
         token_log_pi, entropies, _ = self._get_per_token_logps_and_entropies(
             model,
@@ -279,7 +331,7 @@ class BalanceTrainer(SharedPromptTrainer):
             batch_size=batch_size,
             compute_entropy=entropy,
         )
-        return (token_log_pi.double() * mask).sum(dim=1), entropies
+        return token_log_pi, entropies
 
     # The log
 
@@ -304,6 +356,18 @@ class BalanceTrainer(SharedPromptTrainer):
         super().log(logs | self.log_z.facts(), start_time)
 
     # What a learned log Z trains beside the policy
+
+    def generation_state(self) -> dict[str, Any] | None:
+        """With what is remembered of earlier completions."""
+        state = super().generation_state()
+        if not self.args.reuses:
+            return None
+        return (state or {"step": self._step, "buffered": None}) | {"reuse": self._reuse.state()}
+
+    def load_generation_state(self, state: dict[str, Any]) -> None:
+        """Likewise."""
+        super().load_generation_state(state)
+        self._reuse.load(state["reuse"])
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Give it its own parameter group, without weight decay: log Z has no reason to shrink to 0."""

@@ -24,7 +24,7 @@ from disa.training.disa_config import DISAConfig
 from disa.training.flags import flag_plan, with_frozen_log_z
 from disa.training.learned_log_z import Learned
 from disa.training.log_z import Group, LogZ, gflowrl
-from disa.training.methods import METHODS
+from disa.training.methods import METHODS, REUSE
 from disa.training.offline_trainer import (
     OfflineConfig,
     OfflineLoss,
@@ -99,6 +99,7 @@ def _disa(inputs: TrainerInputs, *, default_share: float = 0.0) -> Trainer:
         baseline_prior_strength=config.baseline_prior_strength,
         offline_share=share,
         flagged=config.flagged,
+        **_reuse(config),
         **inputs.arguments,
         **inputs.generation,
     )
@@ -193,9 +194,13 @@ def _gspo(inputs: TrainerInputs) -> Trainer:
 
 
 def _balance(inputs: TrainerInputs, log_z: LogZ, **own: Any) -> Trainer:
-    general = {"inverse_temperature": inputs.config.inverse_temperature, **inputs.arguments, **inputs.generation}
-    args = DISAConfig(**general | own)
+    general = {"inverse_temperature": inputs.config.inverse_temperature, **_reuse(inputs.config)}
+    args = DISAConfig(**general | inputs.arguments | inputs.generation | own)
     return BalanceTrainer(log_z=log_z, args=args, **_compared(inputs))
+
+
+def _reuse(config: TrainingConfig) -> dict[str, Any]:
+    return {name: getattr(config, name) for name in REUSE}
 
 
 _BUILDERS = {

@@ -42,10 +42,24 @@ class TrainingConfig(StageConfig):
     inverse_temperature: float = Field(4.0, gt=0)
     """beta: the target is the reference times exp(beta * reward). TRL's own ``beta`` is 1/beta."""
     steps: int = Field(200, ge=1)
-    """Optimiser steps."""
+    """Batches of completions. Each is drawn, or read from the stored ones, once."""
     steps_of: dict[MethodName, Annotated[int, Field(ge=1)]] = {}
-    """Optimiser steps of single methods, where they are not steps: GRPO, which needs no offline trajectories, may
+    """Batches of single methods, where they are not steps: GRPO, which needs no offline trajectories, may
     get in steps the completions that DISA's anchor was estimated from."""
+    steps_per_completion: int = Field(1, ge=1)
+    """Optimiser steps that use each batch. There are steps * steps_per_completion of them; methods that draw no
+    completions take as many, each with stored trajectories of its own."""
+    steps_per_completion_of: dict[MethodName, Annotated[int, Field(ge=1)]] = {}
+    """Those of single methods, where they are not steps_per_completion."""
+    weight_cap: float = Field(2.0, ge=1)
+    """Bound on the importance weight pi / pi_sampler of a completion that is used again. Of methods with a log Z."""
+    min_ess: float = Field(0.2, ge=0, lt=1)
+    """A batch is used in no further step once the effective share of its completions, (sum w)^2 / (n sum w^2) of their
+    weights before the cap, falls below this; the steps left are then no steps. Of methods with a log Z."""
+    replay_share: float = Field(0.0, ge=0, lt=1)
+    """Share of earlier batches' completions in a step, on top of its own. Of methods with a log Z."""
+    replay_generations: int = Field(4, ge=1)
+    """How many earlier batches they are drawn from."""
     prompts_per_step: int = Field(32, ge=1)
     """Distinct prompts a step."""
     completions_per_prompt: int = Field(8, ge=1)
@@ -61,7 +75,7 @@ class TrainingConfig(StageConfig):
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
     """Learning-rate schedule after warm-up."""
     warmup_steps: int = Field(10, ge=0)
-    """Steps of linear learning-rate warm-up."""
+    """Optimiser steps of linear learning-rate warm-up."""
     max_grad_norm: float = Field(1.0, gt=0)
     """Gradient clipping."""
     baseline: Literal["anchored", "none"] = "anchored"
@@ -109,9 +123,9 @@ class TrainingConfig(StageConfig):
     def _warmup_within_steps(self) -> TrainingConfig:
         # The default is cut to a shorter run (disa.training.run); a number that was given is meant.
         for method in self.methods if "warmup_steps" in self.model_fields_set else ():
-            if self.warmup_steps > self.method_steps(method):
+            if self.warmup_steps > (steps := self.optimizer_steps(method)):
                 raise ValueError(
-                    f"warmup_steps {self.warmup_steps} is more than {method}'s {self.method_steps(method)} steps, so "
+                    f"warmup_steps {self.warmup_steps} is more than {method}'s {steps} steps, so "
                     "the learning rate would never reach its peak"
                 )
         return self
@@ -145,9 +159,18 @@ class TrainingConfig(StageConfig):
         return self.prompts_per_step * self.completions_per_prompt
 
     def method_steps(self, method: str) -> int:
-        """Optimiser steps of one method."""
+        """Batches of one method."""
         steps: Mapping[Any, int] = self.steps_of
         return steps.get(method, self.steps)
+
+    def method_uses(self, method: str) -> int:
+        """Optimiser steps of one method that use each batch."""
+        uses: Mapping[Any, int] = self.steps_per_completion_of
+        return uses.get(method, self.steps_per_completion)
+
+    def optimizer_steps(self, method: str) -> int:
+        """Optimiser steps of one method."""
+        return self.method_steps(method) * self.method_uses(method)
 
     def method_learning_rate(self, method: str) -> float:
         """Peak learning rate of one method."""
@@ -168,11 +191,15 @@ class TrainingConfig(StageConfig):
 
     def method_identity(self, method: str) -> dict[str, Any]:
         """What one method's result depends on: the list of methods and the others' settings do not."""
-        resolved = ("methods", "steps", "steps_of", "learning_rate", "learning_rates")
+        resolved = ("methods", "steps", "steps_of", "steps_per_completion_of", "learning_rate", "learning_rates")
         foreign = {*resolved} | METHOD_SPECIFIC_FIELDS - set(METHODS[method].settings)
         foreign |= set() if METHODS[method].generates else {"vllm"}
         own = {name: value for name, value in self.identity().items() if name not in foreign}
-        steps, rate = self.method_steps(method), self.method_learning_rate(method)
         lora = self.method_lora(method)
-        own |= {"lora": lora and lora.identity()}
-        return own | {"method": method, "steps": steps, "learning_rate": rate}
+        return own | {
+            "method": method,
+            "steps": self.method_steps(method),
+            "steps_per_completion": self.method_uses(method),
+            "learning_rate": self.method_learning_rate(method),
+            "lora": lora and lora.identity(),
+        }

@@ -23,7 +23,6 @@ _REFUSED: dict[str, tuple[Any, str]] = {
     "min_p": (None, _SUPPORT),
     "repetition_penalty": (1.0, "sampling then differs from the log-probabilities in the loss"),
     "generation_kwargs": (None, "it changes how completions are drawn, but not the log-probabilities in the loss"),
-    "num_iterations": (1, "the on-policy gradient needs fresh completions for every optimiser step"),
     "sync_ref_model": (False, "the reference is frozen: log Z belongs to it"),
     "mask_truncated_completions": (False, "a truncated completion is an atom of its own, not a missing one"),
     "use_liger_kernel": (False, "its fused loss does not know trajectory balance"),
@@ -88,13 +87,22 @@ class DISAConfig(GRPOConfig):
             "'skip' them, or 'refuse' to train."
         },
     )
-    weight_cap: float | None = field(
-        default=None,
+    weight_cap: float = field(
+        default=2.0,
+        metadata={"help": "Bound on the importance weight pi / pi_sampler of a completion that is used again."},
+    )
+    min_ess: float = field(
+        default=0.2,
         metadata={
-            "help": "Bound on the importance weight pi / pi_sampler of a completion that several optimiser steps use. "
-            "None: every completion is used once."
+            "help": "A generation is used in no further step once the effective share of its completions, "
+            "(sum w)^2 / (n sum w^2) of their weights before the cap, falls below this."
         },
     )
+    replay_share: float = field(
+        default=0.0,
+        metadata={"help": "Share in [0, 1) of earlier generations' completions in a step, on top of its own."},
+    )
+    replay_generations: int = field(default=4, metadata={"help": "How many earlier generations they are drawn from."})
     beta: float = field(
         default=0.0,
         metadata={"help": "TRL's KL coefficient. Set from inverse_temperature as its reciprocal; leave it alone."},
@@ -117,7 +125,7 @@ class DISAConfig(GRPOConfig):
         self._derive_beta()
         self._accept_groups_of_one()
         for name, (neutral, reason) in _REFUSED.items():
-            if getattr(self, name) != neutral and not (name == "num_iterations" and self.weight_cap is not None):
+            if getattr(self, name) != neutral:
                 raise _error(f"{name}={getattr(self, name)} is refused: {reason}", f"use {name}={neutral}")
         for name in _UNREAD:
             default = GRPOConfig.__dataclass_fields__[name].default
@@ -127,11 +135,6 @@ class DISAConfig(GRPOConfig):
                     f"of GRPO's loss, expected its default {default}",
                     f"leave {name} out",
                 )
-        if self.weight_cap is None and self.gradient_accumulation_steps % self.steps_per_generation:
-            raise _error(
-                f"steps_per_generation={self.steps_per_generation} draws completions for more than one optimiser step",
-                f"use a divisor of gradient_accumulation_steps={self.gradient_accumulation_steps}",
-            )
 
     def _check_own_fields(self) -> None:
         choices = {"baseline": ("anchored", "none"), "flagged": POLICIES, "length": ("sum", "mean")}
@@ -140,8 +143,13 @@ class DISAConfig(GRPOConfig):
                 raise _error(f"{name}={getattr(self, name)!r}, expected {' or '.join(map(repr, allowed))}")
         if not self.baseline_prior_strength >= 0.0:
             raise _error(f"baseline_prior_strength={self.baseline_prior_strength}, expected a number of at least 0")
-        if not 0.0 <= self.offline_share < 1.0:
-            raise _error(f"offline_share={self.offline_share}, expected a number in [0, 1)")
+        for name in ("offline_share", "replay_share", "min_ess"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise _error(f"{name}={getattr(self, name)}, expected a number in [0, 1)")
+        if not self.weight_cap >= 1.0:
+            raise _error(f"weight_cap={self.weight_cap}, expected a number of at least 1, a fresh completion's weight")
+        if self.replay_generations < 1:
+            raise _error(f"replay_generations={self.replay_generations}, expected at least 1")
         for name in ("num_generations", "num_generations_eval"):
             if self.flagged != "group" or getattr(self, name) != 1:
                 continue
@@ -149,6 +157,12 @@ class DISAConfig(GRPOConfig):
                 f"flagged='group' needs groups, but {name} is 1",
                 f"use {name} of 2 or more, or flagged='skip'",
             )
+
+    @property
+    def reuses(self) -> bool:
+        """Whether a completion may be in the loss of more optimiser steps than the one it was drawn in."""
+        per_generation = self.num_iterations * self.steps_per_generation
+        return self.replay_share > 0 or self.gradient_accumulation_steps % per_generation > 0
 
     def complete(
         self,

@@ -112,19 +112,13 @@ class Frozen(LogZ):
         self._from_group, self._facts = frozenset(from_group), dict(facts or {})
 
     def check(self, args: DISAConfig, datasets: Sequence[Any]) -> None:
-        """Refuse prompts without a value, means over tokens and reused completions."""
+        """Refuse prompts without a value and means over tokens."""
         if args.length != "sum":
             raise DisaError(
                 f"length={args.length!r}, expected 'sum': a frozen log Z normalises sums, residuals of means have "
                 "another normaliser",
                 where="DISAConfig",
                 fix="use length='sum'",
-            )
-        if args.weight_cap is not None:
-            raise DisaError(
-                f"weight_cap={args.weight_cap}: with a frozen log Z every completion is used once and weighs 1",
-                where="DISAConfig",
-                fix="leave weight_cap out",
             )
         for prompt_id in (p for dataset in datasets for p in dataset.unique("prompt_id")):
             if prompt_id not in self.values:
@@ -201,13 +195,7 @@ def gflowrl(**settings: Any) -> Group:
 def group_means(trainer: BalanceTrainer, batch: dict[str, Any], *, length: Length) -> Tensor:
     """Log Z of every group, before TRL scatters a group over micro-batches; groups may span processes."""
     mask, rows = batch["completion_mask"], len(batch["completion_mask"])
-    known = batch.get("old_per_token_logps", batch.get("sampling_per_token_logps"))
-    if known is not None:
-        log_sampler = (known.double() * mask).sum(dim=1)
-    else:
-        with torch.no_grad():
-            size = trainer.args.per_device_train_batch_size
-            log_sampler, _ = trainer.sequence_log_probs(trainer.model, batch, batch_size=size)
+    log_sampler = (trainer.sampler_log_probs(batch).double() * mask).sum(dim=1)
     log_ref = (batch["ref_per_token_logps"].double() * mask).sum(dim=1)
     gather = trainer.accelerator.gather
     log_z = group_log_z(

@@ -8,6 +8,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+REUSE = ("weight_cap", "min_ess", "replay_share", "replay_generations")
+"""Settings of trainers with a log Z for completions that they use again."""
+_RESIDUAL = ("inverse_temperature", *REUSE)
 _BASELINE = ("baseline", "baseline_prior_strength", "flagged")
 _PROJECTION = ("offline_weight_cap", "offline_weight_tail")
 
@@ -37,7 +40,7 @@ class Method:
 METHODS: dict[str, Method] = {
     "disa": Method(
         "DISA: on-policy trajectory balance, with offline_share of the forward projection",
-        ("inverse_temperature", *_BASELINE, "offline_share", *_PROJECTION),
+        (*_RESIDUAL, *_BASELINE, "offline_share", *_PROJECTION),
         anchor=True,
     ),
     "disa_forward": Method(
@@ -49,7 +52,7 @@ METHODS: dict[str, Method] = {
     ),
     "disa_both": Method(
         "DISA: both projections, half each unless offline_share is set",
-        ("inverse_temperature", *_BASELINE, "offline_share", *_PROJECTION),
+        (*_RESIDUAL, *_BASELINE, "offline_share", *_PROJECTION),
         anchor=True,
         reads="all",
     ),
@@ -60,16 +63,18 @@ METHODS: dict[str, Method] = {
         reads="all",
         generates=False,
     ),
-    "flowrl": Method("FlowRL: learned log Z", ("inverse_temperature", "log_z_learning_rate")),
+    "flowrl": Method("FlowRL: learned log Z", (*_RESIDUAL, "log_z_learning_rate")),
     "flowrl_published": Method(
-        "FlowRL as published: means over tokens, beta 15", ("log_z_learning_rate",), allows_group_of_one=False
+        "FlowRL as published: means over tokens, beta 15",
+        (*REUSE[1:], "log_z_learning_rate"),
+        allows_group_of_one=False,
     ),
-    "gflowrl": Method("GFlowRL: group log Z, sums", ("inverse_temperature",), allows_group_of_one=False),
-    "gflowrl_published": Method("GFlowRL as published: means over tokens, beta 8", allows_group_of_one=False),
-    "vargrad": Method("VarGrad: group log Z", ("inverse_temperature",), allows_group_of_one=False),
+    "gflowrl": Method("GFlowRL: group log Z, sums", _RESIDUAL, allows_group_of_one=False),
+    "gflowrl_published": Method("GFlowRL as published: means over tokens, beta 8", REUSE, allows_group_of_one=False),
+    "vargrad": Method("VarGrad: group log Z", _RESIDUAL, allows_group_of_one=False),
     "a2po": Method(
         "A*-PO: value from reference samples, one completion a prompt",
-        ("inverse_temperature", "value_samples"),
+        (*_RESIDUAL, "value_samples"),
         reads="values",
         repeats_prompts=True,
     ),

@@ -29,7 +29,7 @@ from disa.training.rollouts import free_engine
 if TYPE_CHECKING:
     from peft import PeftConfig
 
-VERSION = 5
+VERSION = 6
 
 
 class TaskReward:
@@ -105,6 +105,7 @@ def run_training(
         arguments=_arguments(method, config, reference, checkpoints),
         generation={
             "num_generations": config.completions_per_prompt,
+            "num_iterations": config.method_uses(method),
             "max_completion_length": sampling.max_completion_length,
             "temperature": sampling.temperature,
             **_rollouts(config),
@@ -131,12 +132,12 @@ def run_training(
         raise KeyboardInterrupt(f"finished stages are kept, {kept}") from error
     free_engine(trainer)
     save_trained(trainer, stage.path / "model")
-    rows = config.method_steps(method) * config.completions_per_step
+    rows = config.completions_per_step
     if processes.rank() == 0:
         stage.finish(
             method=method,
-            completions=rows if METHODS[method].generates else 0,
-            stored=rows if config.learns_from_stored(method) else 0,
+            completions=rows * config.method_steps(method) if METHODS[method].generates else 0,
+            stored=rows * config.optimizer_steps(method) if config.learns_from_stored(method) else 0,
             processes=processes.count(),
             prompts_not_shared=trainer.prompts_not_shared,
         )
@@ -155,12 +156,12 @@ def _arguments(method: str, config: TrainingConfig, reference: str | Path, outpu
         )
     return {
         "output_dir": str(output_dir),
-        "max_steps": config.method_steps(method),
+        "max_steps": config.optimizer_steps(method),
         "per_device_train_batch_size": micro_batch,
         "gradient_accumulation_steps": own // micro_batch,
         "learning_rate": config.method_learning_rate(method),
         "lr_scheduler_type": config.schedule,
-        "warmup_steps": min(config.warmup_steps, config.method_steps(method)),
+        "warmup_steps": min(config.warmup_steps, config.optimizer_steps(method)),
         "max_grad_norm": config.max_grad_norm,
         "seed": config.seed,
         "save_steps": config.save_every,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -60,6 +61,33 @@ class SharedPromptTrainer(GRPOTrainer):
         """One micro-batch, the backward pass included, in which checkpointed layers are computed again."""
         with contextlib.nullcontext() if self.prompts_not_shared else shared_attention(self.model):
             return super().training_step(*args, **kwargs)
+
+    # Completions that are still in use belong to a checkpoint: TRL would draw others, and count its steps from 0.
+
+    def generation_state(self) -> dict[str, Any] | None:
+        """What a checkpoint keeps of completions in use; None where every optimiser step draws its own."""
+        per_generation = self.args.steps_per_generation * self.num_iterations
+        if self.args.gradient_accumulation_steps % per_generation == 0:
+            return None
+        return {"step": self._step, "buffered": self._buffered_inputs}
+
+    def load_generation_state(self, state: dict[str, Any]) -> None:
+        """Take up what :meth:`generation_state` gave."""
+        self._step, self._buffered_inputs = state["step"], state["buffered"]
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if (state := self.generation_state()) is not None:
+            Path(output_dir).mkdir(parents=True, exist_ok=True)
+            torch.save(state, self._generation_file(output_dir))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and (path := self._generation_file(checkpoint)).is_file():
+            self.load_generation_state(torch.load(path, map_location=self.accelerator.device, weights_only=True))
+
+    def _generation_file(self, folder: str) -> Path:
+        return Path(folder) / f"generation_{self.accelerator.process_index}.pt"
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         with without_own_defaults(self.accelerator.unwrap_model(self.model)):

@@ -172,6 +172,12 @@ def _from_recipe(recipe: Recipe, reference: str, folder: Path, prompts: int, pro
     from disa.lm.loading import stated
 
     steps = training.method_steps(method)
+    if training.method_uses(method) > 1 or training.replay_share:
+        raise DisaError(
+            "verl's advantages belong to fresh completions: expected every completion in one optimiser step",
+            where="recipe, fields training.steps_per_completion and replay_share",
+            fix="use 1 and 0 with verl",
+        )
     dtype = stated(training.compute, reference)
     values: dict[str, Any] = {
         "data.train_files": str(folder / "train.parquet"),
