@@ -39,7 +39,7 @@ def policy(mean, modes, kl, *, spread=0.0):
 def method(name, *seeds, budget=BUDGET, logs=None):
     values = {i: policy(*seed) for i, seed in enumerate(seeds)}
     logs = logs or {i: [{"step": 10, "wall_time": 3.0}] for i in values}
-    return MethodResult(name, {}, [], budget, values, logs)
+    return MethodResult(name, {}, [], budget, 1, values, logs)
 
 
 def comparison(*methods, criterion="mean@8"):

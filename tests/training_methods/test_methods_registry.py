@@ -88,16 +88,16 @@ def test_one_completion_a_prompt_is_refused_for_methods_that_need_groups():
 def test_every_method_trains_from_one_finished_run(run_copy):
     recipe, run_dir = run_copy
     overrides = [f"training.methods=[{','.join(METHODS)}]", "training.value_samples=4", "training.steps=1"]
-    overrides += ["training.warmup_steps=0"]  # or the only step has a learning rate of 0
+    overrides += ["training.steps_per_completion=2", "training.warmup_steps=0"]
     with pytest.warns(UserWarning, match="leaks"):
         Pipeline(load_recipe(recipe, overrides), say=lambda line: None).run(until="training")
     for method in METHODS:
         assert (run_dir / "6_training" / method / "model" / "config.json").is_file(), method
-        assert (run_dir / "6_training" / method / "steps.jsonl").read_text().count('"step": 1,') >= 1, method
-        # A step is twelve completions, twelve stored trajectories, or, with both projections, twelve of each.
+        assert (run_dir / "6_training" / method / "steps.jsonl").read_text().count('"step": 2,') == 1, method
+        # Twelve completions are drawn for two steps; each step reads twelve stored trajectories of its own.
         manifest = read_json(run_dir / "6_training" / method / "manifest.json")
         stored = method == "disa_both" or not METHODS[method].generates
-        assert (manifest["completions"], manifest["stored"]) == (12 * METHODS[method].generates, 12 * stored), method
+        assert (manifest["completions"], manifest["stored"]) == (12 * METHODS[method].generates, 24 * stored), method
     # Adapters leave the embeddings alone; full fine-tuning on the same trajectories does not.
     folders = ("warmup/reference", "6_training/sft/model", "6_training/lora_sft/model")
     models = [load_model(run_dir / folder) for folder in folders]
