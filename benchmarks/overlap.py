@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from disa.config import StageConfig
-from disa.lm.models import Models
+from disa.lm.models import FrozenModels, Models
 from disa.partition import estimate_log_partition_batch
 from disa.partition.log_weights import log_z_from_q
 from disa.partition.pilot import Candidate, candidates, possible_laws, score_under
@@ -55,7 +55,15 @@ class Sizes(StageConfig):
 
 
 def draw_pool(
-    recipe: Recipe, name: str, role: str, count: int, variant: Any, law: Any, models: Models, prompts: list[Prompt]
+    recipe: Recipe,
+    name: str,
+    role: str,
+    count: int,
+    variant: Any,
+    law: Any,
+    models: Models,
+    here: FrozenModels,
+    prompts: list[Prompt],
 ) -> list[Trajectory]:
     """Draw a pool, or go on with it, or read it."""
     config = variant.model_copy(update={"prompts_per_part": 1})
@@ -64,7 +72,7 @@ def draw_pool(
     stage = StageFolder(recipe.run_dir, f"overlap/{name}", version=1, identity=identity, inputs={})
     if not stage.finished:
         stage.begin()
-        here, tokenizer = models.load(together=True), models.tokenizer()
+        tokenizer = models.tokenizer()
         engines = {"proposal": BlendEngine(law, here, tokenizer, recipe.sampling, config)} if law else {}
         other = "reference" if role == "proposal" else "proposal"
         plan = {p.prompt_id: {role: range(count), other: range(0)} for p in prompts}
@@ -86,18 +94,14 @@ def measured(
     """Squared error of log Z, mean over repeats, shape (prompts,)."""
     draws = max(1, round(sizes.budget * 2.0 / candidate.cost))
     of_reference = draws if candidate.log_mu is None else max(1, round(candidate.reference_share * draws))
-    wanted = {"reference": of_reference, from_source: draws - of_reference}
+    wanted = {"reference": of_reference} | ({from_source: draws - of_reference} if draws > of_reference else {})
     rng, total = np.random.default_rng(0), np.zeros(len(truth))
     places = {
         (p, s): np.flatnonzero((prompt == p) & (np.array(source) == s)) for p in range(len(truth)) for s in wanted
     }
     for _ in range(sizes.repeats):
         chosen = np.concatenate(
-            [
-                rng.choice(found, min(wanted[s], len(found)), replace=False)
-                for (_, s), found in places.items()
-                if wanted[s]
-            ]
+            [rng.choice(found, min(wanted[s], len(found)), replace=False) for (_, s), found in places.items()]
         )
         batch = estimate_log_partition_batch(
             rewards[chosen],
@@ -128,14 +132,15 @@ def main() -> None:
     assert recipe.models.reference, "a recipe that names its models"
     models = Models(recipe.models.reference, recipe.models.proposal, made_here=False)
     prompts = task.prompts("train")[: sizes.prompts]
+    here = models.load(together=True)
     laws = possible_laws(config, sampling, task, models, prompts, seed=POOL_SEED)
     plain = config.model_copy(update={"source": "proposal", "seed": TRUTH_SEED})
-    truth = draw_pool(recipe, "truth", "reference", sizes.truth, plain, None, models, prompts)
+    truth = draw_pool(recipe, "truth", "reference", sizes.truth, plain, None, models, here, prompts)
     pools = {"reference": (plain.model_copy(update={"seed": POOL_SEED}), None)} | laws
     rows, source = [], []
     for name, (variant, law) in pools.items():
         role = "reference" if name == "reference" else "proposal"
-        found = draw_pool(recipe, f"pool-{name}", role, sizes.pool, variant, law, models, prompts)
+        found = draw_pool(recipe, f"pool-{name}", role, sizes.pool, variant, law, models, here, prompts)
         rows, source = rows + found, source + [name] * len(found)
 
     def judged(trajectories: list[Trajectory]) -> Array:
@@ -155,7 +160,6 @@ def main() -> None:
 
     solved = [np.flatnonzero((number == p) & (reward == 1))[: sizes.most_scored] for p in range(len(prompts))]
     successes = [truth[i] for found in solved for i in found]
-    here = models.load(together=True)
     own_ref, own_parts = score_under(laws, successes, prompts, sampling, models, here) if successes else ([], {})
     divergence = {}
     if successes:

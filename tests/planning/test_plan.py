@@ -136,6 +136,23 @@ def test_an_adaptive_budget_costs_what_a_uniform_one_does(tiny_recipe, write_rec
     assert adaptive == uniform
 
 
+@pytest.mark.parametrize("source, draws, passes", [("bridge", 1.75, 2), ("hinted", 1.75, 2), ("tempered", 1, 1)])
+def test_a_blend_costs_a_pass_per_stream_in_drawing_and_in_scoring(source, draws, passes, tiny_recipe, write_recipe):
+    shape = ModelShape(parameters=1000, embedding=0, layers=1, hidden=8, kv_width=8, vocabulary=10)
+    plain, blend = (
+        count_work(
+            load_recipe(write_recipe(tiny_recipe), [f"proposals.source={name}"]),
+            shape,
+            LENGTHS,
+            {"train": 6, "validation": 0, "heldout": 3},
+        )
+        for name in ("proposal", source)
+    )
+    # A quarter of the draws is the reference's; plain scoring is by two models.
+    assert blend["2_proposals"].decoding == draws * plain["2_proposals"].decoding
+    assert blend["3_scoring"].passes == passes / 2 * plain["3_scoring"].passes
+
+
 def test_drawing_again_costs_at_most_a_doubling_of_the_training_prompts_a_round(tiny_recipe, write_recipe):
     shape = ModelShape(parameters=1000, embedding=0, layers=1, hidden=8, kv_width=8, vocabulary=10)
     prompts = {"train": 6, "validation": 0, "heldout": 3}

@@ -13,6 +13,9 @@ _FLOAT32 = 4
 _BLOCK_LOGITS = 2**24
 """Logits of one block of :mod:`disa.lm.head`."""
 
+_STREAMS = {"bridge": 2, "hinted": 2, "tempered": 1, "auto": 2}
+"""Passes per token of a blend, in drawing as in scoring; a pilot's choice may need one."""
+
 _WITHOUT_REFERENCE = ("grpo", "gspo")
 """Methods that draw and read no reference."""
 
@@ -100,13 +103,17 @@ def count_work(recipe: Recipe, shape: ModelShape, lengths: Lengths, prompts: dic
     per_prompt = {split: sum(uniform.counts(split).values()) for split in ("train", "validation", "heldout")}
     per_prompt["train"] *= 2**uniform.resample.rounds if uniform.resample else 1
     drawn = sum(prompts[split] * per_prompt[split] for split in per_prompt)
+    streams, share = _STREAMS.get(uniform.source), uniform.reference_share
     found["2_proposals"] = one(
-        drawn, passes=0, draws=1, memory=models * weights + drawing(min(drawn, recipe.proposals.batch_size))
+        drawn,
+        passes=0,
+        draws=share + (1 - share) * (streams or 1),
+        memory=models * weights + drawing(min(drawn, recipe.proposals.batch_size)),
     )
     scored = min(recipe.scoring.tokens_per_batch, drawn * lengths.sequence)
     found["3_scoring"] = one(
         drawn,
-        passes=models,
+        passes=streams or models,
         draws=0,
         memory=models * weights + _activation_bytes(shape, scored, trained=False, whole_logits=False),
     )
