@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from disa.errors import DisaError
@@ -57,6 +59,8 @@ def preflight(
         require_vllm("proposals.engine")
     if recipe.training.vllm is not None:
         require_vllm("training.vllm")
+    if recipe.training.optim is not None:
+        _check_optimiser(recipe.training.optim)
     models = _given_models(recipe)
     configs = {role: _checked_config(path) for role, path in models.items()}
     tokenizers = {role: load_tokenizer(path) for role, path in models.items()}
@@ -87,6 +91,21 @@ def preflight(
                 "instruction-tuned model wants sampling.conversational: true"
             )
     return Checked(facts, warnings)
+
+
+def _check_optimiser(name: str) -> None:
+    from transformers.training_args import OptimizerNames
+
+    where, known = "recipe, field training.optim", [kind.value for kind in OptimizerNames]
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=3)
+        raise DisaError(
+            f"transformers has no optimiser {name!r}", where=where, fix=f"use one of {', '.join(near or known)}"
+        )
+    library = "bitsandbytes" if name.startswith("paged_") or name.endswith("_8bit") else None
+    library = "torchao" if name.startswith("adamw_torch_") and name.endswith("bit") else library
+    if library and find_spec(library) is None:
+        raise DisaError(f"optimiser {name} needs {library}", where=where, fix=f"pip install {library}")
 
 
 def _given_models(recipe: Recipe) -> dict[str, str]:

@@ -27,6 +27,7 @@ from small_world import (
 from disa.objectives.trajectory_balance import (
     anchored_baseline,
     audit_log_z_error,
+    clip_gap,
     trajectory_balance_loss,
     trajectory_balance_residual,
 )
@@ -192,3 +193,27 @@ def test_weighting_squared_residuals_by_length_keeps_the_target_only_without_an_
 
     assert same(at_target(0.0), 0.0)
     assert at_target(0.5).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("bound", [0.3, 1.0])
+def test_a_clipped_residual_keeps_the_target_as_fixed_point_and_is_biased_on_the_way(bound):
+    def clipped(eps):
+        def per_completion(log_pi):
+            delta = residual(log_pi, eps)
+            return clip_gap(delta, log_pi - log_pi.detach(), low=bound, high=bound).square()
+
+        return per_completion
+
+    for eps in EPS:  # every residual is eps there, and what is the same for all completions has no gradient
+        assert same(expected_gradient(clipped(eps), THETA_TARGET), 0.0)
+    assert (residual(log_policy(THETA)).abs() > bound).any()
+    assert (expected_gradient(clipped(0.0)) - 2 * KL_GRADIENT).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("scale", [1.0, 512.0])
+def test_a_constant_length_scale_divides_the_gradient_and_moves_no_target(scale):
+    def scaled(log_pi):
+        return residual(log_pi).square() / scale
+
+    assert same(expected_gradient(scaled), 2 * KL_GRADIENT / scale)
+    assert same(expected_gradient(scaled, THETA_TARGET), 0.0)

@@ -240,7 +240,6 @@ def test_the_gradient_of_a_step_with_undecided_rewards_does_not_depend_on_how_it
             tmp_path,
             trainer_class=RecordingTrainer,
             parts={"reward_funcs": [Some(small_run.task)]},
-            baseline="none",  # it sees a micro-batch's share of a group
             per_device_train_batch_size=PROMPTS * GENERATIONS // parts,
             gradient_accumulation_steps=parts,
         )

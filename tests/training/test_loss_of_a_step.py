@@ -66,6 +66,14 @@ def by_hand(small_run, policy, inputs, *, temperature=1.0, baseline, n0=1.0, und
     return sum(losses) / len(losses)
 
 
+def residuals(small_run, policy, inputs):
+    """delta of every row, from passes over single rows in float64."""
+    reference = load_model(small_run.reference).double()
+    beta = small_run.anchor.fingerprint.inverse_temperature
+    log_pi, log_ref = (log_probs(model, inputs, 1.0).detach() for model in (policy, reference))
+    return inputs["log_z"].double() + log_pi - log_ref - beta * inputs["raw_reward"].double()
+
+
 def one_step(small_run, tmp_path, *, model=None, parts=None, **changes):
     """One step from the proposal's weights, which are not the reference's; with the policy before it, in float64."""
     model = model or trainable_model(small_run.proposal)
@@ -114,12 +122,34 @@ def test_micro_batches_add_up_to_the_loss_and_gradient_of_the_whole_batch(small_
     assert logged == pytest.approx([logged[0]] * 3, rel=LOSS_TOLERANCE)
 
 
-def test_in_a_micro_batch_the_baseline_is_that_of_the_group_s_members_in_it(small_run, tmp_path):
-    changes = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 3, "baseline_prior_strength": 0.5}
-    trainer, before, _ = one_step(small_run, tmp_path, **changes)
-    expected = [by_hand(small_run, before, i, baseline="anchored", n0=0.5).item() / 3 for i, _ in trainer.losses]
-    assert [loss for _, loss in trainer.losses] == pytest.approx(expected, rel=LOSS_TOLERANCE)
-    assert trainer.state.log_history[0]["loss"] == pytest.approx(sum(expected), rel=LOSS_TOLERANCE)
+@pytest.mark.parametrize("settings", [{}, {"residual_clip": 0.5}, {"length_scale": 3.0}])
+def test_baselines_are_those_of_whole_groups_however_a_step_is_cut(small_run, tmp_path, settings):
+    settings = {"baseline_prior_strength": 0.5, **settings}
+    whole, _, gradients = one_step(small_run, tmp_path / "whole", **settings)
+    logged = whole.state.log_history[0]["loss"]
+    for size in (4, 1):
+        count = PROMPTS * GENERATIONS // size
+        cut = {"per_device_train_batch_size": size, "gradient_accumulation_steps": count}
+        split, _, split_gradients = one_step(small_run, tmp_path / str(size), **cut, **settings)
+        groups = [inputs["group"].tolist() for inputs, _ in split.losses]
+        assert any(groups[0][0] in later for later in groups[1:])  # or there would be nothing to keep together
+        assert split.state.log_history[0]["loss"] == pytest.approx(logged, rel=LOSS_TOLERANCE)
+        for name, gradient in gradients.items():
+            # Sums of the same 12 terms in another order, in float32; the sampler's numbers are rounded otherwise.
+            torch.testing.assert_close(split_gradients[name], gradient, rtol=1e-4, atol=1e-5)
+
+
+def test_the_length_scale_divides_the_gradient_and_the_clip_bounds_each_completion_s_pull(small_run, tmp_path):
+    plain, _, gradients = one_step(small_run, tmp_path / "plain", baseline="none")
+    scaled, _, found = one_step(small_run, tmp_path / "scaled", baseline="none", length_scale=8.0)
+    for name, gradient in gradients.items():
+        assert torch.equal(found[name], gradient / 8)  # a power of 2: no rounding
+    ((inputs, loss),) = plain.losses
+    bound = 0.5
+    clipped, before, _ = one_step(small_run, tmp_path / "clipped", baseline="none", residual_clip=bound)
+    deltas = residuals(small_run, before, clipped.losses[0][0])
+    assert (deltas.abs() > bound).any() and (deltas.abs() < bound).any()
+    assert clipped.losses[0][1] == pytest.approx(deltas.clamp(-bound, bound).square().mean().item(), rel=LOSS_TOLERANCE)
 
 
 class Hesitant(TaskReward):

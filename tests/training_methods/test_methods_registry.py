@@ -52,6 +52,8 @@ def test_a_method_depends_on_its_own_settings_and_on_no_other_methods(method):
         "min_ess": 0.1,
         "replay_share": 0.25,
         "replay_generations": 2,
+        "length_scale": 8.0,
+        "residual_clip": 2.0,
     }
     assert changed.keys() == METHOD_SPECIFIC_FIELDS
     plain = TrainingConfig().method_identity(method)

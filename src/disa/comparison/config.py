@@ -24,6 +24,8 @@ SEARCHED = frozenset(
         "max_grad_norm",
         "baseline",
         "baseline_prior_strength",
+        "length_scale",
+        "residual_clip",
         "flagged",
         "offline_share",
         "offline_weight_cap",

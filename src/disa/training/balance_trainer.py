@@ -168,6 +168,9 @@ class BalanceTrainer(SharedPromptTrainer):
             batch["log_z"] = sampled
         if reuses:
             self._reuse.keep(batch)
+        elif self.model.training and self._has_baseline and self.args.steps_per_generation > 1:
+            # Before TRL scatters the rows of a group over micro-batches.
+            batch["baseline"] = self._group_baseline(batch)
         return batch
 
     @torch.no_grad()
@@ -212,6 +215,31 @@ class BalanceTrainer(SharedPromptTrainer):
                     fix="return rewards in the range that log Z was estimated for",
                 )
 
+    @property
+    def _has_baseline(self) -> bool:
+        return self.log_z.frozen and self.args.baseline == "anchored"
+
+    def _group_baseline(self, batch: dict[str, Any]) -> Tensor:
+        """Anchored baseline of every row, from the residuals that its whole group had when it was drawn."""
+        mask, gather = batch["completion_mask"], self.accelerator.gather
+        log_pi, log_ref = (
+            (x.double() * mask).sum(dim=1) for x in (self.sampler_log_probs(batch), batch["ref_per_token_logps"])
+        )
+        residual = trajectory_balance_residual(
+            log_pi, log_ref, batch["raw_reward"].double(), batch["log_z"].double(), beta=self.args.inverse_temperature
+        )
+        shaped, group = gather(self._shaped(residual, torch.zeros_like(residual))), gather(batch["group"])
+        decided, strength = ~shaped.isnan(), self.args.baseline_prior_strength
+        found = torch.zeros_like(shaped)
+        found[decided] = anchored_baseline(shaped[decided], group[decided], prior_strength=strength)
+        return found[self.own_rows(len(residual))]
+
+    def _shaped(self, residual: Tensor, moved: Tensor) -> Tensor:
+        """What is squared, but for the baseline; ``moved`` is what the policy has moved since it drew."""
+        bound = self.args.residual_clip
+        clip = self.log_z.clip if bound is None else {"low": bound, "high": bound}
+        return self.log_z.scale * (residual if clip is None else clip_gap(residual, moved, **clip))
+
     def own_rows(self, rows: int) -> slice:
         """Which of all processes' rows are this process's."""
         first = self.accelerator.process_index * rows
@@ -235,6 +263,7 @@ class BalanceTrainer(SharedPromptTrainer):
             share = self.args.offline_share
             projection = self._forward_projection(model, len(inputs["completion_ids"]))
             loss = (1 - share) * loss + share * 2 * projection
+        loss = loss / self.args.length_scale
         return loss / (self.current_gradient_accumulation_steps if training else 1)
 
     def _balance(self, model: Any, inputs: dict[str, Any], mode: str) -> Tensor:
@@ -264,11 +293,13 @@ class BalanceTrainer(SharedPromptTrainer):
         fresh = inputs["drawn"] == self.state.global_step
         log_sampler = torch.where(fresh, log_pi.detach(), log_sampler)
         moved = per_length(log_pi - log_sampler, length, lengths)
-        shaped = source.scale * (residual if source.clip is None else clip_gap(residual, moved, **source.clip))
+        shaped = self._shaped(residual, moved)
         # Undecided rows (a NaN reward) carry no gradient; a micro-batch of only such rows gives a zero loss.
         decided = ~residual.isnan()
         weight, baseline = importance_weight(log_pi, log_sampler, cap=self.args.weight_cap)[decided], None
-        if source.frozen and self.args.baseline == "anchored":
+        if "baseline" in inputs:
+            baseline = inputs["baseline"][decided]
+        elif self._has_baseline:
             strength = self.args.baseline_prior_strength
             members = inputs["group"][decided]
             baseline = anchored_baseline(shaped[decided], members, prior_strength=strength, weight=weight)
@@ -403,7 +434,8 @@ def _check(log_z: LogZ, args: DISAConfig, datasets: list[Any], offline: StoredTr
             fix="give both, or leave both out",
         )
     if not log_z.frozen:
-        for name in ("baseline", "baseline_prior_strength", "offline_share", "flagged"):
+        own = "baseline baseline_prior_strength length_scale residual_clip offline_share flagged"
+        for name in own.split():
             default = DISAConfig.__dataclass_fields__[name].default
             if getattr(args, name) != default:
                 raise DisaError(

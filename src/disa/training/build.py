@@ -97,6 +97,8 @@ def _disa(inputs: TrainerInputs, *, default_share: float = 0.0) -> Trainer:
         inverse_temperature=config.inverse_temperature,
         baseline=config.baseline,
         baseline_prior_strength=config.baseline_prior_strength,
+        length_scale=config.length_scale,
+        residual_clip=config.residual_clip,
         offline_share=share,
         flagged=config.flagged,
         **_reuse(config),

@@ -78,10 +78,19 @@ class TrainingConfig(StageConfig):
     """Optimiser steps of linear learning-rate warm-up."""
     max_grad_norm: float = Field(1.0, gt=0)
     """Gradient clipping."""
+    optim: str | None = None
+    """Optimiser, by the name that transformers has for it, such as ``adamw_8bit`` or ``paged_adamw_8bit`` (both need
+    bitsandbytes), whose states take a quarter of AdamW's; null for AdamW."""
     baseline: Literal["anchored", "none"] = "anchored"
     """Leave-one-out baseline shrunk towards the frozen log Z, or none."""
     baseline_prior_strength: float = Field(1.0, ge=0)
     """n0 of the anchored baseline, in completions."""
+    length_scale: float = Field(1.0, gt=0)
+    """Tokens by which the loss is divided, the same number for every completion, so that the target stays: gradients of
+    log-probabilities of long completions are sums of many terms, which ``max_grad_norm`` would cut."""
+    residual_clip: float | None = Field(None, gt=0)
+    """Bound in nats on a residual, on either side; null for none. What lies beyond pulls as hard as the bound: the
+    target stays a fixed point, and the way to it is biased."""
     offline_share: float = Field(0.0, ge=0, lt=1)
     """Share of the forward projection in DISA's objective: importance-weighted likelihood of the anchor's own
     trajectories. 0 is on-policy trajectory balance alone."""

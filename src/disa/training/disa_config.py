@@ -47,7 +47,8 @@ class DISAConfig(GRPOConfig):
 
     Everything of :class:`trl.GRPOConfig` applies, except what would change the meaning of the residual and what only
     GRPO's own loss reads, which is refused. ``num_generations`` may be 1 where the method allows groups of one.
-    ``baseline``, ``baseline_prior_strength``, ``offline_share`` and ``flagged`` are those of a frozen log Z.
+    ``baseline``, ``baseline_prior_strength``, ``length_scale``, ``residual_clip``, ``offline_share`` and ``flagged``
+    are those of a frozen log Z.
     """
 
     inverse_temperature: float | None = field(
@@ -75,6 +76,17 @@ class DISAConfig(GRPOConfig):
     baseline_prior_strength: float = field(
         default=1.0,
         metadata={"help": "n0 of the anchored baseline: completions' worth of trust in the frozen log Z."},
+    )
+    length_scale: float = field(
+        default=1.0,
+        metadata={"help": "Tokens by which the loss is divided, the same for every completion: the target stays."},
+    )
+    residual_clip: float | None = field(
+        default=None,
+        metadata={
+            "help": "Bound in nats on a residual, on either side; None for none. The target stays a fixed point, the "
+            "gradient is biased where the bound binds."
+        },
     )
     offline_share: float = field(
         default=0.0,
@@ -150,6 +162,9 @@ class DISAConfig(GRPOConfig):
             raise _error(f"weight_cap={self.weight_cap}, expected a number of at least 1, a fresh completion's weight")
         if self.replay_generations < 1:
             raise _error(f"replay_generations={self.replay_generations}, expected at least 1")
+        for name in ("length_scale", "residual_clip"):
+            if (value := getattr(self, name)) is not None and not value > 0.0:
+                raise _error(f"{name}={value}, expected a number above 0")
         for name in ("num_generations", "num_generations_eval"):
             if self.flagged != "group" or getattr(self, name) != 1:
                 continue

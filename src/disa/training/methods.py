@@ -11,7 +11,7 @@ from typing import Literal
 REUSE = ("weight_cap", "min_ess", "replay_share", "replay_generations")
 """Settings of trainers with a log Z for completions that they use again."""
 _RESIDUAL = ("inverse_temperature", *REUSE)
-_BASELINE = ("baseline", "baseline_prior_strength", "flagged")
+_BASELINE = ("baseline", "baseline_prior_strength", "flagged", "length_scale", "residual_clip")
 _PROJECTION = ("offline_weight_cap", "offline_weight_tail")
 
 

@@ -163,6 +163,7 @@ def _arguments(method: str, config: TrainingConfig, reference: str | Path, outpu
         "lr_scheduler_type": config.schedule,
         "warmup_steps": min(config.warmup_steps, config.optimizer_steps(method)),
         "max_grad_norm": config.max_grad_norm,
+        **({} if config.optim is None else {"optim": config.optim}),
         "seed": config.seed,
         "save_steps": config.save_every,
         "save_total_limit": 1,

@@ -155,6 +155,9 @@ def _refuse_unsupported(recipe: Recipe) -> None:
     for wrong, field, found, fix in (
         (not recipe.sampling.conversational, "sampling.conversational", False, "set it to true, and a chat template"),
         (training.offline_share > 0, "training.offline_share", training.offline_share, "set it to 0"),
+        (training.residual_clip is not None, "training.residual_clip", training.residual_clip, "set it to null"),
+        (training.length_scale != 1, "training.length_scale", training.length_scale, "set it to 1"),
+        (training.optim is not None, "training.optim", training.optim, "set it to null, and name verl's own"),
         (training.flagged == "group", "training.flagged", "group", "use train or skip"),
         (training.schedule == "linear", "training.schedule", "linear", "use constant or cosine"),
     ):

@@ -1,0 +1,61 @@
+"""The recipe's optimiser is the one that trains, those with states of 8 bit among them where they are installed."""
+
+from importlib.util import find_spec
+
+import pytest
+import torch
+
+from disa.errors import DisaError
+from disa.lm.loading import load_model
+from disa.preflight import _check_optimiser
+from disa.runs.folders import StageFolder
+from disa.training import run
+from disa.training.config import TrainingConfig
+
+bitsandbytes = pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
+
+
+# On a CPU nothing is paged; the library says so.
+@pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        (None, torch.optim.AdamW),
+        ("adafactor", torch.optim.Optimizer),
+        pytest.param("adamw_8bit", torch.optim.Optimizer, marks=bitsandbytes),
+        pytest.param("paged_adamw_8bit", torch.optim.Optimizer, marks=bitsandbytes),
+    ],
+)
+def test_a_recipe_s_optimiser_trains(small_run, tmp_path, monkeypatch, name, kind):
+    made, build = [], run.build_trainer
+    monkeypatch.setattr(run, "build_trainer", lambda *given: made.append(build(*given)) or made[-1])
+    settings = {"steps": 2, "warmup_steps": 0, "prompts_per_step": 3, "completions_per_prompt": 4, "micro_batch": 4}
+    config = TrainingConfig(methods=("disa",), inverse_temperature=2.0, learning_rate=0.01, optim=name, **settings)
+    stage = StageFolder(tmp_path, "6_training/disa", version=1, identity={}, inputs={})
+    stage.begin()
+    given = small_run.recipe.sampling, small_run.task, small_run.prompts, small_run.reference, small_run.anchor
+    run.run_training(stage, "disa", config, *given, [])
+    optimizer = made[0].optimizer.optimizer
+    assert isinstance(optimizer, kind)
+    if name:
+        assert name.removeprefix("paged_").removesuffix("_8bit") in type(optimizer).__name__.lower()
+    if name and name.endswith("8bit"):
+        # Only large weights have their states in 8 bit; the tiny model's are below the library's size for it.
+        assert getattr(optimizer, "is_paged", False) is name.startswith("paged_")
+        assert optimizer.args.optim_bits == 8
+    before, after = load_model(small_run.reference), load_model(stage.path / "model")
+    assert all((a != b).any() for a, b in zip(after.parameters(), before.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("adamw_8bits", r"transformers has no optimiser 'adamw_8bits'.*Fix: use one of .*adamw_8bit"),
+        ("paged_adamw_8bit", r"optimiser paged_adamw_8bit needs bitsandbytes.*Fix: pip install bitsandbytes"),
+        ("adamw_torch_8bit", r"optimiser adamw_torch_8bit needs torchao.*Fix: pip install torchao"),
+    ],
+)
+def test_an_optimiser_that_is_not_there_is_refused_before_anything_is_drawn(name, message, monkeypatch):
+    monkeypatch.setattr("disa.preflight.find_spec", lambda library: None)
+    with pytest.raises(DisaError, match=message):
+        _check_optimiser(name)
