@@ -39,6 +39,8 @@ def inspect_path(
     result |= _divergence(anchor) | {"fit": fitness(result, rows)}
     texts = _texts(anchor)
     result["worst"] = [row | {"prompt": texts.get(row["prompt_id"])} for row in result["worst"]]
+    if anchor.path and (certified := anchor.path.parent / "8_report" / "certificates.json").is_file():
+        result["certificates"] = read_json(certified)
     if inverse_temperatures:
         result["sweep"] = _sweep(anchor, inverse_temperatures)
     if figures is not None:

@@ -124,4 +124,7 @@ def _evidence_lines(result: dict[str, Any]) -> list[str]:
         )
     elif regressor:
         lines.append(f"regressor: not judged, {regressor['reason']}")
-    return lines
+    certified = (
+        "certificate of {0}: KL to the target at most {kl:.3f} nats, TV at most {tv:.3f}, at {level:.0%} confidence"
+    )
+    return lines + [certified.format(model, **c) for model, c in result.get("certificates", {}).items()]

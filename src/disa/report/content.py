@@ -7,6 +7,7 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
+from disa.evaluation.certificate import Certificate
 from disa.evaluation.metrics import Measured, Summary, Values, paired_difference, summarise
 from disa.evaluation.tables import direction, models_in_order, shown_metrics
 from disa.runs.records import EvaluationRecord, PartitionEstimate, Prompt
@@ -42,6 +43,8 @@ class ReportContent:
     """What is in a file -> its path from the page."""
     binary: bool = True
     """Whether every reward was the smallest or the largest."""
+    certificates: dict[str, Certificate] = dataclasses.field(default_factory=dict)
+    """Of every model with what one is made of."""
     coverage: Mapping[str, Any] | None = None
     """The partition manifest's profile of the reference's successes under the proposal."""
 

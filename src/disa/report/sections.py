@@ -9,6 +9,7 @@ from disa.display.page import Figures, Folded, Illustration, Links, Sample, Samp
 from disa.display.table import Table, with_error
 from disa.evaluation.tables import MARK, largest_k, models_in_order, summary_tables
 from disa.partition.verdict import FLAGS
+from disa.report.certificates import certificate_table
 from disa.report.content import ReportContent
 from disa.report.verdict import duration, verdict_lines
 from disa.runs.records import EvaluationRecord
@@ -31,7 +32,10 @@ def report_page(content: ReportContent, figures: Mapping[str, list[Illustration]
         lead,
         [
             Section("Verdict", [Text(lines)] if (lines := verdict_lines(content)) else []),
-            Section("Results", [*_results(content), Figures(figures.get("evaluation", []))]),
+            Section(
+                "Results",
+                [*_results(content), *certificate_table(content.certificates), Figures(figures.get("evaluation", []))],
+            ),
             Section("Partition function", [Figures(figures.get("partition", []))]),
             Section("Prompts", _prompts(content)),
             Section("Training", [Figures(figures.get("training", []))]),

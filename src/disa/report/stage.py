@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
 from collections.abc import Callable
@@ -15,14 +16,17 @@ from disa.display.page import Illustration
 from disa.evaluation.metrics import per_prompt, summary_to_json, value_rows
 from disa.evaluation.tables import summary_text
 from disa.recipe import Recipe
+from disa.report.certificates import certificates
 from disa.report.content import ReportContent
 from disa.report.sections import report_page
 from disa.runs.folders import StageFolder, write_json
-from disa.runs.records import SOURCES, EvaluationRecord, Prompt, PromptValue, write_rows
+from disa.runs.records import SOURCES, EvaluationRecord, Prompt, PromptValue, ScoredTrajectory, write_rows
 from disa.runs.stage import Stage
 from disa.runs.step_log import read_step_log
+from disa.scoring.run import decided
 
-VERSION = 2
+VERSION = 3
+CERTIFICATES = "certificates.json"
 
 
 def report_stage(
@@ -46,6 +50,7 @@ def report_stage(
             records=[row for folder in evaluation for row in folder.rows(EvaluationRecord)],
             parity=_parity(scores),
             finished=finished(),
+            trajectories=[r for folder in scores.values() for r in decided(folder.rows(ScoredTrajectory))],
         )
 
     inputs = {stage.name: stage for stage in (*scores.values(), anchor, *training, *evaluation)}
@@ -69,8 +74,9 @@ def run_report(
     records: list[EvaluationRecord],
     parity: dict[str, Any],
     finished: list[StageFolder],
+    trajectories: list[ScoredTrajectory],
 ) -> None:
-    """Write ``report.html``, ``figures/``, ``summary.json``, ``summary.txt`` and ``values.parquet``."""
+    """Write ``report.html``, ``figures/``, ``summary``s, ``certificates.json`` and ``values.parquet``."""
     beta = recipe.training.inverse_temperature
     values = per_prompt(
         records,
@@ -104,9 +110,11 @@ def run_report(
         | {method: folder.manifest.get("completions", 0) for method, folder in training.items()},
         versions={name: version for name, version in packages.items() if version},
         files=_files(stage, finished),
+        certificates=certificates(records, trajectories, anchor),
     )
     write_report(stage.path, content)
     write_json(stage.path / "summary.json", summary_to_json(content.summary))
+    write_json(stage.path / CERTIFICATES, {m: dataclasses.asdict(c) for m, c in content.certificates.items()})
     write_rows(stage.path / "values.parquet", value_rows(values), PromptValue)
     (stage.path / "summary.txt").write_text(summary_text(content.summary), encoding="utf-8")
     stage.finish()
@@ -144,6 +152,7 @@ def _files(stage: StageFolder, finished: list[StageFolder]) -> dict[str, str]:
         "means and standard errors": "summary.json",
         "every metric of every model and prompt": "values.parquet",
         "the table as text": "summary.txt",
+        "the certificates": CERTIFICATES,
     }
     kinds = ("*.parquet", "*.json", "*.jsonl")
     for folder in finished:
