@@ -280,4 +280,5 @@ class Pipeline:
             reward=self.task.reward_fingerprint,
             inverse_temperature=self.recipe.training.inverse_temperature,
             task=self.task.fingerprint,
+            tools=self.task.tools,
         )

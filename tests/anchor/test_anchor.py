@@ -34,6 +34,7 @@ OTHER = {
     "reference": ("cccc", "train against the weights the anchor was estimated for"),
     "tokenizer": ("cccc", "use the tokenizer saved beside the reference"),
     "chat_template": ("cccc", "use the reference's chat template"),
+    "tools": ("ask:cccc", "give tools, environment_factory, rollout_func"),
     "temperature": (0.7, "set sampling.temperature"),
     "max_completion_length": (25, "set max_completion_length to the anchor's value"),
     "stop_token_ids": ((1,), "restore the generation config's eos_token_id"),

@@ -33,6 +33,7 @@ ROWS = {
         Trajectory("p0", 0, "reference", TEXT, [5, 0, 2**31 - 1], False, -1.2345678901234567),
         Trajectory("p0", 1, "proposal", "", [], True, -0.0),
         Trajectory("p0", 2, "proposal", "text", [5], True, None, retokenised=True),
+        Trajectory("p0", 3, "reference", "6", [5, 0], True, -1.0, retokenised=True, tool_mask=[1, 0], judged=0.5),
     ],
     ScoredTrajectory: [
         ScoredTrajectory("p0", 0, "reference", TEXT, [5, 6], False, -1e-300, -1e300, -math.inf, 1.0),
@@ -179,28 +180,29 @@ def test_a_nan_is_refused_where_null_would_be_allowed(tmp_path):
 def test_another_record_is_refused_though_its_columns_would_do(tmp_path):
     write_rows(tmp_path / "rows.parquet", ROWS[ScoredTrajectory], ScoredTrajectory)
     message = refusal(tmp_path / "rows.parquet", Trajectory)
-    assert "holds ScoredTrajectory rows of version 3, expected Trajectory version 2" in message
+    assert "holds ScoredTrajectory rows of version 4, expected Trajectory version 3" in message
 
 
 def test_another_version_is_refused(tmp_path):
     table = trajectories_table().cast(schema(Trajectory))
     table = table.replace_schema_metadata({"disa.record": "Trajectory", "disa.version": "0"})
     pq.write_table(table, tmp_path / "rows.parquet")
-    assert "Trajectory rows of version 0, expected Trajectory version 2" in refusal(tmp_path / "rows.parquet")
+    assert "Trajectory rows of version 0, expected Trajectory version 3" in refusal(tmp_path / "rows.parquet")
 
 
+@pytest.mark.parametrize("missing", [["retokenised", "tool_mask", "judged"], ["tool_mask", "judged"]], ids=len)
 @pytest.mark.parametrize("row_type", [Trajectory, ScoredTrajectory], ids=lambda t: t.__name__)
-def test_an_earlier_version_is_read_where_only_a_column_with_a_default_is_missing(row_type, tmp_path):
+def test_an_earlier_version_is_read_where_only_columns_with_a_default_are_missing(row_type, missing, tmp_path):
     path = tmp_path / "rows.parquet"
     known = [row for row in ROWS[row_type] if not row.retokenised]
     write_rows(path, known, row_type)
-    table = pq.read_table(path).drop_columns(["retokenised"])
-    (earlier,) = row_type.READS
+    table = pq.read_table(path).drop_columns(missing)
+    earlier = row_type.READS[len(missing) == 2]
     metadata = {"disa.record": row_type.__name__, "disa.version": str(earlier)}
     pq.write_table(table.replace_schema_metadata(metadata), path)
     assert read_rows(path, row_type) == known
     pq.write_table(table.replace_schema_metadata(metadata | {"disa.version": str(row_type.VERSION)}), path)
-    assert "field 'retokenised' is missing" in refusal(path, row_type)
+    assert f"field '{missing[0]}' is missing" in refusal(path, row_type)
 
 
 @pytest.mark.parametrize("keep", [0, 3, 50, -9])

@@ -115,6 +115,7 @@ REFUSED = {
     "a stop token too early": ({"completion_ids": [1, 0, 2, 0]}, "of 4 completion_ids those at \\[1, 3\\]"),
     "truncated with a stop token": ({"truncated": True}, "truncated is true, and of 3 completion_ids those at \\[2\\]"),
     "truncated before the limit": ({"completion_ids": [1, 2], "truncated": True}, "truncated is true"),
+    "a tool's tokens": ({"tool_mask": [1, 0, 1]}, "tools or an environment wrote some of its tokens .tool_mask."),
     "too long": ({"completion": "abcab", "completion_ids": None}, "6 tokens, the stop token included.*limit is 4"),
     "too long in ids": ({"completion": "abcab", "completion_ids": [1, 2, 3, 1, 2, 0]}, "6 tokens.*the limit is 4"),
 }

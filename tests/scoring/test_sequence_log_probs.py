@@ -182,3 +182,16 @@ def test_a_prompt_without_tokens_is_refused():
     """Its first token would be predicted by no position; reading the last one instead is wrong without a sign."""
     with pytest.raises(ValueError, match="prompt"):
         sequence_log_probs(LLAMA, [[], [2]], [[3, 4], [3]])
+
+
+def test_tokens_of_tools_are_in_the_context_and_not_in_the_sum():
+    prompts, completions = random_rows()
+    rng = np.random.default_rng(1)
+    own = [None if i % 3 == 0 else rng.integers(0, 2, len(c)).tolist() for i, c in enumerate(completions)]
+    expected = []
+    for p, c, mask in zip(prompts, completions, own, strict=True):
+        upto = [0.0, *float64_log_probs(LLAMA, [p] * len(c), [c[: i + 1] for i in range(len(c))])]
+        expected.append(sum(s for s, kept in zip(np.diff(upto), mask or [1] * len(c), strict=True) if kept))
+    found = sequence_log_probs(LLAMA, prompts, completions, own=own)
+    np.testing.assert_allclose(found, expected, atol=LLAMA_FLOAT32 * 4)
+    assert np.abs(found - sequence_log_probs(LLAMA, prompts, completions)).max() > 10

@@ -31,6 +31,7 @@ _FIXES = {
     "reference": "train against the weights the anchor was estimated for and their config.json, or make a new anchor",
     "tokenizer": "use the tokenizer saved beside the reference",
     "chat_template": "use the reference's chat template, and the anchor's system prompt, or estimate a new anchor",
+    "tools": "give tools, environment_factory, rollout_func and max_tool_calling_iterations as to calibrate",
     "temperature": "set sampling.temperature (DISAConfig.temperature) to the anchor's value",
     "max_completion_length": "set max_completion_length to the anchor's value",
     "stop_token_ids": "restore the generation config's eos_token_id and the tokenizer's eos_token",

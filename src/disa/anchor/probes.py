@@ -17,7 +17,8 @@ PROBES = 16
 class Probe:
     """One prompt. Written by ``anchor``."""
 
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2
+    READS: ClassVar[tuple[int, ...]] = (1,)
 
     prompt_id: str
     prompt_digest: str
@@ -26,6 +27,8 @@ class Probe:
     """Token ids of one stored trajectory; null for prompts that only the digest is kept of."""
     log_ref: float | None
     """Its log-probability under the reference, as scoring computed it."""
+    tool_mask: list[int] | None = None
+    """1 for each of its tokens that the model wrote, 0 for those of tools; null where the model wrote all."""
 
 
 def prompt_digest(ids: Sequence[int]) -> str:
@@ -44,14 +47,14 @@ def take_probes(prompt_ids: Mapping[str, Sequence[int]], rows: Sequence[ScoredTr
     """
     found: dict[str, ScoredTrajectory] = {}
     for row in rows:
-        if row.completion_ids and row.prompt_id in prompt_ids:
+        if row.own_length and row.prompt_id in prompt_ids:
             first = found.setdefault(row.prompt_id, row)
             if first.source != "reference" == row.source:
                 found[row.prompt_id] = row
     ids = sorted(found)
     tried = set(ids[:: max(1, -(-len(ids) // PROBES))])
     return [
-        Probe(i, prompt_digest(prompt_ids[i]), found[i].completion_ids, found[i].log_ref)
+        Probe(i, prompt_digest(prompt_ids[i]), found[i].completion_ids, found[i].log_ref, found[i].tool_mask)
         if i in tried
         else Probe(i, prompt_digest(prompt_ids[i]), None, None)
         for i in sorted(prompt_ids)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,16 @@ from rich.console import Console
 
 from disa.anchor import Anchor
 from disa.calibration.config import CalibrationConfig
+from disa.calibration.trainers_draws import TrainersDraws
 from disa.errors import DisaError
 from disa.lm.models import Models, Origin
 from disa.pipeline import Pipeline
 from disa.ray.backend import backend_on
 from disa.recipe import Recipe
-from disa.runs.processes import rank
+from disa.runs.processes import count, rank
 from disa.tasks.python_rows import PythonRows, PythonRowsConfig
 from disa.tasks.reward_functions import RewardFunctions, Rewards
+from disa.tasks.tools import Tools
 
 Rows = Sequence[Mapping[str, Any]]
 """A ``datasets.Dataset`` or a list of rows."""
@@ -39,6 +42,9 @@ def calibrate(
     processing_class: Any = None,
     reward_processing_classes: Any = None,
     backend: str | None = None,
+    tools: Sequence[Callable[..., Any]] | None = None,
+    environment_factory: Callable[[], Any] | None = None,
+    rollout_func: Callable[..., Any] | None = None,
 ) -> Anchor:
     """Estimate log Z of every prompt and freeze it.
 
@@ -66,6 +72,9 @@ def calibrate(
         By default the tokenizer beside ``model``.
     reward_processing_classes : PreTrainedTokenizerBase or list of them, optional
         Tokenizers of the reward models, one per reward function; by default those beside them.
+    tools, environment_factory, rollout_func
+        As in :class:`trl.GRPOTrainer`. TRL's own code then draws and judges. Log-probabilities are those of the tokens
+        that the model wrote itself.
     backend : str, optional
         ``ray`` or ``ray:HOST:PORT``: draw and score on a Ray cluster, whose nodes see the models under the same names.
 
@@ -87,14 +96,43 @@ def calibrate(
     keys = args.key_columns
     if keys is None:
         keys = [name for name in train[0] if name != "prompt"]
-    reward = RewardFunctions(reward_funcs, args.reward_weights, reward_processing_classes, args.chat_template_kwargs)
+    own = Tools(tools or (), environment_factory, rollout_func, args.max_tool_calling_iterations)
+    if own:
+        _check_tools(args, backend)
+    reward = RewardFunctions(
+        reward_funcs, args.reward_weights, reward_processing_classes, args.chat_template_kwargs, own
+    )
     low, high = args.reward_range
-    task = PythonRows(train, heldout, reward, (low, high), keys)
+    task = PythonRows(train, heldout, reward, (low, high), keys, own)
     models = Models(model, proposal, made_here=False, tokenizer=processing_class)
+    if own:
+        args = _draw_by_trl(models, task, own, args, reward_funcs, reward_processing_classes)
     say = Console(stderr=True, highlight=False, quiet=rank() > 0).print
     pipeline = Pipeline(_recipe(args, task, models), say=say, task=task, models=models, backend=backend_on(backend))
     pipeline.run("anchor")
     return Anchor.load(args.output_dir)
+
+
+def _check_tools(args: CalibrationConfig, backend: str | None) -> None:
+    """Refuse what TRL's own drawing cannot be combined with yet."""
+    found = "use_vllm" if args.use_vllm else "a backend" if backend else "several processes" if count() > 1 else None
+    if found:
+        raise DisaError(
+            f"{found} and tools, environments or a rollout function are not supported together yet",
+            where="disa.calibrate",
+            fix="calibrate in one process, without it",
+        )
+
+
+def _draw_by_trl(
+    models: Models, task: PythonRows, tools: Tools, args: CalibrationConfig, reward_funcs: Rewards, tokenizers: Any
+) -> CalibrationConfig:
+    """Let TRL's data path draw; returns the arguments with which prompts are then rendered."""
+    own, tokenizer = models.paths, models.tokenizer()
+    drawn = {o: TrainersDraws(o, tokenizer, task.row, reward_funcs, tokenizers, tools, args) for o in own.values()}
+    models.draw_with({role: drawn[o] for role, o in own.items()}, f"{tools.identity} {task.reward_fingerprint}")
+    arguments = (args.chat_template_kwargs or {}) | tools.template_arguments(tokenizer)
+    return replace(args, chat_template_kwargs=arguments)
 
 
 def _recipe(args: CalibrationConfig, task: PythonRows, models: Models) -> Recipe:

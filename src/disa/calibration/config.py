@@ -31,6 +31,9 @@ class CalibrationConfig:
     chat_template_kwargs: dict[str, Any] | None = field(
         default=None, metadata={"help": "Further arguments of the chat template, such as enable_thinking."}
     )
+    max_tool_calling_iterations: int | None = field(
+        default=None, metadata={"help": "Rounds of tool calls per completion; None: as many as fit."}
+    )
     reward_weights: list[float] | None = field(
         default=None, metadata={"help": "Weight of each reward function; a function of weight 0 does not count."}
     )

@@ -21,6 +21,7 @@ def take_fingerprint(
     inverse_temperature: float,
     task: str,
     stops: Iterable[int] | None = None,
+    tools: str = "none",
 ) -> Fingerprint:
     """Fingerprint of everything log Z depends on: calibration stores it, every trainer compares its own with it.
 
@@ -39,6 +40,8 @@ def take_fingerprint(
         Identity of the task.
     stops : iterable of int, optional
         Tokens that end a completion, where the caller stops at others than those the reference and tokenizer declare.
+    tools : str
+        Identity of tools and environments.
     """
     return Fingerprint(
         reference=weights_digest(reference),
@@ -55,4 +58,5 @@ def take_fingerprint(
         reward=reward,
         inverse_temperature=inverse_temperature,
         task=task,
+        tools=tools,
     )

@@ -29,6 +29,7 @@ def sequence_log_probs(
     prompt_ids: Ids,
     completion_ids: Ids,
     *,
+    own: Sequence[Sequence[int] | None] | None = None,
     temperature: float = 1.0,
     tokens_per_batch: int = 16384,
     advance: Callable[[int], None] = lambda rows: None,
@@ -41,6 +42,8 @@ def sequence_log_probs(
         A causal language model with a separate output embedding.
     prompt_ids, completion_ids : sequences of token id sequences, one a row
         A completion includes its stop token unless it is truncated.
+    own : sequence of (sequence of int or None), optional
+        1 for each token of a completion that is summed, 0 for those of tools; None for all of them.
     temperature : float
         Divides the logits, as it did when the completions were sampled.
     tokens_per_batch : int
@@ -64,6 +67,9 @@ def sequence_log_probs(
         make = PackedCompletions if shared else PaddedCompletions
         batch = make([prompt_ids[i] for i in rows], [completion_ids[i] for i in rows], model.device)
         log_p, _ = token_log_probs(model, batch, temperature=temperature)
+        if own is not None:
+            kept = [k for i in rows for k in own[i] or [1] * len(completion_ids[i])]
+            log_p = log_p * torch.tensor(kept, device=log_p.device)
         sums = torch.zeros(len(rows), dtype=torch.float64, device=model.device)
         result[rows] = sums.index_add_(0, batch.row, log_p.double()).cpu().numpy()
         advance(len(rows))

@@ -137,6 +137,8 @@ class Models:
     ) -> None:
         self.paths = {"reference": reference, "proposal": reference if proposal is None else proposal}
         self.has_proposal, self._made_here, self._tokenizer = proposal is not None, made_here, tokenizer
+        self.engines: Mapping[str, Any] = {}
+        self._drawn_by: dict[str, str] = {}
         self._digests: dict[Origin, str] = {}
         self._device_map = device_map
 
@@ -147,7 +149,11 @@ class Models:
 
     def identity(self, *roles: str) -> dict[str, str]:
         """What given models are: a folder's files, a hub id, or the weights of a model in memory."""
-        return {} if self._made_here else {role: self._digest(self.paths[role]) for role in roles}
+        return {} if self._made_here else {role: self._digest(self.paths[role]) for role in roles} | self._drawn_by
+
+    def draw_with(self, engines: Mapping[str, Any], identity: str) -> None:
+        """Let engines, by role, draw in the models' place; their identity is what they add to the models."""
+        self.engines, self._drawn_by = engines, {"drawn_by": identity}
 
     def _digest(self, path: Origin) -> str:
         # Read once: a comparison asks for it with every policy.

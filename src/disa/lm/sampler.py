@@ -45,6 +45,10 @@ class Draw(NamedTuple):
     """Sum over the completion's tokens, stop token included, in nats; None where an engine does not say."""
     retokenised: bool = False
     """Only the text was known, and the ids are what the reference's tokenizer makes of it."""
+    tool_mask: list[int] | None = None
+    """1 for each of the ids that the model wrote, 0 for those of tools; None where the model wrote all."""
+    reward: float | None = None
+    """Where it was judged as it was drawn."""
 
 
 def uniforms(seed: int, prompt_id: str, source: str, draw: int, length: int) -> np.ndarray:

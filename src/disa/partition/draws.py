@@ -159,7 +159,7 @@ def _arrays(rows: Sequence[ScoredTrajectory], prompt_index: NDArray[np.intp], n_
         "log_ref": np.array([row.log_ref for row in rows]),
         "log_proposal": np.array([row.log_proposal for row in rows]),
         "from_reference": np.array([row.source == "reference" for row in rows]),
-        "lengths": np.array([len(row.completion_ids) for row in rows], dtype=np.float64),
+        "lengths": np.array([row.own_length for row in rows], dtype=np.float64),
     }
 
 

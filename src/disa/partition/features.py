@@ -23,7 +23,7 @@ FEATURES = "mean of the last hidden states over the prompt's tokens, version 1"
 _STATE_FIELDS = ("reference", "tokenizer", "chat_template")
 """What the hidden states of a prompt depend on."""
 
-_LAW_FIELDS = ("temperature", "max_completion_length", "stop_token_ids", "reward", "task")
+_LAW_FIELDS = ("temperature", "max_completion_length", "stop_token_ids", "reward", "task", "tools")
 """What q depends on besides; beta is left out, since rewards of 0 and 1 have the same q at every beta."""
 
 

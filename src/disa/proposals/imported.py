@@ -204,6 +204,9 @@ def _checked(row: dict[str, Any], where: str) -> dict[str, Any]:
     if values["completion"] is None or (values["prompt_id"] or values["prompt"]) is None:
         fix = "give every row prompt_id or prompt, and completion"
         raise DisaError(f"fields are missing, found {', '.join(row)}", where=where, fix=fix)
+    if row.get("tool_mask") is not None:
+        problem = "tools or an environment wrote some of its tokens (tool_mask), which an import does not know of"
+        raise DisaError(problem, where=where, fix="import trajectories that the model wrote alone")
     # Elsewhere a column of this name may mean anything.
     values["of_the_reference"] = "log_sampler" in row and row.get("source") == "reference"
     return values

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from disa.lm.models import FrozenModels, Models
 from disa.lm.sampler import Draw, sample, uniforms
 from disa.lm.sampling import SamplingConfig, check_context, decode_completion, encode_prompt
+from disa.proposals.answers import varied_answers
 from disa.proposals.blends import BlendEngine, blends_of
 from disa.proposals.config import DrawPlan, ProposalsConfig
 from disa.proposals.engines import make_engines
@@ -58,6 +59,12 @@ def _says(folder: StageFolder) -> list[str]:
     drawn = {source: [row.truncated for row in rows if row.source == source] for source in SOURCES}
     cut = {source: share(sum(marks), len(marks)) for source, marks in drawn.items() if marks}
     lines = ["cut at the length limit: " + ", ".join(f"{source} {part}" for source, part in cut.items())]
+    varied, places = varied_answers(rows)
+    if varied:
+        lines.append(
+            f"warning: tools or environments answered the same words differently at {varied} of {places} places that "
+            "several trajectories came to; no policy reaches the target then, and kl_to_target settles at what is left"
+        )
     return lines + [
         f"warning: more than {MOSTLY_CUT:.0%} of the {source}'s completions are cut: the target is one over unfinished "
         "texts; raise sampling.max_completion_length, or check prompt form and stop tokens"
@@ -77,7 +84,7 @@ def draw_trajectories(
 ) -> None:
     """Draw by the recipe's engine; models that it runs elsewhere are not loaded here."""
     tokenizer = models.tokenizer()
-    engines = make_engines(config, sampling, prompts, models.paths, tokenizer)
+    engines = dict(models.engines) or make_engines(config, sampling, prompts, models.paths, tokenizer)
     here = models.load([role for role in SOURCES if role not in engines], config.compute)
     if blends := blends_of(config, sampling, task, prompts, tokenizer):
         here = models.load(blends.roles, config.compute, together=True)
@@ -189,6 +196,8 @@ def draw_block(
                     truncated=d.truncated,
                     log_sampler=d.log_prob,
                     retokenised=d.retokenised,
+                    tool_mask=d.tool_mask,
+                    judged=d.reward,
                 )
                 for (prompt_id, draw), d in zip(batch, draws, strict=True)
             ]

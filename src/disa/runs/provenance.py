@@ -27,6 +27,8 @@ class Fingerprint:
     """Digest of the reference's weights and of its model settings."""
     tokenizer: str
     """Digest of the vocabulary, merges and special tokens."""
+    tools: str = dataclasses.field(default="none", kw_only=True)
+    """Identity of what answers the model while it writes: tools, an environment, a rollout function."""
     chat_template: str
     """Digest of the chat template and the system prompt, ``none`` where prompts are plain text."""
     temperature: float

@@ -64,8 +64,8 @@ class Prompt:
 class Trajectory:
     """One offline completion. Written by ``proposals``."""
 
-    VERSION: ClassVar[int] = 2
-    READS: ClassVar[tuple[int, ...]] = (1,)
+    VERSION: ClassVar[int] = 3
+    READS: ClassVar[tuple[int, ...]] = (1, 2)
 
     prompt_id: str
     draw: int
@@ -81,14 +81,24 @@ class Trajectory:
     """Log-probability under the model it was drawn from, as the sampler computed it; null where it did not say."""
     retokenised: bool = dataclasses.field(default=False, kw_only=True)
     """The sampler gave text only, and ``completion_ids`` are what the reference's tokenizer makes of it."""
+    tool_mask: list[int] | None = dataclasses.field(default=None, kw_only=True)
+    """1 for each of ``completion_ids`` that the model wrote, 0 for those of tools and environments; null where the
+    model wrote all. Every log-probability and length is of the model's own."""
+    judged: float | None = dataclasses.field(default=None, kw_only=True)
+    """Reward given as it was drawn, where tools or environments took part; null where that is left to scoring."""
+
+    @property
+    def own_length(self) -> int:
+        """Tokens that the model wrote."""
+        return len(self.completion_ids) if self.tool_mask is None else sum(self.tool_mask)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ScoredTrajectory(Trajectory):
     """A trajectory with both models' log-probabilities and its reward. Written by ``scoring``."""
 
-    VERSION: ClassVar[int] = 3
-    READS: ClassVar[tuple[int, ...]] = (2,)
+    VERSION: ClassVar[int] = 4
+    READS: ClassVar[tuple[int, ...]] = (2, 3)
 
     log_ref: float
     log_proposal: float | None

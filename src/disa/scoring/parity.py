@@ -41,7 +41,7 @@ def parity_report(
     for source in sorted({row.source for row in both}):
         mine = [row for row in both if row.source == source]
         scored = np.array([row.log_ref if source == "reference" else row.log_proposal for row in mine])
-        tokens = np.array([max(1, len(row.completion_ids)) for row in mine])
+        tokens = np.array([max(1, row.own_length) for row in mine])
         difference = np.abs(scored - np.array([row.log_sampler for row in mine])) / tokens
         report[source] = {"mean": float(difference.mean()), "max": float(difference.max()), "trajectories": len(mine)}
     return report

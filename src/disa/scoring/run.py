@@ -155,6 +155,8 @@ def run_scoring(
 
     def judge(part: tuple[list[Trajectory], list[float] | None]) -> _Judged:
         block, _ = part
+        if task.judged_when_drawn:
+            return *part, [t.judged for t in block]
         return *part, checked_rewards(task, [by_id[t.prompt_id] for t in block], [t.completion for t in block])
 
     def make(part: _Judged, advance: Advance) -> list[ScoredTrajectory]:
@@ -215,6 +217,7 @@ def _log_probs(
         models[role],
         [encoded[t.prompt_id] for t in block],
         [t.completion_ids for t in block],
+        own=[t.tool_mask for t in block],
         temperature=sampling.temperature,
         tokens_per_batch=config.tokens_per_batch,
         advance=advance,

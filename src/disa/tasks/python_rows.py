@@ -15,6 +15,9 @@ from disa.runs.provenance import digest
 from disa.runs.records import Prompt
 from disa.tasks.reward_functions import RewardFunctions
 from disa.tasks.task import SPLITS, Task
+from disa.tasks.tools import Tools
+
+_MESSAGES = "give prompts as lists of messages: [{'role': 'user', 'content': ...}]"
 
 TASK: Final = "rows"
 VERSION = 1
@@ -73,6 +76,8 @@ class PythonRows(Task):
     reward_range : tuple of float
     key_columns : sequence of str
         Columns that, with the prompt, make the id.
+    tools : Tools, optional
+        What answers while a completion is written. Trajectories are then judged as they are drawn.
     """
 
     name = TASK
@@ -86,17 +91,24 @@ class PythonRows(Task):
         reward: RewardFunctions,
         reward_range: tuple[float, float],
         key_columns: Sequence[str],
+        tools: Tools | None = None,
     ) -> None:
-        self._reward, self.reward_range = reward, reward_range
+        self._reward, self.reward_range, self._tools = reward, reward_range, tools or Tools()
+        self.judged_when_drawn, self.tools = bool(tools), self._tools.identity
         self._rows = {"train": _by_key(train, key_columns)}
         known = self._rows["train"]
         self._rows["heldout"] = {k: row for k, row in _by_key(heldout, key_columns).items() if k not in known}
-        keys = {split: sorted(rows) for split, rows in self._rows.items()}
+        keys: dict[str, Any] = {split: sorted(rows) for split, rows in self._rows.items()}
+        keys |= {"tools": self.tools} if tools else {}
         super().__init__(
             PythonRowsConfig(digest=digest(keys), reward_range=reward_range, key_columns=tuple(key_columns))
         )
         self.key_columns = tuple(key_columns)
         self.messages = not isinstance(next(iter(known.values()))["prompt"], str)
+        if not self.messages and (self._tools.tools or self._tools.environment_factory):
+            raise DisaError(
+                "prompts are texts, and tools need messages", where="data set, column prompt", fix=_MESSAGES
+            )
 
     @property
     def fingerprint(self) -> str:
@@ -107,6 +119,10 @@ class PythonRows(Task):
     def reward_fingerprint(self) -> str:
         """Identity of the reward functions, as the trainer takes it."""
         return self._reward.fingerprint
+
+    def row(self, prompt_id: str) -> dict[str, Any]:
+        """The row of a prompt, with its id, as a trainer's data set has it."""
+        return next(rows[prompt_id] for rows in self._rows.values() if prompt_id in rows) | {"prompt_id": prompt_id}
 
     @property
     def alphabet(self) -> str:
@@ -119,10 +135,19 @@ class PythonRows(Task):
 
     @functools.cached_property
     def _all_prompts(self) -> dict[str, list[Prompt]]:
-        return {split: [_prompt(*row, split) for row in self._rows.get(split, {}).items()] for split in SPLITS}
+        return {split: [self._prompt_of(key, split) for key in self._rows.get(split, {})] for split in SPLITS}
+
+    def _prompt_of(self, key: str, split: str) -> Prompt:
+        row = self.row(key)
+        prompt = self._tools.prompt(row)
+        text = prompt if isinstance(prompt, str) else json.dumps(prompt)
+        others = {name: value for name, value in row.items() if name not in ("prompt", "prompt_id")}
+        return Prompt(key, TASK, split, text, json.dumps(others, default=repr), None)
 
     def rewards(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float | None]:
         """Rewards as the trainer's own path gives them: columns as lists, chat completions as messages."""
+        if self.judged_when_drawn:
+            return [None] * len(prompts)
         rows = [self._rows[p.split][p.prompt_id] for p in prompts]
         columns = {name: [row.get(name) for row in rows] for name in rows[0] if name != "prompt"} if rows else {}
         given = [[{"role": "assistant", "content": c}] for c in completions] if self.messages else list(completions)
@@ -139,10 +164,3 @@ class PythonRows(Task):
 
 def _by_key(rows: Sequence[Mapping[str, Any]], key_columns: Sequence[str]) -> dict[str, dict[str, Any]]:
     return {prompt_key(row, key_columns): dict(row) for row in rows}
-
-
-def _prompt(key: str, row: Mapping[str, Any], split: str) -> Prompt:
-    prompt = row["prompt"]
-    text = prompt if isinstance(prompt, str) else json.dumps(prompt)
-    others = {name: value for name, value in row.items() if name != "prompt"}
-    return Prompt(key, TASK, split, text, json.dumps(others, default=repr), None)

@@ -6,10 +6,12 @@ import asyncio
 import inspect
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 from disa.errors import DisaError
-from disa.tasks.reward_identity import reward_fingerprint, reward_name
+from disa.tasks.reward_identity import name_of, reward_fingerprint
+from disa.tasks.tools import Tools
 
 RewardFunction = Callable[..., Any]
 Rewards = Any
@@ -30,6 +32,8 @@ class RewardFunctions:
         Tokenizers of the reward models, one per function; None for that beside the model.
     chat_template_kwargs : mapping, optional
         Further arguments of the reward models' chat templates.
+    tools : Tools, optional
+        With tools, TRL's trainer judges what it draws. Only the identity is asked for then.
     """
 
     def __init__(
@@ -38,8 +42,9 @@ class RewardFunctions:
         weights: Sequence[float] | None,
         processing_classes: Any = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        tools: Tools | None = None,
     ) -> None:
-        called = list(functions) if isinstance(functions, list | tuple) else [functions]
+        called = list(functions) if isinstance(functions, list | tuple) else [] if functions is None else [functions]
         tokenizers = processing_classes if isinstance(processing_classes, list) else [processing_classes] * len(called)
         if len(tokenizers) != len(called):
             raise DisaError(
@@ -65,13 +70,17 @@ class RewardFunctions:
                     where="reward_funcs",
                     fix="give functions of (prompts, completions, ...), or sequence classifiers",
                 )
-            if "completion_ids" in _parameters(function):
+            if not tools and "completion_ids" in _parameters(function):
                 raise DisaError(
                     "it reads completion_ids, which calibration does not give yet: it judges texts",
-                    where=f"reward function {reward_name(function)}",
+                    where=f"reward function {name_of(function)}",
                     fix="read completions instead",
                 )
         self._used = [(f, w) for f, w in zip(called, weights, strict=True) if w != 0]
+        if tools and tools.reward:
+            called, weights = [*called, SimpleNamespace(fingerprint=tools.reward)], [*weights, 1.0]
+        if not any(weights):
+            raise DisaError("no reward function counts", where="reward_funcs", fix="give one of a weight above 0")
         self.fingerprint = reward_fingerprint(called, weights)
 
     def __call__(self, prompts: list[Any], completions: list[Any], columns: dict[str, list[Any]]) -> list[float | None]:
@@ -85,7 +94,7 @@ class RewardFunctions:
             if len(found) != len(prompts):
                 raise DisaError(
                     f"{len(found)} rewards for {len(prompts)} completions",
-                    where=f"reward function {reward_name(function)}",
+                    where=f"reward function {name_of(function)}",
                     fix="return one value per completion, None where it cannot be judged",
                 )
             for i, value in enumerate(found):

@@ -36,34 +36,55 @@ def _identity(function: Any) -> str:
         return own
     if isinstance(function, nn.Module):
         return f"{type(function).__name__}:{weights_digest(function)}"
-    name = reward_name(function)
-    try:
-        return f"{name}:{digest(_content(function))}"
-    except (OSError, TypeError) as error:
-        raise DisaError(
-            f"what reward function {name} computes cannot be told ({str(error).splitlines()[0]})",
-            where="reward_funcs",
-            fix="give it an attribute fingerprint: a text that you change whenever it computes something else, and "
-            "that is the anchor's",
-        ) from error
+    return f"{name_of(function)}:{digest(content_of(function, 'reward function', 'reward_funcs'))}"
 
 
-def reward_name(function: Any) -> str:
-    """Name of a reward function for messages."""
+def name_of(function: Any) -> str:
+    """Name of a callable for messages."""
     while isinstance(function, functools.partial):
         function = function.func
     return getattr(function, "__qualname__", type(function).__qualname__)
 
 
+def content_of(function: Any, kind: str, where: str) -> Any:
+    """What a callable computes, as plain JSON: its own ``fingerprint``, or its source and the plain values it holds.
+
+    Raises
+    ------
+    DisaError
+        Where the source cannot be read, or it holds more than plain values.
+    """
+    try:
+        content = _content(function)
+        digest(content)  # fails for what is no JSON
+    except (OSError, TypeError, RecursionError) as error:
+        raise DisaError(
+            f"what {kind} {name_of(function)} computes cannot be told ({str(error).splitlines()[0]})",
+            where=where,
+            fix="give it an attribute fingerprint: a text that you change whenever it computes something else, and "
+            "that is the anchor's",
+        ) from error
+    return content
+
+
 def _content(function: Any) -> Any:
-    """Source and held values as plain JSON; TypeError or OSError where there is no such thing."""
+    """Source and held values; TypeError or OSError where there is no such thing."""
+    own = getattr(function, "fingerprint", None)
+    if own is not None:
+        return own
     if isinstance(function, functools.partial):
         return [_content(function.func), function.args, function.keywords]
     if isinstance(function, types.MethodType):
         return [_content(function.__func__), _content(function.__self__)]
     if isinstance(function, types.FunctionType):
-        held = [cell.cell_contents for cell in function.__closure__ or ()]
+        held = [_held(cell.cell_contents) for cell in function.__closure__ or ()]
         source = inspect.getsource(function)
         # A function alone keeps the identity that its source gives it.
         return [source, *held] if held else source
+    if isinstance(function, type):
+        return [inspect.getsource(base) for base in function.__mro__ if base is not object]
     return [inspect.getsource(type(function)), vars(function)]
+
+
+def _held(value: Any) -> Any:
+    return _content(value) if callable(value) else value

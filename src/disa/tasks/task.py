@@ -60,6 +60,10 @@ class Task(ABC):
         """Name, version and range of the reward."""
         return f"{self.fingerprint}{list(self.reward_range)}"
 
+    tools: str = "none"
+    """Identity of what answers the model while it writes."""
+    judged_when_drawn: bool = False
+    """Whether trajectories come with their reward: where tools or environments took part."""
     has_modes: bool = True
     """Whether every correct completion has a mode."""
     reward_range: tuple[float, float] = (0.0, 1.0)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from disa.anchor import Anchor
@@ -18,10 +18,9 @@ from disa.training.trajectory_weights import equal_prompts, target_weights
 
 
 def anchors_own(
-    anchor: Anchor, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, args: DISAConfig, plan: FlagPlan
+    anchor: Anchor, prompts: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, args: DISAConfig, plan: FlagPlan
 ) -> StoredTrajectories:
-    """Trajectories of the data set's prompts that log Z was estimated from, weighted towards the target."""
-    prompts = dict(zip(dataset["prompt_id"], dataset["prompt"], strict=True))
+    """Trajectories of the prompts, by id, that log Z was estimated from, weighted towards the target."""
     messages = not isinstance(next(iter(prompts.values())), str)
     sampling = SamplingConfig(
         conversational=messages, messages=messages, chat_template_kwargs=dict(anchor.chat_template_kwargs)

@@ -44,6 +44,7 @@ from disa.training.audit import ResidualRecord
 from disa.training.data import check_args, check_datasets, check_steps
 from disa.training.disa_config import DISAConfig
 from disa.training.log_z import LogZ
+from disa.training.policy_log_probs import own_mask
 from disa.training.reference import check_frozen, hold_reference, policy
 from disa.training.reuse import Reuse
 from disa.training.shared_prompt_trainer import SharedPromptTrainer
@@ -76,6 +77,8 @@ class BalanceTrainer(SharedPromptTrainer):
         Trajectories for the forward projection; needed exactly when ``args.offline_share`` is above 0.
     eval_dataset, processing_class, reward_processing_classes, callbacks, optimizers, peft_config
         As in :class:`trl.GRPOTrainer`.
+    tools, environment_factory, rollout_func
+        As there. What they write into a completion is in no log-probability, length or entropy.
 
     Raises
     ------
@@ -99,6 +102,9 @@ class BalanceTrainer(SharedPromptTrainer):
         callbacks: Any = None,
         optimizers: tuple[Any, Any] = (None, None),
         peft_config: Any = None,
+        tools: list[Callable[..., Any]] | None = None,
+        environment_factory: Callable[[], Any] | None = None,
+        rollout_func: Callable[..., Any] | None = None,
     ) -> None:
         check_args(args)
         args.complete()
@@ -124,6 +130,9 @@ class BalanceTrainer(SharedPromptTrainer):
             callbacks=callbacks,
             optimizers=optimizers,
             peft_config=peft_config,
+            tools=tools,
+            environment_factory=environment_factory,
+            rollout_func=rollout_func,
         )
         unwrapped = self.accelerator.unwrap_model(self.model)
         if "ref" in getattr(unwrapped, "peft_config", {}):
@@ -221,7 +230,7 @@ class BalanceTrainer(SharedPromptTrainer):
 
     def _group_baseline(self, batch: dict[str, Any]) -> Tensor:
         """Anchored baseline of every row, from the residuals that its whole group had when it was drawn."""
-        mask, gather = batch["completion_mask"], self.accelerator.gather
+        mask, gather = own_mask(batch), self.accelerator.gather
         log_pi, log_ref = (
             (x.double() * mask).sum(dim=1) for x in (self.sampler_log_probs(batch), batch["ref_per_token_logps"])
         )
@@ -268,7 +277,7 @@ class BalanceTrainer(SharedPromptTrainer):
 
     def _balance(self, model: Any, inputs: dict[str, Any], mode: str) -> Tensor:
         """Mean squared residual of the completions whose reward is decided."""
-        source, mask, length = self.log_z, inputs["completion_mask"], self.args.length
+        source, mask, length = self.log_z, own_mask(inputs), self.args.length
         lengths, reward = mask.sum(dim=1), inputs["raw_reward"]
         log_pi, entropy = self.sequence_log_probs(model, inputs, entropy=mode == "eval" or self._logs_this_step)
         log_ref = (inputs["ref_per_token_logps"].double() * mask).sum(dim=1)
@@ -348,7 +357,7 @@ class BalanceTrainer(SharedPromptTrainer):
     ) -> tuple[Tensor, Tensor | None]:
         """Sequence log-probabilities, float64, and on request token entropies."""
         token_log_pi, entropies = self._token_log_probs(model, inputs, batch_size=batch_size, entropy=entropy)
-        return (token_log_pi.double() * inputs["completion_mask"]).sum(dim=1), entropies
+        return (token_log_pi.double() * own_mask(inputs)).sum(dim=1), entropies
 
     def _token_log_probs(
         self, model: Any, inputs: dict[str, Any], *, batch_size: int | None = None, entropy: bool = False

@@ -36,8 +36,10 @@ class ReferenceGuard(TrainerCallback):
         self._trainer, self._anchor = trainer, anchor
         known = [p for p in anchor.probes.values() if p.prompt_id in prompt_ids]
         self._log_ref = torch.tensor([p.log_ref for p in known if p.completion_ids], dtype=torch.float64)
-        self._ids = [(prompt_ids[p.prompt_id], p.completion_ids) for p in known if p.completion_ids]
-        self._tokens = torch.tensor([len(completion) for _, completion in self._ids])
+        tried = [(p, p.completion_ids) for p in known if p.completion_ids]
+        self._ids = [(prompt_ids[p.prompt_id], ids) for p, ids in tried]
+        self._own = [torch.tensor(p.tool_mask or [1] * len(ids)) for p, ids in tried]
+        self._tokens = torch.tensor([int(own.sum()) for own in self._own])
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Compare log pi_ref with the anchor's, and log pi in training with that in sampling."""
@@ -106,4 +108,5 @@ class ReferenceGuard(TrainerCallback):
             for key, values, value in (("ids", ids, pad), ("mask", [torch.ones_like(row) for row in ids], 0)):
                 padded = pad_sequence(values, batch_first=True, padding_value=value, padding_side=side)
                 batch[f"{name}_{key}"] = padded.to(device)
+        batch["tool_mask"] = pad_sequence(self._own, batch_first=True).to(device)
         return batch

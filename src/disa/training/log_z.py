@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from disa.errors import DisaError
 from disa.objectives.log_z import group_log_z
 from disa.objectives.trajectory_balance import Length
+from disa.training.policy_log_probs import own_mask
 
 if TYPE_CHECKING:
     from disa.training.balance_trainer import BalanceTrainer
@@ -194,7 +195,7 @@ def gflowrl(**settings: Any) -> Group:
 
 def group_means(trainer: BalanceTrainer, batch: dict[str, Any], *, length: Length) -> Tensor:
     """Log Z of every group, before TRL scatters a group over micro-batches; groups may span processes."""
-    mask, rows = batch["completion_mask"], len(batch["completion_mask"])
+    mask, rows = own_mask(batch), len(batch["completion_mask"])
     log_sampler = (trainer.sampler_log_probs(batch).double() * mask).sum(dim=1)
     log_ref = (batch["ref_per_token_logps"].double() * mask).sum(dim=1)
     gather = trainer.accelerator.gather

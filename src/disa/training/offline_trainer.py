@@ -38,7 +38,7 @@ def supervised(length: Length) -> OfflineLoss:
     """Cross-entropy of the drawn completions; what was kept, and how often, is the weights' affair."""
 
     def loss(log_pi: Tensor, batch: StoredBatch) -> Tensor:
-        lengths = batch.completion_mask.sum(dim=1)
+        lengths = batch.tool_mask.sum(dim=1)
         own = supervised_loss(log_pi, torch.ones_like(log_pi), length=length, lengths=lengths)
         # The engine averages over processes: the mean over all tokens gives each one the weight of its tokens.
         return own * (lengths.sum() / batch.tokens[0]) if length == "mean" else own
@@ -170,7 +170,7 @@ class OfflineTrainer(Trainer):
                 batch.completion_mask,
                 temperature=self.args.temperature,
             )
-            return token_log_pi.double().sum(dim=1)
+            return (token_log_pi.double() * batch.tool_mask).sum(dim=1)
         kept = batch.completion_ids.size(1)
         logits = model(
             input_ids=torch.cat([batch.prompt_ids, batch.completion_ids], dim=1),
@@ -181,4 +181,4 @@ class OfflineTrainer(Trainer):
         # Padding ids may lie outside the head's vocabulary; their entries are masked out below.
         targets = batch.completion_ids.clamp(max=logits.size(-1) - 1)[..., None]
         token_log_pi = log_probs.gather(2, targets).squeeze(-1)
-        return (token_log_pi.double() * batch.completion_mask).sum(dim=1)
+        return (token_log_pi.double() * batch.tool_mask).sum(dim=1)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import logging
 import types
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -102,6 +102,12 @@ def completion_log_probs(
         return table.index_put((batch.row, batch.step), values)
 
     return padded(log_p), None if entropies is None else padded(entropies)
+
+
+def own_mask(batch: Mapping[str, Tensor]) -> Tensor:
+    """1 for every token that the policy wrote itself, 0 for padding and for what tools and environments wrote."""
+    mask = batch["completion_mask"]
+    return mask if batch.get("tool_mask") is None else mask * batch["tool_mask"]
 
 
 def _unpadded(ids: Tensor, mask: Tensor) -> list[list[int]]:

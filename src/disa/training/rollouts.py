@@ -22,6 +22,7 @@ from trl.generation import vllm_generation
 
 from disa.errors import DisaError
 from disa.lm.loading import free_vllm
+from disa.training.policy_log_probs import own_mask
 
 BOUNDS = {torch.float32: 1e-3, torch.bfloat16: 2e-2, torch.float16: 2e-2}
 """Largest mean gap, nats per token: ``scoring.parity_bound`` by default, and what it should be in bfloat16."""
@@ -65,7 +66,7 @@ def check_gap(trainer: GRPOTrainer, batch: dict[str, Any], bound: float | None) 
     DisaError
         Naming the gap and the bound.
     """
-    mask = batch["completion_mask"]
+    mask = own_mask(batch)
     difference = _log_pi(trainer, batch).double() - batch["sampling_per_token_logps"].double()
     gaps = (difference * mask).sum(dim=1).abs() / mask.sum(dim=1).clamp(min=1)
     gap = trainer.accelerator.gather(gaps).mean().item()

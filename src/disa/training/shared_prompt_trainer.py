@@ -43,6 +43,9 @@ class SharedPromptTrainer(GRPOTrainer):
     def __init__(self, model: Any, *others: Any, args: GRPOConfig, **settings: Any) -> None:
         with policy_precision(model, args):
             super().__init__(model, *others, args=args, **settings)
+        for function, name in zip(self.reward_funcs, self.reward_func_names, strict=True):
+            if getattr(function, "__qualname__", "").endswith("__init__.<locals>.get_reward"):
+                function.fingerprint = f"{name}.get_reward"  # TRL's wrapper of an environment's own reward
         if self.args.disable_dropout:
             without_dropout(self.accelerator.unwrap_model(self.model))
         models = [self.accelerator.unwrap_model(m) for m in (self.model, self.ref_model) if m is not None]

@@ -31,8 +31,10 @@ class StoredBatch:
     reward: Tensor
     log_z: Tensor
     """NaN where no log Z was given."""
+    tool_mask: Tensor
+    """Shape of ``completion_ids``: 0 for tokens that tools wrote, which are in no sum."""
     tokens: Tensor
-    """Completion tokens of the whole batch, in all its parts, divided by the number of parts."""
+    """The model's own tokens of the whole batch, in all its parts, divided by the number of parts."""
 
 
 class StoredTrajectories:
@@ -78,6 +80,10 @@ class StoredTrajectories:
         self.prompts = frozenset(row.prompt_id for row in rows)
         self._prompt_ids = [torch.tensor(prompt_ids[row.prompt_id]) for row in rows]
         self._completion_ids = [torch.tensor(row.completion_ids) for row in rows]
+        self._tool_mask = [
+            torch.ones_like(ids) if row.tool_mask is None else torch.tensor(row.tool_mask)
+            for row, ids in zip(rows, self._completion_ids, strict=True)
+        ]
         self._log_ref = torch.tensor([row.log_ref for row in rows], dtype=torch.float64)
         self._reward = torch.tensor([row.reward for row in rows], dtype=torch.float64)
         self._log_z = torch.full_like(self._reward, torch.nan) if log_z is None else log_z
@@ -105,7 +111,7 @@ class StoredTrajectories:
         """
         rng = np.random.default_rng([self._seed, number])
         whole = rng.choice(len(self), size=size * parts, p=self._probability)
-        tokens = sum(len(self._completion_ids[i]) for i in whole) / parts
+        tokens = sum(int(self._tool_mask[i].sum()) for i in whole) / parts
         rows = whole[part * size : (part + 1) * size]
         prompts = [self._prompt_ids[i] for i in rows]
         completions = [self._completion_ids[i] for i in rows]
@@ -122,5 +128,6 @@ class StoredTrajectories:
             log_ref=self._log_ref[rows].to(device),
             reward=self._reward[rows].to(device),
             log_z=self._log_z[rows].to(device),
+            tool_mask=pad([self._tool_mask[i] for i in rows], 0, "right"),
             tokens=torch.full((size,), tokens, dtype=torch.float64, device=device),
         )

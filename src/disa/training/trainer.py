@@ -15,6 +15,7 @@ from disa.lm.sampling import SamplingConfig
 from disa.runs.provenance import Fingerprint
 from disa.tasks.python_rows import rows_identity
 from disa.tasks.reward_identity import reward_fingerprint
+from disa.tasks.tools import TEMPLATE_ARGUMENTS, Tools
 from disa.training.anchors_own import anchors_own, reference_name
 from disa.training.balance_trainer import BalanceTrainer
 from disa.training.data import check_args, check_columns, check_datasets, check_prompts, keyed
@@ -38,6 +39,8 @@ class DISATrainer(BalanceTrainer):
     anchor : Anchor, str or Path
         Frozen log Z, or the folder it is in. Its fingerprint must equal the trainer's in every field.
     args : DISAConfig
+    tools, environment_factory, rollout_func
+        As in :class:`trl.GRPOTrainer`, and as the anchor was calibrated with.
     train_dataset : datasets.Dataset
         Column ``prompt`` (text or messages) and whatever the reward functions read. With an anchor of a recipe's run
         also ``prompt_id`` and ``task``, as in the anchor. Evaluation rows need the same, and a log Z, too.
@@ -61,15 +64,20 @@ class DISATrainer(BalanceTrainer):
         *,
         offline: StoredTrajectories | None = None,
         eval_dataset: Any = None,
+        tools: list[Callable[..., Any]] | None = None,
+        environment_factory: Callable[[], Any] | None = None,
+        rollout_func: Callable[..., Any] | None = None,
         **others: Any,
     ) -> None:
         check_args(args)
+        self._tools = Tools(tools or (), environment_factory, rollout_func, args.max_tool_calling_iterations)
         if not isinstance(anchor, Anchor):
             anchor = Anchor.load(anchor)
         conditions = ("inverse_temperature", "temperature", "max_completion_length")
         args.complete(
             **{name: getattr(anchor.fingerprint, name) for name in conditions},
-            chat_template_kwargs=anchor.chat_template_kwargs or None,
+            chat_template_kwargs={k: v for k, v in anchor.chat_template_kwargs.items() if k not in TEMPLATE_ARGUMENTS}
+            or None,
         )
         train_dataset, eval_dataset, datasets = check_datasets(train_dataset, eval_dataset)
         if anchor.key_columns is None:
@@ -86,7 +94,8 @@ class DISATrainer(BalanceTrainer):
         plan = flag_plan(anchor, train_dataset.unique("prompt_id"), args.flagged, prompts_per_step=per_step)
         if offline is None and args.offline_share > 0 and anchor.path is not None:
             tokenizer = others.get("processing_class") or load_tokenizer(reference_name(model))
-            offline = anchors_own(anchor, train_dataset, tokenizer, args, plan)
+            prompts = {row["prompt_id"]: self._tools.prompt(row) for row in train_dataset}
+            offline = anchors_own(anchor, prompts, tokenizer, args, plan)
         if offline is not None:
             require_frozen_log_z(offline.prompts, plan)
         if plan.count("skip"):
@@ -99,11 +108,12 @@ class DISATrainer(BalanceTrainer):
             reward_range=anchor.reward_range,
         )
         self._anchor = anchor
-        super().__init__(
-            model, reward_funcs, log_z, args, train_dataset, offline=offline, eval_dataset=eval_dataset, **others
-        )
+        given = others | {"offline": offline, "eval_dataset": eval_dataset} | self._tools.as_given()
+        super().__init__(model, reward_funcs, log_z, args, train_dataset, **given)
         anchor.verify(self.fingerprint(train_dataset))
-        prompts = {row["prompt_id"]: row["prompt"] for dataset in datasets for row in dataset}
+        prompts = {row["prompt_id"]: self._tools.prompt(row) for dataset in datasets for row in dataset}
+        if environment_factory:
+            self._batch_environments = [None] * len(prompts)
         ids = dict(zip(prompts, self._tokenize_prompts(list(prompts.values()))[0], strict=True))
         anchor.verify_prompts(ids)
         self.add_callback(ReferenceGuard(self, anchor, ids))
@@ -121,13 +131,14 @@ class DISATrainer(BalanceTrainer):
         first = dataset[0]["prompt"][0] if conversational else {}
         keys = self._anchor.key_columns
         own_system = keys is None and first.get("role") == "system"
+        arguments = (self.args.chat_template_kwargs or {}) | self._tools.template_arguments(self._tokenizer)
         sampling = SamplingConfig(
             temperature=self.temperature,
             max_completion_length=self.max_completion_length,
             conversational=conversational,
             system_prompt=first["content"] if own_system else None,
             messages=conversational and keys is not None,
-            chat_template_kwargs=(self.args.chat_template_kwargs or {}) if conversational else {},
+            chat_template_kwargs=arguments if conversational else {},
         )
         return take_fingerprint(
             self.reference_model,
@@ -137,4 +148,5 @@ class DISATrainer(BalanceTrainer):
             reward=reward_fingerprint(self.reward_funcs, self.reward_weights.tolist()),
             inverse_temperature=self.args.inverse_temperature,
             task="+".join(sorted(dataset.unique("task"))) if keys is None else rows_identity(keys),
+            tools=self._tools.identity,
         )
