@@ -110,3 +110,13 @@ def test_completions_are_kept_of_few_prompts_and_digests_of_all(prompts):
     tried = [p for p in probes if p.completion_ids is not None]
     assert PROBES / 2 < len(tried) <= PROBES or len(tried) == prompts
     assert all(p.prompt_digest == prompt_digest(ids[p.prompt_id]) for p in probes)
+
+
+def test_prompts_that_no_probe_knows_pass_and_changed_ones_do_not(tmp_path):
+    freeze(
+        tmp_path, estimates(), FINGERPRINT, reward_range=(0.0, 1.0), binary=True, probes=take_probes({"p0": [1, 2]}, [])
+    )
+    anchor = Anchor.load(tmp_path)
+    anchor.verify_prompts({"p0": [1, 2], "p1": [3]})
+    with pytest.raises(DisaError, match="prompt p0.*its 3 token ids have digest"):
+        anchor.verify_prompts({"p0": [1, 2, 3]})

@@ -158,3 +158,24 @@ def test_the_gap_is_the_mean_over_completions_of_the_difference_per_token(vllm, 
     with pytest.raises(DisaError, match=said) if gap > limit else contextlib.nullcontext():
         check_gap(trainer, batch, bound)
     assert trainer._metrics["train"]["rollouts/gap"] == [pytest.approx(gap, abs=1e-6)]
+
+
+def test_log_probabilities_that_nobody_kept_are_asked_of_the_trainer(vllm, tmp_path):
+    trainer, asked = Stub(arguments(tmp_path)), {}
+
+    def score(model, ids, mask, length, batch_size):
+        asked.update(ids=ids.tolist(), mask=mask.tolist(), length=length, batch_size=batch_size)
+        return torch.tensor([[-1.0, -2.0]]), torch.tensor([[9.0, 9.0]]), None
+
+    trainer._get_per_token_logps_and_entropies = score
+    batch = {
+        "prompt_ids": torch.tensor([[0, 5]]),
+        "prompt_mask": torch.tensor([[0, 1]]),
+        "completion_ids": torch.tensor([[6, 7]]),
+        "completion_mask": torch.tensor([[1, 1]]),
+        "sampling_per_token_logps": torch.tensor([[-1.2, -2.0]]),
+    }
+    check_gap(trainer, batch, 0.2)
+    assert trainer._metrics["train"]["rollouts/gap"] == [pytest.approx(0.1, abs=1e-6)]
+    size = trainer.args.per_device_train_batch_size
+    assert asked == {"ids": [[0, 5, 6, 7]], "mask": [[0, 1, 1, 1]], "length": 2, "batch_size": size}
