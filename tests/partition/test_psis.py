@@ -92,3 +92,10 @@ def test_heavy_tail_is_flagged_only_without_reference_draws():
     arrays = plain_draws(log_w) | {"from_reference": np.arange(1000) == np.argmin(log_w)}
     bounded = estimate_log_partition_batch(**arrays, method="anchored")
     assert bounded.pareto_k[0] > 0.5 and "heavy_tail" not in bounded.flags[0]
+
+
+@pytest.mark.parametrize(("tied", "status"), [(4, "ok"), (5, "ties")])
+def test_a_tail_is_fitted_as_long_as_its_first_quartile_lies_above_the_cut(tied, status):
+    # A tail of 20, whose first quartile is its fifth: the first ones equal the largest weight below the tail.
+    log_w = np.concatenate([np.linspace(-5, -2, 79), np.full(1 + tied, -1.0), np.linspace(-0.9, 1.0, 20 - tied)])
+    assert estimate_log_partition_batch(**plain_draws(log_w)).pareto_status == (status,)

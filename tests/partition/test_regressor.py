@@ -14,7 +14,7 @@ from disa.partition.features import features_fingerprint, prompt_features
 from disa.partition.log_weights import log_z_from_q
 from disa.partition.logit_normal import log_marginal
 from disa.partition.regressor import Regressor, log_z_posterior
-from disa.partition.regressor_fit import fit_regressor, pseudo_counts
+from disa.partition.regressor_fit import _recalibrate, fit_regressor, pseudo_counts
 from disa.partition.regressor_report import report_regressor
 from disa.runs.provenance import Fingerprint
 
@@ -168,6 +168,23 @@ def test_the_fit_finds_the_simulated_law():
     # standard deviations are .11, .07, .09 and .03: three standard errors of the mean of four.
     truth, error = np.array([-2.5, 2.0, 1.0, 1.04]), np.array([0.11, 0.07, 0.09, 0.03]) / 2
     assert (np.abs(np.mean(found, axis=0) - truth) < 3 * error).all()
+
+
+def test_what_left_out_prompts_correct_is_most_likely_under_its_priors():
+    features, logit, k = simulate(7)
+    n, mean = np.full(60, 8.0), 0.6 * logit[:60] - 2.0  # too low, too flat
+    found = np.array(_recalibrate(k[:60], n, mean))
+
+    def loss(shift, slope, log_width):
+        moved = mean + shift + (slope - 1.0) * (mean - mean.mean())
+        prior = (shift / 10.0) ** 2 + ((slope - 1.0) / 0.25) ** 2 + (log_width / 1.5) ** 2
+        return 0.5 * prior - log_marginal(k[:60], n, moved, np.exp(log_width))[0].sum()
+
+    at = (found[0], found[1], np.log(found[2]))
+    # Half a loss unit is one standard error; the optimiser stops far below, and no step from its end lowers the loss.
+    for step in np.concatenate([np.eye(3), -np.eye(3)]) * 0.02:
+        assert loss(*(at + step)) > loss(*at)
+    assert found[0] > 0.3 and found[1] > 1.1
 
 
 def test_the_units_of_the_features_do_not_matter():
