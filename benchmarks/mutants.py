@@ -5,7 +5,8 @@
 
 Mutants are drawn with a seed, in equal numbers per package. A first run of the packages' tests, which must pass, notes
 which tests execute which lines and how long each takes. A mutant then runs the tests that execute its line (of a line
-that runs on import: those that execute any line of its file), quickest first, until one fails. The log keeps every
+that runs on import: those that execute any line of its file), quickest first, then the others of the same test files,
+until one fails. The log keeps every
 verdict: a second call goes on where the first one stopped.
 """
 
@@ -179,10 +180,15 @@ def covered(source: Path, package: str) -> tuple[dict[str, dict[str, list[str]]]
 
 
 def tests_of(name: str, line: int, lines: dict[str, dict[str, list[str]]], seconds: dict[str, float]) -> list[str]:
-    """Tests that execute the line, or any line of a file whose line runs on import; quickest first."""
+    """Tests that execute the line, or any line of a file whose line runs on import, quickest first.
+
+    Then the other tests of the same test files: a fixture that they share runs within the first test that asks for it.
+    """
     by_line = lines.get(name, {})
-    tests = by_line.get(str(line)) or {test for named in by_line.values() for test in named}
-    return sorted(tests, key=seconds.__getitem__)
+    own = set(by_line.get(str(line)) or (test for named in by_line.values() for test in named))
+    files = {test.split("::")[0] for test in own}
+    near = [test for test in seconds if test.split("::")[0] in files]
+    return sorted(near, key=lambda test: (test not in own, seconds[test]))
 
 
 def main() -> None:

@@ -120,3 +120,7 @@ def test_prompts_that_no_probe_knows_pass_and_changed_ones_do_not(tmp_path):
     anchor.verify_prompts({"p0": [1, 2], "p1": [3]})
     with pytest.raises(DisaError, match="prompt p0.*its 3 token ids have digest"):
         anchor.verify_prompts({"p0": [1, 2, 3]})
+
+
+def test_without_a_bound_of_its_own_an_anchor_allows_a_thousandth_of_a_nat_per_token(tmp_path):
+    assert frozen(tmp_path).probe_bound == 1e-3

@@ -150,3 +150,15 @@ def test_interval_narrows_with_draws_and_always_holds_the_estimate(interval):
         assert (batch.interval_low <= batch.log_z).all() and (batch.log_z <= batch.interval_high).all()
         widths.append(np.median(batch.interval_high - batch.interval_low))
     assert widths[0] > widths[1] > widths[2]
+
+
+@pytest.mark.parametrize("n", [1, 4, 16, 256, 4096])
+@pytest.mark.parametrize("level", [0.5, 0.9, 0.99])
+def test_one_hit_refutes_no_success_probability_that_writes_one_more_often_than_the_level_allows(n, level):
+    arrays = {"log_ref": np.full(n, -1.0), "from_reference": np.ones(n, dtype=bool)}
+    batch = estimate_log_partition_batch(
+        np.arange(n) == 0, prompt_index=np.zeros(n, dtype=int), **arrays, beta=2.0, interval="betting", level=level
+    )
+    low = np.expm1(batch.interval_low[0]) / np.expm1(2.0)
+    # A valid lower end is refuted by chance in at most half of what the level leaves.
+    assert 0 < 1 - (1 - low) ** n <= (1 - level) / 2

@@ -51,6 +51,11 @@ def test_its_gradient_is_that_of_the_squared_residual(group):
     assert of_disa(group=group).abs().max() > 0.1
 
 
+def test_the_baseline_trusts_log_z_as_one_completion_unless_told_otherwise():
+    assert same(from_policy(group=GROUP), from_policy(group=GROUP, prior_strength=1.0))
+    assert (from_policy(group=GROUP) - from_policy(group=GROUP, prior_strength=2.0)).abs().max() > 0.01
+
+
 def broken_conditions():
     plain = from_policy()
     moved = THETA - 0.3 * of_disa()

@@ -14,6 +14,7 @@ from disa.lm.hf_trainer import trainer_arguments
 from disa.lm.loading import load_tokenizer, trainable_model
 from disa.tasks.reward_identity import reward_fingerprint
 from disa.training.build import TrainerInputs, build_trainer
+from disa.training.config import TrainingConfig
 from disa.training.data import check_prompts
 from disa.training.disa_config import _REFUSED, _UNREAD
 
@@ -277,3 +278,18 @@ def test_offline_trajectories_are_given_exactly_where_they_have_a_share(small_ru
         small_run.trainer(tmp_path, parts={"anchor": in_memory}, offline_share=0.5)
     with pytest.raises(DisaError, match="offline_share is 0.0, but offline trajectories are given.*Fix: "):
         small_run.trainer(tmp_path, parts={"offline": small_run.offline()})
+
+
+@pytest.mark.parametrize(
+    ("field", "refused", "allowed"),
+    [
+        ("offline_share", 1.0, 0.99),
+        ("offline_share", -0.01, 0.0),
+        ("inverse_temperature", 0.0, 0.5),
+        ("value_samples", 0, 1),
+    ],
+)
+def test_a_recipe_has_the_bounds_of_the_trainer(field, refused, allowed):
+    assert getattr(TrainingConfig(**{field: allowed}), field) == allowed
+    with pytest.raises(ValueError, match=field):
+        TrainingConfig(**{field: refused})
