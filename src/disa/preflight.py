@@ -57,6 +57,10 @@ def preflight(
     facts, warnings = [f"reward: {task.reward_fingerprint}"], []
     if recipe.proposals.engine == "vllm":
         require_vllm("proposals.engine")
+    for name in recipe.training.report_to:
+        if find_spec(name) is None:
+            problem = f"the package {name} is not installed"
+            raise DisaError(problem, where="recipe, field training.report_to", fix=f"pip install {name}")
     if recipe.training.vllm is not None:
         require_vllm("training.vllm")
     if recipe.training.optim is not None:

@@ -22,6 +22,7 @@ own methods the loss is replaced and the others are extended around ``super()``.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ from disa.objectives.trajectory_balance import (
     trajectory_balance_residual,
 )
 from disa.training.audit import ResidualRecord
+from disa.training.completions_table import CompletionsTable
 from disa.training.data import check_args, check_datasets, check_steps
 from disa.training.disa_config import DISAConfig
 from disa.training.log_z import LogZ
@@ -117,6 +119,7 @@ class BalanceTrainer(SharedPromptTrainer):
         self.log_z, self._offline, self._offline_batches = log_z, offline, (-1, 0)
         self._rewards_per_func = torch.empty(0)
         self._audits, self._reuse = {"train": ResidualRecord(), "eval": ResidualRecord()}, Reuse(args)
+        self._table = CompletionsTable(self)
         self._name, self._paper = log_z.name, {"title": log_z.name, "id": log_z.paper}
         self._tag_names = ["trl", log_z.name.lower()]
         super().__init__(
@@ -168,6 +171,9 @@ class BalanceTrainer(SharedPromptTrainer):
         step = self.state.global_step
         batch["drawn"] = torch.full((len(inputs),), step, device=device)
         batch["group"] = self.groups(len(inputs))[own] + step * len(inputs) * self.accelerator.num_processes
+        batch["row"] = torch.arange(own.start, own.stop, device=device)
+        if self.log_completions:
+            self._table.open(len(undecided))
         batch["audited"] = torch.tensor([self.log_z.audited(row) for row in inputs], device=device)
         reuses = self.model.training and self.args.reuses
         if reuses:
@@ -325,6 +331,8 @@ class BalanceTrainer(SharedPromptTrainer):
         if mode == "train" and self.args.reuses:
             decided, log_weight = gather(decided), gather((log_pi - log_sampler).detach())
             self._reuse.note(log_weight[decided], gather(inputs["drawn"])[decided])
+        if self.log_completions:
+            self._table.note(*map(gather, (inputs["row"], inputs["drawn"], residual.detach(), log_z.detach())))
         self._metrics[mode]["log_z"].append(gather(log_z.detach()).nanmean().item())
         if entropy is not None:
             over_tokens = torch.stack([(entropy.detach() * mask).sum(), mask.sum()])
@@ -393,7 +401,20 @@ class BalanceTrainer(SharedPromptTrainer):
         mode = "train" if self.model.training else "eval"
         for name, value in self._audits[mode].metrics().items():
             self._metrics[mode][name].append(value)
-        super().log(logs | self.log_z.facts(), start_time)
+        logs.update(self.log_z.facts())  # in place, as TRL does it: evaluate returns what is logged
+        if mode == "eval":
+            # TRL names the metrics of all evaluation sets alike; the loss has its set's name.
+            own = next((name[5:-4] for name in logs if name.startswith("eval_") and name.endswith("_loss")), "")
+            named = {own + name: values for name, values in self._metrics["eval"].items()}
+            self._metrics["eval"] = defaultdict(list, named)
+        shown: bool = self.log_completions
+        self.log_completions: bool = False  # TRL's own table has GRPO's advantage
+        try:
+            super().log(logs, start_time)
+        finally:
+            self.log_completions = shown
+        if shown:
+            self._table.write()
 
     # What a learned log Z trains beside the policy
 

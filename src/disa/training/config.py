@@ -118,6 +118,11 @@ class TrainingConfig(StageConfig):
     """Steps between checkpoints: what a kill can cost."""
     log_every: int = speed_only(1, ge=1)
     """Steps between lines of the step log."""
+    report_to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = speed_only(())
+    """Where each line of the step log goes besides; the packages of these names must be installed."""
+    log_completions: bool = speed_only(False)
+    """Print completions at every line of the step log and keep all in
+    ``6_training/METHOD/checkpoints/completions``, with residual and log Z of methods with a log Z."""
 
     @model_validator(mode="after")
     def _whole_micro_batches(self) -> TrainingConfig:

@@ -133,6 +133,8 @@ class DISAConfig(GRPOConfig):
             # TRL asks for bfloat16 by default, which fails on a CPU unless it is said to be meant.
             self.use_cpu = True
             self.bf16: bool = bool(self.bf16)
+        if self.greater_is_better is None and str(self.metric_for_best_model).endswith("kl_to_target"):
+            self.greater_is_better: bool | None = False
         self._check_own_fields()
         self._derive_beta()
         self._accept_groups_of_one()

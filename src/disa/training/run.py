@@ -108,6 +108,7 @@ def run_training(
             "num_iterations": config.method_uses(method),
             "max_completion_length": sampling.max_completion_length,
             "temperature": sampling.temperature,
+            "log_completions": config.log_completions,
             **_rollouts(config),
         },
         shared={
@@ -168,6 +169,7 @@ def _arguments(method: str, config: TrainingConfig, reference: str | Path, outpu
         "save_steps": config.save_every,
         "save_total_limit": 1,
         **trainer_arguments(precision(config.compute, reference) == "bfloat16", config.log_every),
+        "report_to": list(config.report_to) or "none",
     }
 
 
