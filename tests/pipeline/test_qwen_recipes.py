@@ -33,7 +33,8 @@ SMALL = {
 @pytest.mark.parametrize("name", ["mbpp", "gsm8k", "math"])
 def test_a_twin_of_the_recipe_runs_from_start_to_report(name, tmp_path, monkeypatch):
     recipe = yaml.safe_load(Path(f"recipes/{name}-qwen.yaml").read_text())
-    load_recipe(f"recipes/{name}-qwen.yaml")  # as it stands, it is one
+    as_it_stands = load_recipe(f"recipes/{name}-qwen.yaml")
+    assert as_it_stands.tasks.validation_share > 0, "the search of its comparison needs validation prompts"
     recipe["run_dir"] = str(tmp_path / "run")
     recipe["models"] = {
         "reference": write_model(tmp_path / "reference", 0),
