@@ -125,9 +125,10 @@ ROWS = {
         ["partition.method=is", "partition.level=0.8", "training.inverse_temperature=3"],
         FROM_PARTITION,
     ),
-    "`training.baseline`, `baseline_prior_strength`, `flagged`, `offline_share`, `offline_weight_cap`, "
+    "`training.prompts`, `baseline`, `baseline_prior_strength`, `flagged`, `offline_share`, `offline_weight_cap`, "
     "`offline_weight_tail`, `weight_cap`, `min_ess`, `replay_share`, `replay_generations`": (
         [
+            "training.prompts=signal",
             "training.baseline=none",
             "training.baseline_prior_strength=2",
             "training.flagged=group",
@@ -327,9 +328,11 @@ OTHER = {
     # Settings of methods that the tiny recipe does not train; tests/training_methods covers them.
     "training.log_z_learning_rate": None,
     "training.value_samples": None,
+    "training.gflowrl_clip": None,
     "training.micro_batch": "4",
     "training.schedule": "linear",
     "training.baseline": "none",
+    "training.prompts": "signal",
     "training.lora": "{rank: 2}",
     "evaluation.ks": "[1]",
     "models.reference": None,

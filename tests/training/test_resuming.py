@@ -33,6 +33,11 @@ SETTINGS = {
         },
         {"offline": True},
     ),
+    "with prompts by what they teach": ({"prompts": "signal"}, {}),
+    "with prompts by what they teach, used twice": (
+        {"prompts": "signal", "num_iterations": 2, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 6},
+        {},
+    ),
     "with batches that are given up": ({"num_iterations": 2, "learning_rate": 0.3, "min_ess": 0.95}, {}),
 }
 

@@ -40,6 +40,7 @@ def test_names_settings_and_configuration_agree_and_need_no_torch():
 def test_a_method_depends_on_its_own_settings_and_on_no_other_methods(method):
     changed = {
         "inverse_temperature": 7.0,
+        "prompts": "signal",
         "baseline": "none",
         "baseline_prior_strength": 3.0,
         "flagged": "skip",
@@ -48,6 +49,7 @@ def test_a_method_depends_on_its_own_settings_and_on_no_other_methods(method):
         "offline_weight_tail": "pareto",
         "log_z_learning_rate": 0.5,
         "value_samples": 4,
+        "gflowrl_clip": "gap",
         "weight_cap": 3.0,
         "min_ess": 0.1,
         "replay_share": 0.25,

@@ -31,6 +31,7 @@ SEARCHED = frozenset(
         "offline_weight_cap",
         "offline_weight_tail",
         "log_z_learning_rate",
+        "prompts",
         "steps_per_completion",
         "weight_cap",
         "min_ess",

@@ -49,6 +49,8 @@ class SeededEpochs(TrainerCallback):
             sampler = inner
         if hasattr(sampler, "generator"):  # one that does not shuffle has none
             sampler.generator.manual_seed(args.seed + int(state.epoch))
+        elif hasattr(sampler, "epoch"):
+            sampler.epoch = int(state.epoch)
 
 
 def save_trained(trainer: Trainer, folder: Path) -> None:

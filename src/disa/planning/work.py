@@ -16,7 +16,7 @@ _BLOCK_LOGITS = 2**24
 _STREAMS = {"bridge": 2, "hinted": 2, "tempered": 1, "auto": 2}
 """Passes per token of a blend, in drawing as in scoring; a pilot's choice may need one."""
 
-_WITHOUT_REFERENCE = ("grpo", "gspo")
+_WITHOUT_REFERENCE = ("grpo", "gspo", "max_rl")
 """Methods that draw and read no reference."""
 
 

@@ -47,6 +47,7 @@ from disa.training.data import check_args, check_datasets, check_steps
 from disa.training.disa_config import DISAConfig
 from disa.training.log_z import LogZ
 from disa.training.policy_log_probs import own_mask
+from disa.training.prompt_sampler import SignalSampler
 from disa.training.reference import check_frozen, hold_reference, policy
 from disa.training.reuse import Reuse
 from disa.training.shared_prompt_trainer import SharedPromptTrainer
@@ -117,7 +118,7 @@ class BalanceTrainer(SharedPromptTrainer):
         if processing_class is None:
             processing_class = load_tokenizer(model.config._name_or_path)
         self.log_z, self._offline, self._offline_batches = log_z, offline, (-1, 0)
-        self._rewards_per_func = torch.empty(0)
+        self._rewards_per_func, self._sampler, self._sampler_state = torch.empty(0), None, None
         self._audits, self._reuse = {"train": ResidualRecord(), "eval": ResidualRecord()}, Reuse(args)
         self._table = CompletionsTable(self)
         self._name, self._paper = log_z.name, {"title": log_z.name, "id": log_z.paper}
@@ -181,6 +182,8 @@ class BalanceTrainer(SharedPromptTrainer):
         sampled = self.log_z.sampled(self, batch, inputs)
         if sampled is not None:
             batch["log_z"] = sampled
+        if self._sampler is not None and self.model.training:
+            self._measure(batch, inputs)
         if reuses:
             self._reuse.keep(batch)
         elif self.model.training and self._has_baseline and self.args.steps_per_generation > 1:
@@ -230,19 +233,46 @@ class BalanceTrainer(SharedPromptTrainer):
                     fix="return rewards in the range that log Z was estimated for",
                 )
 
+    def _get_train_sampler(self, dataset: Any = None) -> Any:
+        plain = super()._get_train_sampler(dataset)
+        if self.args.prompts == "uniform":
+            return plain
+        ids, known = self.train_dataset["prompt_id"], self.log_z.signal or {}
+        names = ("batch_size", "mini_repeat_count", "repeat_count", "seed")
+        self._sampler = SignalSampler([known[i] for i in ids], **{name: getattr(plain, name) for name in names})
+        self._rows = {prompt_id: row for row, prompt_id in enumerate(ids)}
+        if self._sampler_state is not None:
+            self._sampler.load(self._sampler_state)
+        return self._sampler
+
+    def _measure(self, batch: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+        """Tell the sampler the spread of each group's residuals."""
+        gather, row = self.accelerator.gather, torch.tensor([self._rows[r["prompt_id"]] for r in rows])
+        residual, row = gather(self._residual(batch)), gather(row.to(batch["drawn"].device))
+        found = {}
+        for number in row.unique().tolist():
+            group = residual[(row == number) & ~residual.isnan()]
+            if len(group):
+                found[number] = (group.std(correction=0) if len(group) > 1 else group[0].abs()).item()
+        assert self._sampler is not None
+        self._sampler.measured(list(found), list(found.values()))
+
+    def _residual(self, batch: dict[str, Any]) -> Tensor:
+        """Residual of fresh completions; NaN where undecided."""
+        mask = own_mask(batch)
+        log_pi, log_ref = (
+            (x.double() * mask).sum(dim=1) for x in (self.sampler_log_probs(batch), batch["ref_per_token_logps"])
+        )
+        reward, log_z = batch["raw_reward"].double(), batch["log_z"].double()
+        return trajectory_balance_residual(log_pi, log_ref, reward, log_z, beta=self.args.inverse_temperature)
+
     @property
     def _has_baseline(self) -> bool:
         return self.log_z.frozen and self.args.baseline == "anchored"
 
     def _group_baseline(self, batch: dict[str, Any]) -> Tensor:
         """Anchored baseline of every row, from the residuals that its whole group had when it was drawn."""
-        mask, gather = own_mask(batch), self.accelerator.gather
-        log_pi, log_ref = (
-            (x.double() * mask).sum(dim=1) for x in (self.sampler_log_probs(batch), batch["ref_per_token_logps"])
-        )
-        residual = trajectory_balance_residual(
-            log_pi, log_ref, batch["raw_reward"].double(), batch["log_z"].double(), beta=self.args.inverse_temperature
-        )
+        residual, gather = self._residual(batch), self.accelerator.gather
         shaped, group = gather(self._shaped(residual, torch.zeros_like(residual))), gather(batch["group"])
         decided, strength = ~shaped.isnan(), self.args.baseline_prior_strength
         found = torch.zeros_like(shaped)
@@ -312,6 +342,8 @@ class BalanceTrainer(SharedPromptTrainer):
         # Undecided rows (a NaN reward) carry no gradient; a micro-batch of only such rows gives a zero loss.
         decided = ~residual.isnan()
         weight, baseline = importance_weight(log_pi, log_sampler, cap=self.args.weight_cap)[decided], None
+        if source.ratio_range is not None:
+            weight = weight.clamp(*source.ratio_range)
         if "baseline" in inputs:
             baseline = inputs["baseline"][decided]
         elif self._has_baseline:
@@ -419,16 +451,20 @@ class BalanceTrainer(SharedPromptTrainer):
     # What a learned log Z trains beside the policy
 
     def generation_state(self) -> dict[str, Any] | None:
-        """With what is remembered of earlier completions."""
-        state = super().generation_state()
-        if not self.args.reuses:
+        """With what is remembered of earlier completions, and of prompts."""
+        state, sampler = super().generation_state(), self._sampler
+        if not self.args.reuses and sampler is None:
             return None
-        return (state or {"step": self._step, "buffered": None}) | {"reuse": self._reuse.state()}
+        own = {"reuse": self._reuse.state(), "sampler": sampler and sampler.state()}
+        return (state or {"step": self._step, "buffered": None}) | own
 
     def load_generation_state(self, state: dict[str, Any]) -> None:
         """Likewise."""
         super().load_generation_state(state)
         self._reuse.load(state["reuse"])
+        self._sampler_state = state["sampler"]
+        if self._sampler is not None:
+            self._sampler.load(state["sampler"])
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Give it its own parameter group, without weight decay: log Z has no reason to shrink to 0."""
@@ -463,8 +499,22 @@ def _check(log_z: LogZ, args: DISAConfig, datasets: list[Any], offline: StoredTr
             where=log_z.name,
             fix="give both, or leave both out",
         )
+    if args.prompts == "signal":
+        if log_z.signal is None:
+            raise DisaError(
+                "prompts='signal' needs the anchor of DISA, whose intervals say what each prompt may teach",
+                where=f"DISAConfig, {log_z.name}",
+                fix="leave prompts out",
+            )
+        if args.steps_per_generation % args.gradient_accumulation_steps:
+            raise DisaError(
+                f"steps_per_generation={args.steps_per_generation} with prompts='signal', expected a multiple of "
+                f"gradient_accumulation_steps={args.gradient_accumulation_steps}: a step's prompts are drawn at once",
+                where="DISAConfig",
+                fix="leave steps_per_generation out",
+            )
     if not log_z.frozen:
-        own = "baseline baseline_prior_strength length_scale residual_clip offline_share flagged"
+        own = "prompts baseline baseline_prior_strength length_scale residual_clip offline_share flagged"
         for name in own.split():
             default = DISAConfig.__dataclass_fields__[name].default
             if getattr(args, name) != default:

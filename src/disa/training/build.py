@@ -23,7 +23,8 @@ from disa.training.config import TrainingConfig
 from disa.training.disa_config import DISAConfig
 from disa.training.flags import flag_plan, with_frozen_log_z
 from disa.training.learned_log_z import Learned
-from disa.training.log_z import Group, LogZ, gflowrl
+from disa.training.log_z import Contrast, Group, LogZ, gflowrl
+from disa.training.max_rl import MaxRLTrainer
 from disa.training.methods import METHODS, REUSE
 from disa.training.offline_trainer import (
     OfflineConfig,
@@ -44,6 +45,13 @@ FLOWRL_PUBLISHED = {"inverse_temperature": 15.0, "length": "mean", "weight_cap":
 
 GFLOWRL_PUBLISHED = {"inverse_temperature": 8.0, "length": "mean"}
 """Settings GFlowRL was published with, beside log Z from sums."""
+
+GFLOWRL_CLIPS: dict[str, dict[str, Any]] = {
+    "none": {},
+    "gap": {"clip_low": 0.2, "clip_high": 0.28},
+    "ratio": {"ratio_range": (0.8, 1.28)},
+}
+"""GFlowRL's published thresholds .2 and .28, read as bounds of the residual at sampling time, or of pi / pi_sampler."""
 
 BOTH_SHARE = 0.5
 """Share of the forward projection in ``disa_both`` where ``offline_share`` is 0."""
@@ -95,6 +103,7 @@ def _disa(inputs: TrainerInputs, *, default_share: float = 0.0) -> Trainer:
     share = config.offline_share or default_share
     args = DISAConfig(
         inverse_temperature=config.inverse_temperature,
+        prompts=config.prompts,
         baseline=config.baseline,
         baseline_prior_strength=config.baseline_prior_strength,
         length_scale=config.length_scale,
@@ -169,11 +178,20 @@ def _vargrad(inputs: TrainerInputs) -> Trainer:
 
 
 def _gflowrl(inputs: TrainerInputs) -> Trainer:
-    return _balance(inputs, gflowrl())
+    return _balance(inputs, gflowrl(**GFLOWRL_CLIPS[inputs.config.gflowrl_clip]))
 
 
 def _gflowrl_published(inputs: TrainerInputs) -> Trainer:
-    return _balance(inputs, gflowrl(sums=True), **GFLOWRL_PUBLISHED)
+    log_z = gflowrl(sums=True, **GFLOWRL_CLIPS[inputs.config.gflowrl_clip])
+    return _balance(inputs, log_z, **GFLOWRL_PUBLISHED)
+
+
+def _ctb(inputs: TrainerInputs) -> Trainer:
+    return _balance(inputs, Contrast(inputs.prompt_ids), baseline_prior_strength=0.0)
+
+
+def _max_rl(inputs: TrainerInputs) -> Trainer:
+    return _policy_gradient(inputs, MaxRLTrainer, loss_type="grpo")
 
 
 def _flowrl(inputs: TrainerInputs) -> Trainer:
@@ -185,14 +203,19 @@ def _flowrl_published(inputs: TrainerInputs) -> Trainer:
     return _balance(inputs, log_z, **FLOWRL_PUBLISHED)
 
 
-def _grpo(inputs: TrainerInputs, **own: Any) -> Trainer:
+def _policy_gradient(inputs: TrainerInputs, trainer: type[SharedPromptTrainer], **own: Any) -> Trainer:
     args = GRPOConfig(disable_dropout=True, **inputs.arguments, **inputs.generation, **own)
-    return SharedPromptTrainer(args=args, **_online(inputs))
+    return trainer(args=args, **_online(inputs))
+
+
+def _grpo(inputs: TrainerInputs) -> Trainer:
+    return _policy_gradient(inputs, SharedPromptTrainer)
 
 
 def _gspo(inputs: TrainerInputs) -> Trainer:
     # The mean over completions and the clip range are those of arXiv 2507.18071.
-    return _grpo(inputs, importance_sampling_level="sequence", loss_type="grpo", epsilon=3e-4, epsilon_high=4e-4)
+    own = {"importance_sampling_level": "sequence", "loss_type": "grpo", "epsilon": 3e-4, "epsilon_high": 4e-4}
+    return _policy_gradient(inputs, SharedPromptTrainer, **own)
 
 
 def _balance(inputs: TrainerInputs, log_z: LogZ, **own: Any) -> Trainer:
@@ -216,6 +239,8 @@ _BUILDERS = {
     "gflowrl_published": _gflowrl_published,
     "vargrad": _vargrad,
     "a2po": _a2po,
+    "ctb": _ctb,
+    "max_rl": _max_rl,
     "grpo": _grpo,
     "gspo": _gspo,
     "sft": _sft,

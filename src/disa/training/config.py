@@ -62,6 +62,9 @@ class TrainingConfig(StageConfig):
     """How many earlier batches they are drawn from."""
     prompts_per_step: int = Field(32, ge=1)
     """Distinct prompts a step."""
+    prompts: Literal["uniform", "signal"] = "uniform"
+    """How DISA's batches get their prompts: every prompt once per epoch, or in proportion to what there is to learn
+    from it, by the anchor and then by its own residuals. The target is the same."""
     completions_per_prompt: int = Field(8, ge=1)
     """Completions drawn for each prompt of a step (TRL's num_generations). 1 for methods that need no groups; A*-PO
     always draws one completion each for more prompts."""
@@ -103,6 +106,8 @@ class TrainingConfig(StageConfig):
     refuse to train. ``proposals.resample`` draws more for them before log Z is frozen."""
     log_z_learning_rate: float = Field(1e-3, gt=0)
     """Peak learning rate of FlowRL's log Z head."""
+    gflowrl_clip: Literal["none", "gap", "ratio"] = "none"
+    """What GFlowRL's thresholds of .2 and .28 bound: nothing, the residual at sampling time, or pi / pi_sampler."""
     value_samples: int = Field(8, ge=1)
     """Reference trajectories that A*-PO takes a prompt's value from."""
     lora: LoRAConfig | None = None

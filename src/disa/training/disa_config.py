@@ -99,6 +99,12 @@ class DISAConfig(GRPOConfig):
             "'skip' them, or 'refuse' to train."
         },
     )
+    prompts: str = field(
+        default="uniform",
+        metadata={
+            "help": "'uniform': every prompt once per epoch; 'signal': in proportion to the spread of its residuals."
+        },
+    )
     weight_cap: float = field(
         default=2.0,
         metadata={"help": "Bound on the importance weight pi / pi_sampler of a completion that is used again."},
@@ -151,7 +157,12 @@ class DISAConfig(GRPOConfig):
                 )
 
     def _check_own_fields(self) -> None:
-        choices = {"baseline": ("anchored", "none"), "flagged": POLICIES, "length": ("sum", "mean")}
+        choices = {
+            "prompts": ("uniform", "signal"),
+            "baseline": ("anchored", "none"),
+            "flagged": POLICIES,
+            "length": ("sum", "mean"),
+        }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise _error(f"{name}={getattr(self, name)!r}, expected {' or '.join(map(repr, allowed))}")

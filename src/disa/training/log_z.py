@@ -38,10 +38,14 @@ class LogZ:
         Factor on the residual.
     clip : dict or None
         ``low`` and ``high`` of :func:`disa.objectives.trajectory_balance.clip_gap`; None for no clip.
+    ratio_range : tuple of float or None
+        Bounds on importance weights beside ``weight_cap``.
     reward_range : tuple of float
         Smallest and largest reward that log Z was estimated for.
     normalised_rewards : bool
         Whether rewards are normalised within the group (TRL's advantages) instead of raw.
+    signal : mapping or None
+        Expected spread of residuals by prompt id, where it is known before training.
     module : nn.Module or None
         What is trained beside the policy, at ``learning_rate``, and saved with the optimiser's state.
     """
@@ -50,8 +54,10 @@ class LogZ:
     frozen = False
     scale = 1.0
     clip: dict[str, float] | None = None
+    ratio_range: tuple[float, float] | None = None
     reward_range = (-math.inf, math.inf)
     normalised_rewards = False
+    signal: Mapping[str, float] | None = None
     module: nn.Module | None = None
     learning_rate: float | None = None
 
@@ -91,6 +97,8 @@ class Frozen(LogZ):
         Prompts whose log Z is the group's mean all the same.
     facts : mapping of str to float
         For the log.
+    signal : mapping of prompt id to float, optional
+        What ``prompts="signal"`` starts from (:func:`disa.training.prompt_sampler.expected_signal`).
     reward_range : tuple of float
     name, paper : str
     """
@@ -104,12 +112,13 @@ class Frozen(LogZ):
         scale: float = 1.0,
         from_group: Collection[str] = (),
         facts: Mapping[str, float] | None = None,
+        signal: Mapping[str, float] | None = None,
         reward_range: tuple[float, float] = (-math.inf, math.inf),
         name: str = "DISA",
         paper: str = "2605.17295",
     ) -> None:
         self.values, self.scale, self.name, self.paper = values, scale, name, paper
-        self.reward_range = reward_range
+        self.reward_range, self.signal = reward_range, signal
         self._from_group, self._facts = frozenset(from_group), dict(facts or {})
 
     def check(self, args: DISAConfig, datasets: Sequence[Any]) -> None:
@@ -146,6 +155,36 @@ class Frozen(LogZ):
         return self._facts
 
 
+class Contrast(Frozen):
+    """Contrastive balance: pairs of a group's completions, whose log Z cancels (arXiv 2406.03288).
+
+    ``mean_{i < j} (delta_i - delta_j)^2 / 2`` has the gradient of ``mean (delta - b)^2`` with b the mean of the others'
+    residuals, the anchored baseline with n0 = 0. Any log Z gives the same, so it is 0, and there is nothing to audit.
+
+    Parameters
+    ----------
+    prompt_ids : collection of str
+    """
+
+    def __init__(self, prompt_ids: Collection[str]) -> None:
+        super().__init__(dict.fromkeys(prompt_ids, 0.0), name="Contrastive balance", paper="2406.03288")
+
+    def check(self, args: DISAConfig, datasets: Sequence[Any]) -> None:
+        """Refuse groups of one, and a baseline that would keep some of log Z."""
+        super().check(args, datasets)
+        if args.num_generations == 1 or args.baseline != "anchored" or args.baseline_prior_strength != 0:
+            raise DisaError(
+                f"num_generations={args.num_generations}, baseline={args.baseline!r}, baseline_prior_strength="
+                f"{args.baseline_prior_strength:g}: log Z cancels within groups of two or more, and with n0 = 0 alone",
+                where=self.name,
+                fix="use num_generations of 2 or more, baseline='anchored', baseline_prior_strength=0",
+            )
+
+    def audited(self, row: dict[str, Any]) -> bool:
+        """No residual says anything about a log Z that is none."""
+        return False
+
+
 class Group(LogZ):
     """The group's mean, anew at every step (VarGrad, arXiv 2010.10436; TBA, arXiv 2503.18929; GFlowRL).
 
@@ -153,6 +192,8 @@ class Group(LogZ):
     ----------
     clip_low, clip_high : float, optional
         GFlowRL's (arXiv 2607.13394): residuals are kept in [-clip_low, clip_high] at sampling time.
+    ratio_range : tuple of float, optional
+        Bounds on importance weights, the other reading of its thresholds.
     sums : bool
         Take log Z from sums also where the residual is of means, as GFlowRL published it (its Eq. 4 and 6).
     name, paper : str
@@ -163,6 +204,7 @@ class Group(LogZ):
         *,
         clip_low: float | None = None,
         clip_high: float | None = None,
+        ratio_range: tuple[float, float] | None = None,
         sums: bool = False,
         name: str = "VarGrad",
         paper: str = "2010.10436",
@@ -172,7 +214,7 @@ class Group(LogZ):
                 raise DisaError(f"{field} is {value}, expected a number above 0", where=name)
         if (clip_low, clip_high) != (None, None):
             self.clip = {"low": clip_low or math.inf, "high": clip_high or math.inf}
-        self._sums, self.name, self.paper = sums, name, paper
+        self._sums, self.name, self.paper, self.ratio_range = sums, name, paper, ratio_range
 
     def check(self, args: DISAConfig, datasets: Sequence[Any]) -> None:
         """Refuse groups of one."""

@@ -11,7 +11,7 @@ from typing import Literal
 REUSE = ("weight_cap", "min_ess", "replay_share", "replay_generations")
 """Settings of trainers with a log Z for completions that they use again."""
 _RESIDUAL = ("inverse_temperature", *REUSE)
-_BASELINE = ("baseline", "baseline_prior_strength", "flagged", "length_scale", "residual_clip")
+_BASELINE = ("prompts", "baseline", "baseline_prior_strength", "flagged", "length_scale", "residual_clip")
 _PROJECTION = ("offline_weight_cap", "offline_weight_tail")
 
 
@@ -69,8 +69,10 @@ METHODS: dict[str, Method] = {
         (*REUSE[1:], "log_z_learning_rate"),
         allows_group_of_one=False,
     ),
-    "gflowrl": Method("GFlowRL: group log Z, sums", _RESIDUAL, allows_group_of_one=False),
-    "gflowrl_published": Method("GFlowRL as published: means over tokens, beta 8", REUSE, allows_group_of_one=False),
+    "gflowrl": Method("GFlowRL: group log Z, sums", (*_RESIDUAL, "gflowrl_clip"), allows_group_of_one=False),
+    "gflowrl_published": Method(
+        "GFlowRL as published: means over tokens, beta 8", (*REUSE, "gflowrl_clip"), allows_group_of_one=False
+    ),
     "vargrad": Method("VarGrad: group log Z", _RESIDUAL, allows_group_of_one=False),
     "a2po": Method(
         "A*-PO: value from reference samples, one completion a prompt",
@@ -78,6 +80,8 @@ METHODS: dict[str, Method] = {
         reads="values",
         repeats_prompts=True,
     ),
+    "ctb": Method("Contrastive balance: pairs of a group, no log Z", _RESIDUAL, allows_group_of_one=False),
+    "max_rl": Method("MaxRL: advantage (r - mean) / mean", allows_group_of_one=False),
     "grpo": Method("GRPO", allows_group_of_one=False),
     "gspo": Method("GSPO", allows_group_of_one=False),
     "sft": Method("Supervised on the correct trajectories", reads="all", generates=False),
@@ -101,6 +105,8 @@ MethodName = Literal[
     "gflowrl_published",
     "vargrad",
     "a2po",
+    "ctb",
+    "max_rl",
     "grpo",
     "gspo",
     "sft",

@@ -23,6 +23,7 @@ from disa.training.disa_config import DISAConfig
 from disa.training.flags import flag_plan, require_frozen_log_z
 from disa.training.guard import ReferenceGuard
 from disa.training.log_z import Frozen
+from disa.training.prompt_sampler import expected_signal
 from disa.training.stored import StoredTrajectories
 
 
@@ -106,6 +107,10 @@ class DISATrainer(BalanceTrainer):
             from_group=[p for p, source in plan.source.items() if source == "group"],
             facts={f"flagged/{s}": count for s in ("group", "skip") if (count := plan.count(s))},
             reward_range=anchor.reward_range,
+            signal={
+                prompt_id: expected_signal(row, args.inverse_temperature, anchor.reward_range)
+                for prompt_id, row in anchor.estimates.items()
+            },
         )
         self._anchor = anchor
         given = others | {"offline": offline, "eval_dataset": eval_dataset} | self._tools.as_given()
