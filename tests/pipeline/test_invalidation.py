@@ -125,12 +125,15 @@ ROWS = {
         ["partition.method=is", "partition.level=0.8", "training.inverse_temperature=3"],
         FROM_PARTITION,
     ),
-    "`training.prompts`, `baseline`, `baseline_prior_strength`, `flagged`, `offline_share`, `offline_weight_cap`, "
+    "`training.prompts`, `baseline`, `baseline_prior_strength`, `length_scale`, `residual_clip`, `flagged`, "
+    "`offline_share`, `offline_weight_cap`, "
     "`offline_weight_tail`, `weight_cap`, `min_ess`, `replay_share`, `replay_generations`": (
         [
             "training.prompts=signal",
             "training.baseline=none",
             "training.baseline_prior_strength=2",
+            "training.length_scale=2",
+            "training.residual_clip=5",
             "training.flagged=group",
             "training.offline_share=0.5",
             "training.offline_weight_cap=9",
@@ -333,10 +336,13 @@ OTHER = {
     "training.schedule": "linear",
     "training.baseline": "none",
     "training.prompts": "signal",
+    "training.residual_clip": "5",
+    "training.optim": "adamw_torch",
     "training.lora": "{rank: 2}",
     "evaluation.ks": "[1]",
     "models.reference": None,
     "models.proposal": None,
+    "models.device_map": None,  # a placement of several devices
     "scoring.parity_bound": 0.01,
     "tasks.name": None,
     "warmup.proposal.start": None,

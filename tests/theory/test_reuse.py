@@ -17,6 +17,7 @@ from small_world import (
     LOG_REF,
     LOG_TARGET,
     LOG_Z,
+    REFERENCE,
     SPACE,
     THETA,
     THETA_TARGET,
@@ -193,3 +194,47 @@ def test_the_expected_weights_have_mean_one_and_the_log_weight_the_kl_from_the_s
 def test_an_offline_proposal_is_a_sampler_like_any_other():
     found = expected_gradient(2, cap=math.inf, log_sampler=tensor(LOG_PROPOSAL))
     assert same(found, 2 * KL_GRADIENT, tolerance=1e-10)  # weights up to some hundred
+
+
+def descent(steps=40, rate=0.3):
+    """Policies of exact gradient descent on KL(pi || pi*), from the reference."""
+    thetas = [torch.tensor(REFERENCE.logits[0])]
+    for _ in range(steps):
+        thetas.append(thetas[-1] - rate * gradient(lambda t: kl(log_policy(t), TARGET), thetas[-1]))
+    return thetas
+
+
+DELAYS = (1, 2, 4, 8, 16)
+
+
+def stale_gradients(eps, cap):
+    """By delay: expected gradient of completions of the policy k steps ago, and the one wanted; effective shares."""
+    thetas, found = descent(), {}
+    for k in DELAYS:
+        sampler = log_policy(thetas[20 - k])
+        wanted = 2 * gradient(lambda t: kl(log_policy(t), TARGET), thetas[20]).flatten()
+        got = expected_gradient(2, cap=cap, eps=eps, theta=thetas[20], log_sampler=sampler)
+        share = 1 / (sampler.exp() * (log_policy(thetas[20]) - sampler).exp().square()).sum()
+        found[k] = got, wanted, share.item()
+    return found
+
+
+@pytest.mark.parametrize("eps", [-0.3, 0.0, 0.3])
+def test_rollouts_of_a_policy_one_to_sixteen_steps_old_have_no_bias_and_a_falling_effective_share(eps):
+    found = stale_gradients(eps, math.inf)
+    for got, wanted, _ in found.values():
+        assert same(got, wanted, tolerance=SUMS)
+    shares = [share for *_, share in found.values()]
+    assert shares == sorted(shares, reverse=True) and shares[0] > 0.99 and shares[-1] < 0.9
+
+
+def test_with_the_cap_stale_rollouts_are_biased_once_a_weight_reaches_it_and_by_an_error_of_log_z():
+    bias = {
+        eps: {k: (got - wanted).norm() / wanted.norm() for k, (got, wanted, _) in stale_gradients(eps, 1.2).items()}
+        for eps in (-0.3, 0.0, 0.3)
+    }
+    for found in bias.values():
+        assert max(found[k] for k in (1, 2, 4)) < 1e-10  # no completion became 1.2 times as likely
+        assert 0.02 < found[8] < 0.06 and 0.2 < found[16] < 0.35
+    # What the baseline leaves of eps adds to the residuals of the cut completions, or takes from them.
+    assert bias[0.3][16] < bias[0.0][16] < bias[-0.3][16]
