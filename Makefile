@@ -4,7 +4,7 @@ BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 
-.PHONY: help install quickstart smollm2 gemma3 test test-verl test-verl-ray test-ray test-vllm lint
+.PHONY: help install quickstart smollm2 gemma3 test test-wheel test-oldest test-verl test-verl-ray test-ray test-vllm docs lint
 
 help:  ## Show the targets
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "%-12s %s\n", $$1, $$2}' Makefile
@@ -37,6 +37,20 @@ test: install  ## Lint, types and the CPU test suite
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not gpu"
 
+test-wheel: install  ## The wheel in an empty environment: its files, command line, the README's script, a tiny run
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "" tests/packaging
+
+# A library's own warnings about its younger dependencies are no errors here.
+test-oldest: .oldest/installed  ## The CPU test suite with the oldest packages that pyproject.toml allows
+	OMP_NUM_THREADS=1 .oldest/bin/python -m pytest -n 2 -m "not slow and not gpu" -o filterwarnings=default
+
+.oldest/installed: pyproject.toml .ci/oldest
+	$(PYTHON) -m venv .oldest
+	.oldest/bin/pip install --quiet torch==2.13.0
+	.oldest/bin/python .ci/oldest > .oldest/constraints.txt
+	.oldest/bin/pip install --quiet -c .oldest/constraints.txt -e '.[dev]'
+	touch $@
+
 # The reasons for a folder of its own stand in the file of pins.
 test-verl: install .verl/installed  ## The verl plugin against the real verl, on a CPU
 	PYTHONPATH=.verl OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" tests/verl_plugin
@@ -65,6 +79,10 @@ test-vllm: install .vllm/installed  ## The project against the real vLLM and lla
 	mkdir -p .vllm/vllm-0.30.0+cpu.dist-info
 	printf 'Metadata-Version: 2.1\nName: vllm\nVersion: 0.30.0+cpu\n' > .vllm/vllm-0.30.0+cpu.dist-info/METADATA
 	touch $@
+
+# A warning is an error (mkdocs.yml), and a broken link or anchor is one.
+docs: install  ## The documentation site, in site/
+	$(BIN)/python -m mkdocs build
 
 lint: install  ## Fix what ruff can fix
 	$(BIN)/ruff check --fix .

@@ -100,6 +100,20 @@ def run_copy(finished_run, tmp_path, tiny_recipe, write_recipe):
 
 
 @pytest.fixture(scope="session")
+def little_model(tmp_path_factory) -> Path:
+    """Folder of an untrained model that reads and writes sums, for scripts that name a pretrained one."""
+    from disa.warmup.config import SmallModelConfig
+    from disa.warmup.small_model import character_tokenizer, small_model
+
+    folder, tokenizer = tmp_path_factory.mktemp("little") / "model", character_tokenizer("0123456789+= ")
+    small_model(SmallModelConfig(hidden_size=16, layers=1, heads=2, context_length=32), tokenizer, 0).save_pretrained(
+        folder
+    )
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def reference_folder(finished_run) -> Path:
     """Model and tokenizer of the tiny run's reference."""
     return finished_run / "warmup" / "reference"

@@ -8,8 +8,6 @@ from pathlib import Path
 import pytest
 
 from disa.anchor import Anchor
-from disa.warmup.config import SmallModelConfig
-from disa.warmup.small_model import character_tokenizer, small_model
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -19,15 +17,10 @@ def readme():
     return README.read_text(encoding="utf-8")
 
 
-def test_its_script_calibrates_and_trains(readme, tmp_path):
+def test_its_script_calibrates_and_trains(readme, tmp_path, little_model):
     (script,) = re.findall(r"<!-- script -->\n```python\n(.*?)```", readme, re.DOTALL)
     assert len([line for line in script.splitlines() if line]) <= 12
-    tokenizer = character_tokenizer("0123456789+= ")
-    small_model(SmallModelConfig(hidden_size=16, layers=1, heads=2, context_length=32), tokenizer, 0).save_pretrained(
-        tmp_path / "model"
-    )
-    tokenizer.save_pretrained(tmp_path / "model")
-    script = script.replace("Qwen/Qwen2.5-0.5B", str(tmp_path / "model")).replace("max_steps=20", "max_steps=2")
+    script = script.replace("Qwen/Qwen2.5-0.5B", str(little_model)).replace("max_steps=20", "max_steps=2")
     (tmp_path / "script.py").write_text(script)  # a reward's source is read from its file
     done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -74,13 +74,18 @@ def init(options: argparse.Namespace) -> int:
 
 def schema(options: argparse.Namespace) -> int:
     """Print the JSON schema of a recipe."""
+    print(json.dumps(recipe_schema(), indent=1))
+    return 0
+
+
+def recipe_schema() -> dict[str, Any]:
+    """The JSON schema of a recipe with the sections that commands of their own read."""
     whole = Recipe.model_json_schema()
     for name, section in (("comparison", ComparisonConfig), ("study", StudyConfig)):
         found = section.model_json_schema()
         whole["$defs"] |= found.pop("$defs", {})
         whole["properties"][name] |= {"anyOf": [found, {"type": "null"}]}
-    print(json.dumps(whole, indent=1))
-    return 0
+    return whole
 
 
 def _tasks(dataset: str, verifier: str | None) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Sequence
 from typing import Any
 
+from disa import __version__
 from disa.cli.evaluation_arguments import add_evaluate, add_judge
 from disa.errors import DisaError
 from disa.stages import STAGES
@@ -76,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Post-train language models to match a reward-shaped distribution over solutions.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"disa {__version__}")
     commands = parser.add_subparsers(prog="disa", required=True, metavar="COMMAND", help=argparse.SUPPRESS)
 
     def command(name: str, does: str, summary: str, *, recipe: bool = True, **defaults: Any) -> Any:

@@ -6,11 +6,10 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Literal
 
 from disa.errors import DisaError
 
@@ -81,7 +80,7 @@ def shared(run_dir: Path, work: str) -> Iterator[None]:
             if try_lock(file) and said() != work:  # nobody else is here: say what is done
                 path.write_text(work, encoding="utf-8")
             # Changing a lock lets go of it for an instant, so what is said is read under the new one.
-            if try_lock(file, fcntl.LOCK_SH):
+            if try_lock(file, "shared"):
                 break
             time.sleep(WAIT)
         else:
@@ -103,7 +102,7 @@ def awaited(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
     with path.open("w") as file:
         if not try_lock(file):
             waiting()
-            fcntl.flock(file, fcntl.LOCK_EX)
+            _flock(file, "exclusive", wait=True)
         yield
 
 
@@ -114,13 +113,21 @@ def offered(path: Path) -> Iterator[Callable[[], bool]]:
         yield lambda: try_lock(file)
 
 
-def try_lock(file: IO[str], kind: int = fcntl.LOCK_EX) -> bool:
+def try_lock(file: IO[str], kind: Literal["shared", "exclusive"] = "exclusive") -> bool:
     """Take or change the lock of an open file without waiting; where that fails, none is held."""
     try:
-        fcntl.flock(file, kind | fcntl.LOCK_NB)
+        _flock(file, kind, wait=False)
     except BlockingIOError:
         return False
     return True
+
+
+def _flock(file: IO[str], kind: str, *, wait: bool) -> None:
+    try:
+        import fcntl
+    except ImportError as error:
+        raise DisaError("files cannot be locked here", where=file.name, fix="use Linux or macOS") from error
+    fcntl.flock(file, (fcntl.LOCK_SH if kind == "shared" else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
 
 
 @contextlib.contextmanager

