@@ -27,7 +27,7 @@ TESTED = {
     "docs/engines.md": 7,
     "docs/evaluation.md": 2,
     "docs/guides/choose_beta.md": 1,
-    "docs/python.md": 2,
+    "docs/python.md": 3,
     "docs/tasks.md": 1,
     "docs/verifiers-code.md": 1,
     "docs/verifiers-maths.md": 1,
@@ -85,7 +85,7 @@ def accuracy_reward(completions, answer, **columns):
 """
 
 
-@pytest.mark.filterwarnings("ignore:.gradient_checkpointing. is deprecated:FutureWarning")  # TRL 1.16 sets it
+@pytest.mark.filterwarnings("ignore:.gradient_checkpointing:FutureWarning")  # the old name, in TRL 1.16
 def test_two_calls_calibrate_and_train(ran, tmp_path):
     from disa.warmup.config import SmallModelConfig
     from disa.warmup.small_model import character_tokenizer, small_model
@@ -100,10 +100,24 @@ def test_two_calls_calibrate_and_train(ran, tmp_path):
 
 
 def test_one_prompt_is_estimated_from_arrays_with_the_result_that_the_page_names(ran):
-    est = ran("docs/python.md", 1)["est"]
+    est = ran("docs/python.md", 2)["est"]
     assert (f"{est.log_z:.3f}"[:4], f"{est.interval[0]:.3f}"[:4]) == ("1.67", "0.86")
     assert (est.interval[1], f"{est.hits_ess:.3f}"[:4]) == (3.0, "3.82")
     assert tuple(est.flags) == ("few_hits", "wide_interval")
+
+
+def test_anchor_and_policy_go_to_the_hub_and_the_anchor_comes_back(ran, finished_run, monkeypatch):
+    from huggingface_hub import HfApi
+
+    import disa
+
+    trainer, anchor = SimpleNamespace(push_to_hub=lambda: pushed.append("policy")), disa.Anchor.load(finished_run)
+    pushed = []
+    monkeypatch.setattr(HfApi, "create_repo", lambda self, name, **options: pushed.append(name))
+    monkeypatch.setattr(HfApi, "upload_folder", lambda self, **options: "address")
+    monkeypatch.setattr(HfApi, "snapshot_download", lambda self, name, **options: str(finished_run / "5_anchor"))
+    found = ran("docs/python.md", 1, disa=disa, trainer=trainer, anchor=anchor)["anchor"]
+    assert found.fingerprint == anchor.fingerprint and pushed == ["me/my-anchor", "policy"]
 
 
 def test_a_reward_leaves_rows_undecided(ran):

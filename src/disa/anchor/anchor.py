@@ -133,6 +133,90 @@ class Anchor:
             probe_bound=manifest.get("probe_bound", PROBE_BOUND),
         )
 
+    @classmethod
+    def from_hub(cls, repo_id: str, *, revision: str | None = None, token: str | None = None) -> Anchor:
+        """Download the anchor of a data set repository, and check it as :meth:`load` does.
+
+        Parameters
+        ----------
+        repo_id : str
+            ``owner/name``.
+        revision : str, optional
+            Branch, tag or commit; a commit cannot change.
+        token : str, optional
+            By default the one that ``hf auth login`` stored.
+
+        Raises
+        ------
+        DisaError
+            Where it cannot be had, or is not an anchor, or was changed after it was frozen.
+        """
+        from disa.anchor.hub import pull
+
+        return cls.load(pull(repo_id, revision=revision, token=token))
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        reference: str | None = None,
+        private: bool | None = None,
+        revision: str | None = None,
+        token: str | None = None,
+        commit_message: str | None = None,
+    ) -> str:
+        """Upload estimates, fingerprint, probes, regressor and a card as a data set; trajectories stay here.
+
+        The probes hold token ids of some completions, and the estimates the ids of prompts, not their text.
+
+        Parameters
+        ----------
+        repo_id : str
+            ``owner/name``; made where it is missing.
+        reference : str, optional
+            Hub id of the reference, for the card: the anchor itself has a digest of its weights.
+        private, revision, token, commit_message
+            As in ``huggingface_hub``.
+
+        Returns
+        -------
+        str
+            Address of the commit.
+
+        Raises
+        ------
+        DisaError
+            Where the anchor is of another version, or the hub refuses.
+        """
+        from disa.anchor.hub import push
+
+        options = {"private": private, "revision": revision, "token": token, "commit_message": commit_message}
+        return push(self, repo_id, reference=reference, **options)
+
+    def save(self, path: str | Path) -> None:
+        """Write the anchor, as it is now, into a folder that :meth:`load` reads.
+
+        Raises
+        ------
+        DisaError
+            Where the anchor is of another version.
+        """
+        self._check_version()
+        regressor = None if self.path is None else self.path / _REGRESSOR
+        freeze(
+            path,
+            list(self.estimates.values()),
+            self.fingerprint,
+            reward_range=self.reward_range,
+            binary=self.binary,
+            probes=list(self.probes.values()),
+            probe_bound=self.probe_bound,
+            evidence=self.evidence,
+            key_columns=self.key_columns,
+            chat_template_kwargs=self.chat_template_kwargs,
+            regressor=regressor if regressor and regressor.is_file() else None,
+        )
+
     def verify(self, fingerprint: Fingerprint) -> None:
         """Refuse use under any other conditions than those the estimates hold for.
 
@@ -142,18 +226,21 @@ class Anchor:
             Naming the first field that differs, the anchor's value, the other value, and the fix; or where the
             anchor's fingerprint is of another version.
         """
+        self._check_version()
+        for name, expected, found in self.fingerprint.differences(fingerprint):
+            raise DisaError(
+                f"anchor does not fit: {name} is {found}, the anchor was estimated for {expected}",
+                where=str(self.path or "anchor"),
+                fix=_FIXES[name],
+            )
+
+    def _check_version(self) -> None:
         if self.version != VERSION:
             raise DisaError(
                 f"anchor of version {self.version}, expected {VERSION}: its fingerprint was taken in another way and "
                 "cannot be compared",
                 where=str(self.path or "anchor"),
                 fix="run the anchor stage again (disa run RECIPE --until anchor); trajectories and scores are kept",
-            )
-        for name, expected, found in self.fingerprint.differences(fingerprint):
-            raise DisaError(
-                f"anchor does not fit: {name} is {found}, the anchor was estimated for {expected}",
-                where=str(self.path or "anchor"),
-                fix=_FIXES[name],
             )
 
     def verify_prompts(self, prompt_ids: Mapping[str, Sequence[int]]) -> None:

@@ -30,6 +30,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from disa.anchor import Anchor
 from disa.errors import DisaError
 from disa.lm.loading import load_tokenizer
 from disa.objectives.forward_projection import forward_projection_loss
@@ -42,6 +43,7 @@ from disa.objectives.trajectory_balance import (
     trajectory_balance_residual,
 )
 from disa.training.audit import ResidualRecord
+from disa.training.card import model_card
 from disa.training.completions_table import CompletionsTable
 from disa.training.data import check_args, check_datasets, check_steps
 from disa.training.disa_config import DISAConfig
@@ -89,6 +91,8 @@ class BalanceTrainer(SharedPromptTrainer):
         Where settings, log Z and data do not go together.
     """
 
+    _anchor: Anchor | None = None
+
     def __init__(
         self,
         model: Any,
@@ -121,7 +125,6 @@ class BalanceTrainer(SharedPromptTrainer):
         self._rewards_per_func, self._sampler, self._sampler_state = torch.empty(0), None, None
         self._audits, self._reuse = {"train": ResidualRecord(), "eval": ResidualRecord()}, Reuse(args)
         self._table = CompletionsTable(self)
-        self._name, self._paper = log_z.name, {"title": log_z.name, "id": log_z.paper}
         self._tag_names = ["trl", log_z.name.lower()]
         super().__init__(
             model=model,
@@ -149,6 +152,31 @@ class BalanceTrainer(SharedPromptTrainer):
     def reference_model(self) -> Any:
         """The frozen reference; with adapters the policy, whose adapters are off in it."""
         return self.accelerator.unwrap_model(self.model if self.ref_model is None else self.ref_model)
+
+    def create_model_card(
+        self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
+    ) -> None:
+        """Write the card that goes to the hub with the policy: base, log Z, beta, reward, flags, the last log."""
+        if self.is_world_process_zero():
+            text = self.card(model_name or Path(self.args.output_dir).name, dataset_name, tags)
+            (Path(self.args.output_dir) / "README.md").write_text(text, encoding="utf-8")
+
+    def card(self, name: str, dataset_name: str | None = None, tags: str | list[str] | None = None) -> str:
+        """Text of the policy's card."""
+        shown = ("inverse_temperature", "temperature", "max_completion_length", "learning_rate", "offline_share")
+        return model_card(
+            name,
+            self.log_z.name,
+            self.reference_model.config._name_or_path,
+            paper=self.log_z.paper,
+            rewards=self.reward_func_names,
+            anchor=self._anchor,
+            settings={key.replace("_", " "): getattr(self.args, key) for key in shown}
+            | {"steps": self.state.global_step, "completions per prompt": self.num_generations},
+            logged={key: value for line in self.state.log_history for key, value in line.items()},
+            tags=[*self._tag_names, *([tags] if isinstance(tags, str) else tags or [])],
+            dataset_name=dataset_name,
+        )
 
     # A step's completions
 

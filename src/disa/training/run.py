@@ -21,7 +21,9 @@ from disa.runs.records import Prompt, ScoredTrajectory
 from disa.runs.step_log import StepLog
 from disa.tasks import Task
 from disa.tasks.checked_rewards import checked_rewards
+from disa.training.balance_trainer import BalanceTrainer
 from disa.training.build import TrainerInputs, build_trainer
+from disa.training.card import model_card
 from disa.training.config import LoRAConfig, TrainingConfig
 from disa.training.methods import METHODS
 from disa.training.rollouts import free_engine
@@ -133,6 +135,9 @@ def run_training(
         raise KeyboardInterrupt(f"finished stages are kept, {kept}") from error
     free_engine(trainer)
     save_trained(trainer, stage.path / "model")
+    if processes.rank() == 0:
+        text = _card(trainer, method, task, str(reference), inputs)
+        (stage.path / "model" / "README.md").write_text(text, encoding="utf-8")
     rows = config.completions_per_step
     if processes.rank() == 0:
         stage.finish(
@@ -142,6 +147,29 @@ def run_training(
             processes=processes.count(),
             prompts_not_shared=trainer.prompts_not_shared,
         )
+
+
+def _card(trainer: Any, method: str, task: Task, reference: str, inputs: TrainerInputs) -> str:
+    """Of ``model/``; how the policy does on held-out prompts, the report of the run says."""
+    steps, logged = trainer.state.global_step, trainer.state.log_history
+    return model_card(
+        f"{method} on {task.name}",
+        method,
+        reference,
+        paper=trainer.log_z.paper if isinstance(trainer, BalanceTrainer) else None,
+        rewards=[f"{task.name}, {task.reward_fingerprint}"],
+        anchor=inputs.anchor,
+        settings={
+            **{name.replace("_", " "): getattr(inputs.config, name) for name in METHODS[method].settings},
+            "temperature": inputs.sampling.temperature,
+            "max completion length": inputs.sampling.max_completion_length,
+            "learning rate": inputs.config.method_learning_rate(method),
+            "steps": steps,
+            "sequences per step": inputs.config.completions_per_step,
+        },
+        logged={key: value for line in logged for key, value in line.items()},
+        tags=[method],
+    )
 
 
 def _arguments(method: str, config: TrainingConfig, reference: str | Path, output_dir: Path) -> dict[str, Any]:

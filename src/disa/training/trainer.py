@@ -55,6 +55,8 @@ class DISATrainer(BalanceTrainer):
         Where the anchor does not fit, a prompt has no log Z, a column is missing, or ``args.flagged`` forbids.
     """
 
+    _anchor: Anchor
+
     def __init__(
         self,
         model: Any,
