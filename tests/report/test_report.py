@@ -20,6 +20,7 @@ from disa.report.partition_figures import partition_figures
 from disa.report.stage import write_report
 from disa.report.verdict import changes, verdict_lines
 from disa.runs.records import EvaluationRecord, PartitionEstimate, Prompt
+from disa.runs.step_log import read_step_log
 
 BETA = 3.0
 HOSTILE = "</pre><script src='https://evil.example/x.js'></script>\u202e\x00\ud800<img src=x onerror=alert(1)>"
@@ -219,6 +220,31 @@ def test_the_same_content_gives_the_same_bytes(content, written, tmp_path):
     assert again.read_bytes() == written.read_bytes()
     for figure in (written.parent / "figures").iterdir():
         assert (tmp_path / "figures" / figure.name).read_bytes() == figure.read_bytes()
+
+
+def test_completions_of_training_stand_side_by_side_shared_prompts_first_and_are_shown_as_text(content, tmp_path):
+    shared, own = content.prompts[0], "<b>only disa drew for this</b>"
+    rewards = {own: None, shared.prompt: 1.0}
+    rows = [{"step": 7, "prompt": p, "completion": HOSTILE, "reward": r} for p, r in rewards.items()]
+    drawn = {"disa": rows, "grpo": [{"step": 7, "prompt": shared.prompt, "completion": "no", "reward": 0.0}]}
+    html = write_report(tmp_path, changed(content, training_completions=drawn)).read_text()
+    section = html[html.index('<section id="training"') : html.index('<section id="example-completions"')]
+    text = Page(section).text
+    assert text.index(f"Prompt {shared.prompt_id}") < text.index(own) and text.count("</pre><script src=") == 2
+    assert all(
+        note in text for note in ("✓ right, step 7, reward 1", "✗ wrong, step 7, reward 0", "? undecided, step 7")
+    )
+    assert "<script" not in section and "<b>only" not in section
+
+
+def test_a_run_keeps_the_completions_of_the_last_step_of_every_method_that_draws(finished_run):
+    for method in ("disa", "grpo"):
+        rows = read_step_log(finished_run / "6_training" / method / "completions.jsonl")
+        assert len(rows) == 3 * 4 and {row["step"] for row in rows} == {4}
+        assert len({row["prompt"] for row in rows}) == 3 and {row["reward"] for row in rows} <= {0.0, 1.0}
+    page = Page((finished_run / "8_report" / "report.html").read_text())
+    assert rows[0]["completion"] in page.text and "Completions of the last step of training" in page.text
+    assert "../6_training/disa/completions.jsonl" in page.values("href")
 
 
 def test_an_empty_run_still_gives_a_page_and_old_figures_disappear(content, tmp_path):

@@ -78,8 +78,8 @@ def difference_rows(results: ComparisonResults, split: str = "heldout") -> list[
 
 def budget_rows(results: ComparisonResults) -> list[Row]:
     """Header and one row per method: what it was given, and the time its training took."""
-    columns = ("batches", "steps per batch", "drawn per batch", "stored per step")
-    columns += ("drawn in training", "offline read", "completions")
+    columns = ["batches", "steps per batch", "drawn per batch", "stored per step"]
+    columns += ["drawn in training", "offline read", "completions"]
     rows = [["method", *columns, "seconds"]]
     for method in results.methods:
         b = method.budget

@@ -41,6 +41,8 @@ class ReportContent:
     versions: dict[str, str]
     files: dict[str, str] = dataclasses.field(default_factory=dict)
     """What is in a file -> its path from the page."""
+    training_completions: Mapping[str, list[dict[str, Any]]] = dataclasses.field(default_factory=dict)
+    """Method -> completions of its last step (``step``, ``prompt``, ``completion``, ``reward``)."""
     binary: bool = True
     """Whether every reward was the smallest or the largest."""
     certificates: dict[str, Certificate] = dataclasses.field(default_factory=dict)

@@ -12,7 +12,7 @@ from disa.partition.verdict import FLAGS
 from disa.report.certificates import certificate_table
 from disa.report.content import ReportContent
 from disa.report.verdict import duration, verdict_lines
-from disa.runs.records import EvaluationRecord
+from disa.runs.records import CORRECT_REWARD, EvaluationRecord
 
 _EXAMPLE_PROMPTS, _EXAMPLE_DRAWS = 5, 2
 _PROMPT_CHARACTERS = 160
@@ -38,7 +38,7 @@ def report_page(content: ReportContent, figures: Mapping[str, list[Illustration]
             ),
             Section("Partition function", [Figures(figures.get("partition", []))]),
             Section("Prompts", _prompts(content)),
-            Section("Training", [Figures(figures.get("training", []))]),
+            Section("Training", [Figures(figures.get("training", [])), *_last_step(content)]),
             Section("Example completions", _examples(content)),
             Section("Sampler against scorer", _parity(content.parity)),
             Section("What the anchor is frozen to", [Table(facts)] if content.anchor_facts else []),
@@ -109,12 +109,33 @@ def _examples(content: ReportContent) -> list[Samples | Text]:
     return shown if evaluated else []
 
 
+def _last_step(content: ReportContent) -> list[Samples | Text]:
+    """First completions of the methods' last steps, prompts that several methods drew for in front."""
+    drawn: dict[str, dict[str, list[Sample]]] = defaultdict(lambda: defaultdict(list))
+    for method, rows in content.training_completions.items():
+        for row in rows:
+            note = f"step {row['step']}" + ("" if row["reward"] is None else f", reward {row['reward']:g}")
+            drawn[row["prompt"]][method].append(Sample(row["completion"], _verdict(row["reward"]), note))
+    prompts = sorted(drawn, key=lambda prompt: -len(drawn[prompt]))[:_EXAMPLE_PROMPTS]
+    ids = {prompt.prompt: prompt.prompt_id for prompt in content.prompts}
+    shown: list[Samples | Text] = [Text(["Completions of the last step of training, the first ones, not selected."])]
+    for prompt in prompts:
+        columns = {method: samples[:_EXAMPLE_DRAWS] for method, samples in drawn[prompt].items()}
+        shown.append(Samples(f"Prompt {ids.get(prompt, 'in training')}", prompt, columns))
+    return shown if prompts else []
+
+
+def _verdict(reward: float | None) -> str:
+    return "undecided" if reward is None else "right" if reward >= CORRECT_REWARD else "wrong"
+
+
 def _sample(record: EvaluationRecord) -> Sample:
-    verdict = "undecided" if record.reward is None else "right" if record.correct else "wrong"
     notes = [f"draw {record.draw}"]
     notes += [f"reward {record.reward:g}"] if record.reward is not None else []
     notes += [f"mode {cut(record.mode, 60)}"] if record.mode is not None else []
-    return Sample(record.completion, verdict, ", ".join(notes + ["cut at the length limit"] * record.truncated))
+    return Sample(
+        record.completion, _verdict(record.reward), ", ".join(notes + ["cut at the length limit"] * record.truncated)
+    )
 
 
 def _parity(parity: Mapping[str, object]) -> list[Table]:

@@ -25,7 +25,7 @@ from disa.runs.stage import Stage
 from disa.runs.step_log import read_step_log
 from disa.scoring.run import decided
 
-VERSION = 3
+VERSION = 4
 CERTIFICATES = "certificates.json"
 
 
@@ -111,6 +111,9 @@ def run_report(
         versions={name: version for name, version in packages.items() if version},
         files=_files(stage, finished),
         certificates=certificates(records, trajectories, anchor),
+        training_completions={
+            method: read_step_log(folder.path / "completions.jsonl") for method, folder in training.items()
+        },
     )
     write_report(stage.path, content)
     write_json(stage.path / "summary.json", summary_to_json(content.summary))

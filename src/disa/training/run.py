@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +18,7 @@ from disa.lm.hf_trainer import last_checkpoint, save_trained, trainer_arguments
 from disa.lm.loading import load_base, load_tokenizer, precision, require_vllm, trainable_model
 from disa.lm.sampling import SamplingConfig, encode_prompt
 from disa.runs import processes
+from disa.runs.files import whole_file
 from disa.runs.folders import StageFolder
 from disa.runs.records import Prompt, ScoredTrajectory
 from disa.runs.step_log import StepLog
@@ -138,8 +141,8 @@ def run_training(
     if processes.rank() == 0:
         text = _card(trainer, method, task, str(reference), inputs)
         (stage.path / "model" / "README.md").write_text(text, encoding="utf-8")
-    rows = config.completions_per_step
-    if processes.rank() == 0:
+        write_completions(trainer, stage.path / "completions.jsonl")
+        rows = config.completions_per_step
         stage.finish(
             method=method,
             completions=rows * config.method_steps(method) if METHODS[method].generates else 0,
@@ -170,6 +173,18 @@ def _card(trainer: Any, method: str, task: Task, reference: str, inputs: Trainer
         logged={key: value for line in logged for key, value in line.items()},
         tags=[method],
     )
+
+
+def write_completions(trainer: Any, path: Path) -> None:
+    """The completions of the last step, a JSON line each, for people to read; none of a method that draws none."""
+    kept = getattr(trainer, "_logs", {"prompt": [], "completion": [], "rewards": {}})
+    rewards = list(zip(*kept["rewards"].values(), strict=True))
+    with whole_file(path, "w") as file:
+        for prompt, completion, reward in zip(kept["prompt"], kept["completion"], rewards, strict=True):
+            texts = (text if isinstance(text, str) else text[-1]["content"] for text in (prompt, completion))
+            line = {"step": trainer.state.global_step, **dict(zip(("prompt", "completion"), texts, strict=True))}
+            # The task's reward is the only one; NaN means undecided.
+            file.write(json.dumps(line | {"reward": None if math.isnan(reward[0]) else reward[0]}) + "\n")
 
 
 def _arguments(method: str, config: TrainingConfig, reference: str | Path, output_dir: Path) -> dict[str, Any]:
