@@ -27,7 +27,7 @@ TESTED = {
     "docs/engines.md": 7,
     "docs/evaluation.md": 2,
     "docs/guides/choose_beta.md": 1,
-    "docs/python.md": 3,
+    "docs/python.md": 4,
     "docs/tasks.md": 1,
     "docs/verifiers-code.md": 1,
     "docs/verifiers-maths.md": 1,
@@ -100,7 +100,7 @@ def test_two_calls_calibrate_and_train(ran, tmp_path):
 
 
 def test_one_prompt_is_estimated_from_arrays_with_the_result_that_the_page_names(ran):
-    est = ran("docs/python.md", 2)["est"]
+    est = ran("docs/python.md", 3)["est"]
     assert (f"{est.log_z:.3f}"[:4], f"{est.interval[0]:.3f}"[:4]) == ("1.67", "0.86")
     assert (est.interval[1], f"{est.hits_ess:.3f}"[:4]) == (3.0, "3.82")
     assert tuple(est.flags) == ("few_hits", "wide_interval")
@@ -118,6 +118,27 @@ def test_anchor_and_policy_go_to_the_hub_and_the_anchor_comes_back(ran, finished
     monkeypatch.setattr(HfApi, "snapshot_download", lambda self, name, **options: str(finished_run / "5_anchor"))
     found = ran("docs/python.md", 1, disa=disa, trainer=trainer, anchor=anchor)["anchor"]
     assert found.fingerprint == anchor.fingerprint and pushed == ["me/my-anchor", "policy"]
+
+
+def test_tools_are_given_to_both_calls(ran, monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(ROOT / "tests" / "calibration"))
+    import tool_toy as toy
+
+    import disa
+    from disa.lm.hf_trainer import trainer_arguments
+
+    toy.save(tmp_path / "reference")
+    small = trainer_arguments(False, 1) | {"num_generations": 4, "per_device_train_batch_size": 20}
+    own = {"processing_class": toy.tokenizer()}
+    given = SimpleNamespace(  # the block's own calls, with the sizes of the toy
+        calibrate=lambda **kw: disa.calibrate(**kw, **own),
+        DISATrainer=lambda **kw: disa.DISATrainer(**kw, **own),
+        CalibrationConfig=lambda f: disa.CalibrationConfig(f, num_generations=8, max_completion_length=toy.LIMIT),
+        DISAConfig=lambda f: disa.DISAConfig(f, **small),
+    )
+    names = {"model": "reference", "reward": toy.reward, "dataset": toy.rows(), "calculator": toy.ask}
+    found = ran("docs/python.md", 2, disa=given, **names)
+    assert len(found["anchor"].estimates) == len(toy.rows()) and found["trainer"].tools == [toy.ask]
 
 
 def test_a_reward_leaves_rows_undecided(ran):
