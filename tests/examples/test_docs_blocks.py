@@ -27,7 +27,7 @@ TESTED = {
     "docs/engines.md": 7,
     "docs/evaluation.md": 2,
     "docs/guides/choose_beta.md": 1,
-    "docs/python.md": 4,
+    "docs/python.md": 5,
     "docs/tasks.md": 1,
     "docs/verifiers-code.md": 1,
     "docs/verifiers-maths.md": 1,
@@ -100,7 +100,7 @@ def test_two_calls_calibrate_and_train(ran, tmp_path):
 
 
 def test_one_prompt_is_estimated_from_arrays_with_the_result_that_the_page_names(ran):
-    est = ran("docs/python.md", 3)["est"]
+    est = ran("docs/python.md", 4)["est"]
     assert (f"{est.log_z:.3f}"[:4], f"{est.interval[0]:.3f}"[:4]) == ("1.67", "0.86")
     assert (est.interval[1], f"{est.hits_ess:.3f}"[:4]) == (3.0, "3.82")
     assert tuple(est.flags) == ("few_hits", "wide_interval")
@@ -139,6 +139,14 @@ def test_tools_are_given_to_both_calls(ran, monkeypatch, tmp_path):
     names = {"model": "reference", "reward": toy.reward, "dataset": toy.rows(), "calculator": toy.ask}
     found = ran("docs/python.md", 2, disa=given, **names)
     assert len(found["anchor"].estimates) == len(toy.rows()) and found["trainer"].tools == [toy.ask]
+
+
+@pytest.mark.filterwarnings("ignore:.gradient_checkpointing:FutureWarning")  # the old name, in TRL 1.16
+def test_settings_of_evaluation_and_reports_are_taken(ran):
+    import disa
+
+    args = ran("docs/python.md", 3, disa=disa)["args"]
+    assert args.metric_for_best_model == "eval_kl_to_target" and not args.greater_is_better and args.log_completions
 
 
 def test_a_reward_leaves_rows_undecided(ran):
