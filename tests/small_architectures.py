@@ -41,6 +41,8 @@ _MODELS = {
     "cohere2": ("Cohere2", {"logit_scale": 0.25, "head_dim": 8, **_WINDOWED}),
 }
 NAMES = tuple(_MODELS)
+GENERATED_IN = {name: torch.float32 if name == "gemma2" else torch.float64 for name in NAMES}
+"""For comparisons with ``generate``: eager attention casts scores to float32, where float64's mask overflows."""
 
 
 def small_architecture(name, dtype=torch.float64):

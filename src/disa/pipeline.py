@@ -155,7 +155,9 @@ class Pipeline:
         def plan() -> DrawPlan:
             prompts = self._calibrated()
             wanted = {prompt.prompt_id for prompt in prompts}
-            rows = [r for folder in earlier.values() for r in folder.rows(ScoredTrajectory) if r.prompt_id in wanted]
+            rows = [
+                r for folder in earlier.values() for r in folder.thin_rows(ScoredTrajectory) if r.prompt_id in wanted
+            ]
             return further_draws(number, config, *target, prompts, rows)
 
         train = functools.partial(self._prompts, "train")
@@ -238,7 +240,9 @@ class Pipeline:
         """What the anchor keeps of its prompts."""
         tokenizer, sampling = self.models.tokenizer(), self.recipe.sampling
         ids = {p.prompt_id: encode_prompt(tokenizer, p.prompt, sampling) for p in self._calibrated()}
-        return take_probes(ids, [row for folder in self.scores().values() for row in folder.rows(ScoredTrajectory)])
+        return take_probes(
+            ids, [row for folder in self.scores().values() for row in folder.thin_rows(ScoredTrajectory)]
+        )
 
     def _calibrated(self) -> list[Prompt]:
         """Prompts that get a log Z."""

@@ -13,7 +13,7 @@ from disa.evaluation.nucleus import nucleus, pick_in_nucleus
 from disa.lm.sampler import draw_rows, uniforms
 from disa.lm.sampling import stop_token_ids
 from disa.warmup.small_model import character_tokenizer
-from small_architectures import NAMES, VOCABULARY, small_architecture
+from small_architectures import GENERATED_IN, NAMES, VOCABULARY, small_architecture
 
 LENGTH = 7
 
@@ -156,7 +156,10 @@ def test_completions_of_shared_prompts_follow_the_exact_law_cut_to_the_nucleus_a
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(("temperature", "top_p"), [(0.8, 0.7), (1.0, 1.0), (0, 1.0)])
 def test_with_shared_prompts_draws_are_those_of_generate_from_the_same_numbers(name, temperature, top_p, monkeypatch):
-    model, tokenizer = small_architecture(name), character_tokenizer("".join(map(chr, range(97, 95 + VOCABULARY))))
+    model, tokenizer = (
+        small_architecture(name, GENERATED_IN[name]),
+        character_tokenizer("".join(map(chr, range(97, 95 + VOCABULARY)))),
+    )
     generator = torch.Generator().manual_seed(0)
     distinct = [torch.randint(2, VOCABULARY, (n,), generator=generator).tolist() for n in (6, 3, 9)]
     rows = [distinct[i % 3] for i in range(24)]

@@ -15,6 +15,7 @@ from disa.runs.records import (
     Prompt,
     PromptValue,
     ScoredTrajectory,
+    StoredRows,
     Trajectory,
     read_rows,
     schema,
@@ -220,3 +221,62 @@ def test_a_file_damaged_in_its_middle_is_refused(tmp_path):
     data[4:400] = bytes(396)
     path.write_bytes(bytes(data))
     assert "not a readable Parquet file" in refusal(path)
+
+
+def many(path, files=3, rows=300):
+    """Files of more than one group of rows each; every completion has tokens of its own."""
+    made = []
+    for file in range(files):
+        part = [
+            dataclasses.replace(
+                ROWS[Trajectory][0], draw=file * rows + i, completion=f"{file}-{i}", completion_ids=[i] * (i % 5)
+            )
+            for i in range(rows)
+        ]
+        write_rows(path / f"part-{file}.parquet", part, Trajectory)
+        made += part
+    return made
+
+
+def test_thin_rows_know_their_numbers_of_tokens_and_read_the_ids_when_asked(tmp_path):
+    whole = many(tmp_path)
+    found = read_rows(tmp_path, Trajectory, thin=True)
+    assert {row.completion for row in found} == {""}
+    assert [len(row.completion_ids) for row in found] == [len(row.completion_ids) for row in whole]
+    for i in (0, 4, 255, 256, 299, 300, 899):
+        assert list(found[i].completion_ids) == whole[i].completion_ids
+        assert not found[i].completion_ids or found[i].completion_ids[-1] == whole[i].completion_ids[-1]
+    thin = [dataclasses.replace(row, completion="", completion_ids=[]) for row in whole]
+    assert [dataclasses.replace(row, completion_ids=[]) for row in found] == thin
+    write_rows(tmp_path / "again.parquet", found[:5], Trajectory)
+    assert [row.completion_ids for row in read_rows(tmp_path / "again.parquet", Trajectory)] == [
+        row.completion_ids for row in whole[:5]
+    ]
+
+
+def test_stored_rows_are_a_sequence_that_reads_what_is_looked_at(tmp_path, monkeypatch):
+    whole, stored = many(tmp_path), StoredRows(tmp_path, Trajectory)
+    assert len(stored) == len(whole) and list(stored) == whole
+    for part in (slice(0, 1), slice(250, 620), slice(890, 2000), slice(5, 5)):
+        assert stored[part] == whole[part]
+    assert stored[-1] == whole[-1] and stored[301] == whole[301]
+    assert list(stored.column("draw")) == list(range(900))
+    (tmp_path / "part-0.parquet").unlink()
+    assert stored[300:900] == whole[300:900]  # the first file is not looked at
+    with pytest.raises(DisaError, match="file not found"):
+        stored[0]
+    assert len(StoredRows([], Trajectory)) == 0
+
+
+def test_a_bad_value_behind_the_first_group_is_named_by_its_row_in_the_file(tmp_path):
+    many(tmp_path, files=1)
+    table = pq.read_table(tmp_path / "part-0.parquet")
+    values = table.column("log_sampler").to_pylist()
+    values[270] = float("nan")
+    at = table.column_names.index("log_sampler")
+    pq.write_table(
+        table.set_column(at, "log_sampler", pa.array(values)), tmp_path / "part-0.parquet", row_group_size=100
+    )
+    for thin in (False, True):
+        with pytest.raises(DisaError, match=r"part-0.parquet, row 270: field 'log_sampler' is NaN"):
+            read_rows(tmp_path, Trajectory, thin=thin)

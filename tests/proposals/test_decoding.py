@@ -12,7 +12,7 @@ from disa.lm.log_probs import sequence_log_probs
 from disa.lm.sampler import _generate, draw_tokens, sample, uniforms
 from disa.lm.sampling import SamplingConfig
 from disa.warmup.small_model import character_tokenizer
-from small_architectures import NAMES, VOCABULARY, small_architecture
+from small_architectures import GENERATED_IN, NAMES, VOCABULARY, small_architecture
 
 LENGTH, STOPS = 20, (1, 5)
 TOKENIZER = character_tokenizer("".join(chr(ord("a") + i) for i in range(VOCABULARY - 2)))
@@ -32,7 +32,7 @@ def prompts_and_numbers():
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("temperature", [1.0, 0.8])
 def test_draws_are_those_of_generate_and_log_probs_those_of_the_scorer(name, temperature):
-    model, (prompts, numbers) = small_architecture(name), prompts_and_numbers()
+    model, (prompts, numbers) = small_architecture(name, GENERATED_IN[name]), prompts_and_numbers()
     ids, log_probs = draw_tokens(model, prompts, numbers, STOPS, temperature=temperature)
     expected, _ = _generate(model, TOKENIZER, prompts, numbers, STOPS, temperature)
     assert ids == expected

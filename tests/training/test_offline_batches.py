@@ -71,8 +71,8 @@ def test_rows_are_drawn_in_proportion_to_their_weights(small_run):
     size, batches = 500, 40
     # Prompt and completion together name a row, but for equal draws of one prompt, which are counted together.
     expected, found = {}, {}
-    for p, c, weight in zip(offline._prompt_ids, offline._completion_ids, offline.weights, strict=True):
-        key = (tuple(p.tolist()), tuple(c.tolist()))
+    for p, c, weight in zip(offline._prompt_of, offline._completion_ids, offline.weights, strict=True):
+        key = (tuple(offline._prompt_ids[p]), tuple(c))
         expected[key] = expected.get(key, 0.0) + weight.item() / offline.weights.sum().item()
     for number in range(batches):
         batch = offline.batch(number, size, CPU, 0)

@@ -266,8 +266,13 @@ class Anchor:
                     "fixed date, and a new anchor",
                 )
 
-    def trajectories(self) -> list[ScoredTrajectory]:
+    def trajectories(self, *, thin: bool = False) -> list[ScoredTrajectory]:
         """All decided trajectories that the estimates were made from, further rounds included.
+
+        Parameters
+        ----------
+        thin : bool
+            As :func:`disa.runs.records.read_rows` takes it.
 
         Raises
         ------
@@ -285,7 +290,7 @@ class Anchor:
             run / "3_scoring" / ("" if name == "scoring" else name)
             for name in read_json(run / "4_partition" / "manifest.json")["inputs"]
         ]
-        rows = read_rows((path for f in folders for path in sorted(f.glob("*.parquet"))), ScoredTrajectory)
+        rows = read_rows((path for f in folders for path in sorted(f.glob("*.parquet"))), ScoredTrajectory, thin=thin)
         return [row for row in rows if row.reward is not None]
 
     def log_z(self, prompt_ids: Sequence[str]) -> np.ndarray:

@@ -54,7 +54,7 @@ def take_probes(prompt_ids: Mapping[str, Sequence[int]], rows: Sequence[ScoredTr
     ids = sorted(found)
     tried = set(ids[:: max(1, -(-len(ids) // PROBES))])
     return [
-        Probe(i, prompt_digest(prompt_ids[i]), found[i].completion_ids, found[i].log_ref, found[i].tool_mask)
+        Probe(i, prompt_digest(prompt_ids[i]), list(found[i].completion_ids), found[i].log_ref, found[i].tool_mask)
         if i in tried
         else Probe(i, prompt_digest(prompt_ids[i]), None, None)
         for i in sorted(prompt_ids)

@@ -114,7 +114,7 @@ def _scored(anchor: Anchor, prompt_ids: Sequence[str]) -> list[ScoredTrajectory]
     folders = [scoring, *(scoring / name for name in inputs if name != "scoring")]
     files = [file for folder in folders for file in sorted(folder.glob("*.parquet"))]
     wanted = set(prompt_ids)
-    return [r for r in read_rows(files, ScoredTrajectory) if r.prompt_id in wanted and r.reward is not None]
+    return [r for r in read_rows(files, ScoredTrajectory, thin=True) if r.prompt_id in wanted and r.reward is not None]
 
 
 def _divergence(anchor: Anchor) -> dict[str, Any]:

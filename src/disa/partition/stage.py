@@ -54,7 +54,7 @@ def partition_stage(
     adaptive = proposals.adaptive
 
     def work(stage: StageFolder) -> None:
-        rows = [row for folder in scores.values() for row in folder.rows(ScoredTrajectory)]
+        rows = [row for folder in scores.values() for row in folder.thin_rows(ScoredTrajectory)]
         known = features(prompts()) if config.regressor else None
         resample = proposals.resample is not None
         run_partition(stage, config, beta, reward_range, prompts(), rows, known, adaptive, resample)

@@ -55,7 +55,7 @@ def proposals_stage(
 
 
 def _says(folder: StageFolder) -> list[str]:
-    rows = folder.rows(Trajectory)
+    rows = folder.thin_rows(Trajectory)
     drawn = {source: [row.truncated for row in rows if row.source == source] for source in SOURCES}
     cut = {source: share(sum(marks), len(marks)) for source, marks in drawn.items() if marks}
     lines = ["cut at the length limit: " + ", ".join(f"{source} {part}" for source, part in cut.items())]
@@ -153,7 +153,7 @@ def _engine_facts(stage: StageFolder, config: ProposalsConfig, engines: Mapping[
     """What the manifest says of engines: which one, and what it left unsaid."""
     if not engines:
         return {}
-    rows = stage.rows(Trajectory)
+    rows = stage.thin_rows(Trajectory)
     return {
         "engine": config.engine,
         "retokenised": sum(row.retokenised for row in rows),

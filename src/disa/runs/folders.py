@@ -30,7 +30,7 @@ from disa.runs import worked
 from disa.runs.files import file_digest, whole_file
 from disa.runs.locks import WAIT, awaited, offered, try_lock
 from disa.runs.provenance import digest
-from disa.runs.records import Row, read_rows, write_rows
+from disa.runs.records import Row, StoredRows, read_rows, write_rows
 
 if TYPE_CHECKING:
     from disa.runs.parts import Backend
@@ -213,6 +213,14 @@ class StageFolder:
     def rows(self, row_type: type[Row]) -> list[Row]:
         """All rows of the finished stage, in the order of their parts' keys."""
         return read_rows(self.path, row_type)
+
+    def thin_rows(self, row_type: type[Row]) -> list[Row]:
+        """The same without texts and token ids, as :func:`disa.runs.records.read_rows` makes them thin."""
+        return read_rows(self.path, row_type, thin=True)
+
+    def stored_rows(self, row_type: type[Row]) -> StoredRows[Row]:
+        """The same, left on disk until they are looked at."""
+        return StoredRows(self.path, row_type)
 
     def finish(self, **facts: Any) -> None:
         """Write the manifest: from here on the stage is skipped until something it depends on changes."""

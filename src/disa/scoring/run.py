@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from disa.errors import DisaError
@@ -17,7 +17,7 @@ from disa.proposals.blends import Blends, blends_of
 from disa.proposals.config import ProposalsConfig
 from disa.runs.folders import StageFolder, write_json
 from disa.runs.parts import Advance, blocks_of, make_parts
-from disa.runs.records import SOURCES, LogProb, Prompt, ScoredTrajectory, Trajectory, read_rows
+from disa.runs.records import SOURCES, LogProb, Prompt, ScoredTrajectory, StoredRows, Trajectory, read_rows
 from disa.runs.stage import Stage, share
 from disa.scoring.config import ScoringConfig
 from disa.scoring.parity import check_parity, parity_report
@@ -66,7 +66,7 @@ def scoring_stage(
     """
 
     def work(stage: StageFolder) -> None:
-        rows = drawn.rows(Trajectory)
+        rows = drawn.stored_rows(Trajectory)
         roles = (SOURCES if proposal_here else SOURCES[:1]) if rows or not number else ()
         tokenizer, known = models.tokenizer(), prompts()
         blends = blends_of(drawn_by, sampling, task, known, tokenizer)
@@ -79,7 +79,7 @@ def scoring_stage(
 
 
 def _says(folder: StageFolder) -> list[str]:
-    rows = folder.rows(ScoredTrajectory)
+    rows = folder.thin_rows(ScoredTrajectory)
     rewards = {source: [r.reward for r in rows if r.reward is not None and r.source == source] for source in SOURCES}
     means = ", ".join(f"{source} {sum(found) / len(found):.3f}" for source, found in rewards.items() if found)
     undecided = len(rows) - len(decided(rows))
@@ -122,7 +122,10 @@ def run_scoring(
         Where a reward is unusable, or sampler and scorer disagree beyond the bound.
     """
     by_id = {p.prompt_id: p for p in prompts}
-    if stray := next((t.prompt_id for t in trajectories if t.prompt_id not in by_id), None):
+    drawn_for: Iterable[str] = (t.prompt_id for t in trajectories)
+    if isinstance(trajectories, StoredRows):
+        drawn_for = trajectories.column("prompt_id")
+    if stray := next((prompt_id for prompt_id in drawn_for if prompt_id not in by_id), None):
         raise DisaError(
             f"a trajectory belongs to prompt {stray}, which is not among the tasks' prompts",
             where="scoring, rows of 2_proposals",
@@ -173,7 +176,7 @@ def run_scoring(
         return [_scored(*row) for row in zip(block, log_ref, log_proposal, rewards, strict=True)]
 
     make_parts(stage, blocks, len, make, ScoredTrajectory, "scoring: trajectories", read=read_scored, first=judge)
-    rows = stage.rows(ScoredTrajectory)
+    rows = stage.thin_rows(ScoredTrajectory)
     if verdict_needed and rows and not decided(rows):
         raise DisaError(
             f"the reward is None, undecided, for all {len(rows)} completions",

@@ -29,7 +29,7 @@ def anchors_own(
         key: encode_prompt(tokenizer, json.dumps(prompt) if messages else prompt, sampling)
         for key, prompt in prompts.items()
     }
-    rows = with_frozen_log_z([row for row in anchor.trajectories() if row.prompt_id in ids], plan)
+    rows = with_frozen_log_z([row for row in anchor.trajectories(thin=True) if row.prompt_id in ids], plan)
     weights = target_weights(rows, anchor, cap=args.offline_weight_cap) * equal_prompts(rows)
     return StoredTrajectories(rows, ids, weights, seed=args.seed)
 

@@ -45,7 +45,7 @@ def training_stage(
     def work(stage: StageFolder) -> None:
         rows = prompts()
         known = {row.prompt_id for row in rows}
-        offline = [row for folder in scored.values() for row in folder.rows(ScoredTrajectory)]
+        offline = [row for folder in scored.values() for row in folder.thin_rows(ScoredTrajectory)]
         offline = [row for row in offline if row.prompt_id in known and row.reward is not None]
         loaded = Anchor.load(frozen.path) if frozen else None
         run.run_training(stage, method, config, sampling, task, rows, models.paths["reference"], loaded, offline)
