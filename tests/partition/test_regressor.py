@@ -2,6 +2,7 @@ import math
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from scipy.integrate import quad
 from scipy.special import expit, log_expit
@@ -15,7 +16,7 @@ from disa.partition.log_weights import log_z_from_q
 from disa.partition.logit_normal import log_marginal
 from disa.partition.regressor import Regressor, log_z_posterior
 from disa.partition.regressor_fit import _recalibrate, fit_regressor, pseudo_counts
-from disa.partition.regressor_report import report_regressor
+from disa.partition.regressor_report import _coverage, report_regressor
 from disa.runs.provenance import Fingerprint
 
 PROMPTS, FEATURES = 500, 16
@@ -299,6 +300,22 @@ def test_the_reported_coverage_falls_when_the_width_is_too_small(carried):
     narrow = Regressor(**{**vars(regressor), "width": 0.2})
     report = report_regressor(narrow, k[PROMPTS:], np.full(PROMPTS, 8.0), features[PROMPTS:], beta=5.0)
     assert report.coverage < 0.85
+
+
+def test_the_coverage_of_pseudo_counts_is_that_of_their_incomplete_beta_functions():
+    # Beta(misses, hits + 1) at the failure probability, averaged over the prior of logit q by adaptive integration.
+    for hits, misses, mean, width in ((0.6, 0.3, 0.5, 1.0), (0.0, 0.5, 2.0, 0.7), (2.4, 1.7, -1.0, 1.5)):
+
+        def over_prior(f, mean=mean, width=width):
+            law = scipy.stats.norm(mean, width)
+            return quad(lambda t: law.pdf(t) * f(expit(-t)), mean - 9 * width, mean + 9 * width, limit=200)[0]
+
+        below = over_prior(scipy.stats.beta(misses + 1, hits).cdf) if hits else 0.0
+        up_to = over_prior(scipy.stats.beta(misses, hits + 1).cdf)
+        inside = max(min(up_to, 0.95) - max(below, 0.05), 0.0) / (up_to - below)
+        found = _coverage(np.array([hits]), np.array([hits + misses]), np.array([mean]), width, 0.9)
+        # The stage averages over equal shares of the prior instead.
+        assert found == pytest.approx(inside, abs=2e-3)
 
 
 def test_a_saved_regressor_comes_back_whole(carried, tmp_path):
