@@ -7,6 +7,15 @@ import pytest
 
 from disa.recipe import load_recipe
 
+SIZES = [
+    "proposals.per_prompt=16",
+    "proposals.per_heldout_prompt=16",
+    "training.steps=48",
+    "evaluation.train_prompts=16",
+    "comparison.methods=[lora_sft, grpo, gspo, disa, disa_both]",
+    "comparison.search.steps=16",
+    "comparison.search.points=[{learning_rate: 2.0e-4}, {learning_rate: 5.0e-5, steps_per_completion: 4}]",
+]
 COUNTS = {"train": 100, "validation": 10, "heldout": 30}
 
 
@@ -16,8 +25,8 @@ def hours(monkeypatch):
     return importlib.import_module("hours")
 
 
-def seconds(hours, pace, **changes):
-    recipe = load_recipe("recipes/mbpp-qwen.yaml", [f"{key}={value}" for key, value in changes.items()])
+def seconds(hours, pace):
+    recipe = load_recipe("recipes/mbpp-qwen.yaml", SIZES)
     return dict(hours.stages(recipe, COUNTS, hours.Pace(*pace, 50.0), 3.0, "bridge"))
 
 
