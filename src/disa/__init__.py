@@ -27,7 +27,9 @@ if TYPE_CHECKING:
         estimate_log_partition_batch,
         sweep_log_partition,
     )
+    from disa.training.anchors_own import offline_trajectories
     from disa.training.disa_config import DISAConfig
+    from disa.training.offline_trainer import OfflineConfig, OfflineTrainer
     from disa.training.trainer import DISATrainer
 
 _HOMES = {
@@ -38,10 +40,13 @@ _HOMES = {
     "DisaError": "disa.errors",
     "LogPartition": "disa.partition",
     "LogPartitionBatch": "disa.partition",
+    "OfflineConfig": "disa.training.offline_trainer",
+    "OfflineTrainer": "disa.training.offline_trainer",
     "advantages": "disa.objectives.advantages",
     "calibrate": "disa.calibration.calibrate",
     "estimate_log_partition": "disa.partition",
     "estimate_log_partition_batch": "disa.partition",
+    "offline_trajectories": "disa.training.anchors_own",
     "sweep_log_partition": "disa.partition",
 }
 
@@ -53,11 +58,14 @@ __all__ = [
     "DisaError",
     "LogPartition",
     "LogPartitionBatch",
+    "OfflineConfig",
+    "OfflineTrainer",
     "__version__",
     "advantages",
     "calibrate",
     "estimate_log_partition",
     "estimate_log_partition_batch",
+    "offline_trajectories",
     "sweep_log_partition",
 ]
 

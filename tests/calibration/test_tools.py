@@ -5,12 +5,14 @@ import json
 
 import pytest
 import tool_toy as toy
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import disa
 from disa.errors import DisaError
 from disa.lm.hf_trainer import trainer_arguments
 from disa.proposals.answers import varied_answers
 from disa.runs.records import Prompt, read_rows
+from disa.testing.hf import oracle_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:You are using '(rollout_func|environment_factory)'")  # TRL's
 
@@ -229,17 +231,23 @@ def test_the_forward_projection_learns_the_models_own_tokens(table, anchors, tmp
 
 
 def test_offline_training_sums_the_models_own_tokens(table, anchors):
-    from disa.training.offline_trainer import OfflineConfig, OfflineTrainer, forward_loss
-    from disa.training.stored import StoredTrajectories
-
-    rows, model = anchors("tool").trajectories(), toy.Toy.from_pretrained(table[0])
-    ids = {key: [3 + int(digit)] for key, digit in digits(anchors("tool")).items()}
-    stored = StoredTrajectories(rows, ids, toy.torch.ones(len(rows)), seed=0)
-    args = OfflineConfig("unused", max_steps=1, report_to="none", use_cpu=True)
-    trainer = OfflineTrainer(model, args, stored, forward_loss, processing_class=toy.tokenizer())
-    batch = stored.batch(0, 30, "cpu", 13)
-    assert trainer._sequence_log_probs(model, batch).tolist() == pytest.approx(batch.log_ref.tolist(), abs=1e-5)
+    trajectories = disa.offline_trajectories(anchors("tool"), toy.rows(), toy.tokenizer())
+    args = {"output_dir": "unused", "max_steps": 1, "report_to": "none", "use_cpu": True}
+    trainer = disa.OfflineTrainer(table[0], disa.OfflineConfig(**args), trajectories, processing_class=toy.tokenizer())
+    batch = trajectories.batch(0, 30, "cpu", 13)
+    log_pi = trainer._sequence_log_probs(trainer.model, batch)
+    assert log_pi.tolist() == pytest.approx(batch.log_ref.tolist(), abs=1e-5)
     assert batch.tokens[0] == batch.tool_mask.sum() < batch.completion_mask.sum()
+    for changed, message in (
+        ({"temperature": 0.5}, "temperature is 0.5, the trajectories were drawn at 1.0"),
+        ({"max_steps": -1}, "max_steps is not set"),
+    ):
+        with pytest.raises(DisaError, match=message):
+            given = disa.OfflineConfig(**args | changed)
+            disa.OfflineTrainer(table[0], given, trajectories, processing_class=toy.tokenizer())
+    with pytest.raises(DisaError, match="no log Z for prompt"):
+        stray = [{"prompt": [{"role": "user", "content": "7"}]}]
+        disa.offline_trajectories(anchors("tool"), stray, toy.tokenizer())
 
 
 def other(letter: str) -> str:
@@ -333,3 +341,31 @@ def test_what_the_policy_thinks_of_the_tools_words_is_in_no_number(changes, tabl
     assert all(line["tools/call_frequency"] > 0 for line in lines[0])
     for one, other in zip(*lines, strict=True):
         assert one == pytest.approx(other, abs=1e-5)
+
+
+def test_prompts_computed_once_for_all_completions_leave_the_tools_words_out_too(tmp_path):
+    letters = toy.tokenizer()
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(letters), hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+            num_key_value_heads=2, max_position_embeddings=32, bos_token_id=None, eos_token_id=0, pad_token_id=13,
+        )
+    )  # fmt: skip
+    model.save_pretrained(tmp_path / "model")
+    oracle_tokenizer(toy.SPACE).save_pretrained(tmp_path / "model")
+
+    def said(completions, **_):
+        return [float(any(m["role"] == "tool" for m in c)) for c in completions]
+
+    given = {"model": str(tmp_path / "model"), "reward_funcs": said, "train_dataset": toy.rows()}
+    given |= {"processing_class": letters, "tools": [toy.ask]}
+    args = disa.CalibrationConfig(str(tmp_path / "anchor"), num_generations=300, max_completion_length=12)
+    anchor = disa.calibrate(**given, args=args)
+    called = [row for row in anchor.trajectories() if 0 in row.tool_mask]
+    assert len(called) > 5 and {row.reward for row in anchor.trajectories()} == {0.0, 1.0}
+    # Sampler and scorer are two programs: one goes token by token through the calls, one takes each completion whole.
+    assert max(abs(row.log_sampler - row.log_ref) for row in called) < 1e-4
+    trainer = disa.DISATrainer(**given, anchor=anchor, args=disa.DISAConfig(str(tmp_path / "policy"), **SMALL))
+    assert trainer.prompts_not_shared is None
+    trainer.train()  # the guard compares log pi_ref of the anchor's own trajectories with the trainer's
+    assert trainer.state.global_step == 2

@@ -27,7 +27,7 @@ TESTED = {
     "docs/engines.md": 7,
     "docs/evaluation.md": 2,
     "docs/guides/choose_beta.md": 1,
-    "docs/python.md": 5,
+    "docs/python.md": 6,
     "docs/tasks.md": 1,
     "docs/verifiers-code.md": 1,
     "docs/verifiers-maths.md": 1,
@@ -100,7 +100,7 @@ def test_two_calls_calibrate_and_train(ran, tmp_path):
 
 
 def test_one_prompt_is_estimated_from_arrays_with_the_result_that_the_page_names(ran):
-    est = ran("docs/python.md", 4)["est"]
+    est = ran("docs/python.md", 5)["est"]
     assert (f"{est.log_z:.3f}"[:4], f"{est.interval[0]:.3f}"[:4]) == ("1.67", "0.86")
     assert (est.interval[1], f"{est.hits_ess:.3f}"[:4]) == (3.0, "3.82")
     assert tuple(est.flags) == ("few_hits", "wide_interval")
@@ -141,11 +141,26 @@ def test_tools_are_given_to_both_calls(ran, monkeypatch, tmp_path):
     assert len(found["anchor"].estimates) == len(toy.rows()) and found["trainer"].tools == [toy.ask]
 
 
+@pytest.mark.filterwarnings("ignore:'pin_memory':UserWarning")  # torch, where there is no accelerator
+def test_the_anchors_trajectories_are_learned_from_offline(ran, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "tests" / "calibration"))
+    import tool_toy as toy
+
+    import disa
+
+    toy.save(tmp_path / "reference")
+    args = disa.CalibrationConfig(str(tmp_path / "anchor"), num_generations=8, max_completion_length=toy.LIMIT)
+    names = {"model": str(tmp_path / "reference"), "tokenizer": toy.tokenizer(), "dataset": toy.rows(), "disa": disa}
+    anchor = disa.calibrate(names["model"], toy.reward, toy.rows(), args, processing_class=names["tokenizer"])
+    found = ran("docs/python.md", 3, replaced=("max_steps=100", "max_steps=2"), anchor=anchor, **names)
+    assert len(found["trajectories"]) == 40
+
+
 @pytest.mark.filterwarnings("ignore:.gradient_checkpointing:FutureWarning")  # the old name, in TRL 1.16
 def test_settings_of_evaluation_and_reports_are_taken(ran):
     import disa
 
-    args = ran("docs/python.md", 3, disa=disa)["args"]
+    args = ran("docs/python.md", 4, disa=disa)["args"]
     assert args.metric_for_best_model == "eval_kl_to_target" and not args.greater_is_better and args.log_completions
 
 

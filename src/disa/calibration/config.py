@@ -55,5 +55,7 @@ class CalibrationConfig:
     )
     use_vllm: bool = field(default=False, metadata={"help": "Draw with vLLM; models must then be names or folders."})
     vllm: dict[str, Any] = field(default_factory=dict, metadata={"help": "Further arguments of vllm.LLM."})
-    batch_size: int = field(default=256, metadata={"help": "Completions drawn at once."})
+    batch_size: int = field(
+        default=256, metadata={"help": "Completions drawn at once. With tools another number draws other ones."}
+    )
     seed: int = field(default=0, metadata={"help": "Seed of the draws."})

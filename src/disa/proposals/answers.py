@@ -18,9 +18,9 @@ def varied_answers(rows: Sequence[Trajectory]) -> tuple[int, int]:
     for row in rows:
         mask = row.tool_mask or []
         starts = [i for i, own in enumerate(mask) if not own and (i == 0 or mask[i - 1])]
+        ids = list(row.completion_ids) if starts else []  # one look at those on disk
         for start in starts:
             end = next((i for i in range(start, len(mask)) if mask[i]), len(mask))
-            ids = row.completion_ids
             found[row.prompt_id, tuple(ids[:start])].append(tuple(ids[start:end]))
     seen = [answers for answers in found.values() if len(answers) > 1]
     return sum(len(set(answers)) > 1 for answers in seen), len(seen)

@@ -11,14 +11,20 @@ from transformers import PreTrainedTokenizerBase
 
 from disa.anchor import Anchor
 from disa.lm.sampling import SamplingConfig, encode_prompt
-from disa.training.disa_config import DISAConfig
+from disa.training.data import check_dataset, keyed
 from disa.training.flags import FlagPlan, with_frozen_log_z
 from disa.training.stored import StoredTrajectories
 from disa.training.trajectory_weights import equal_prompts, target_weights
 
 
 def anchors_own(
-    anchor: Anchor, prompts: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, args: DISAConfig, plan: FlagPlan
+    anchor: Anchor,
+    prompts: Mapping[str, Any],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    cap: float,
+    seed: int,
+    plan: FlagPlan | None = None,
 ) -> StoredTrajectories:
     """Trajectories of the prompts, by id, that log Z was estimated from, weighted towards the target."""
     messages = not isinstance(next(iter(prompts.values())), str)
@@ -29,9 +35,46 @@ def anchors_own(
         key: encode_prompt(tokenizer, json.dumps(prompt) if messages else prompt, sampling)
         for key, prompt in prompts.items()
     }
-    rows = with_frozen_log_z([row for row in anchor.trajectories(thin=True) if row.prompt_id in ids], plan)
-    weights = target_weights(rows, anchor, cap=args.offline_weight_cap) * equal_prompts(rows)
-    return StoredTrajectories(rows, ids, weights, seed=args.seed)
+    anchor.verify_prompts(ids)
+    rows = [row for row in anchor.trajectories(thin=True) if row.prompt_id in ids]
+    rows = rows if plan is None else with_frozen_log_z(rows, plan)
+    weights = target_weights(rows, anchor, cap=cap) * equal_prompts(rows)
+    return StoredTrajectories(rows, ids, weights, seed=seed, temperature=anchor.fingerprint.temperature)
+
+
+def offline_trajectories(
+    anchor: Anchor | str | Path,
+    train_dataset: Any,
+    processing_class: PreTrainedTokenizerBase,
+    *,
+    weight_cap: float = 8.0,
+    seed: int = 0,
+) -> StoredTrajectories:
+    """An anchor's trajectories as training data, each weighing the target's density ratio to the mixture it came from.
+
+    Parameters
+    ----------
+    anchor : Anchor, str or Path
+        Of :func:`disa.calibrate`, or the folder it is in.
+    train_dataset : datasets.Dataset or list of rows
+        As it was calibrated with, or some of its rows.
+    processing_class : PreTrainedTokenizerBase
+    weight_cap : float
+        Bound on ``W = w exp(beta r) / Zhat``.
+    seed : int
+        Of the order of batches.
+
+    Raises
+    ------
+    DisaError
+        Where a prompt has no log Z or is rendered in another way, or no trajectory has a weight.
+    """
+    anchor = anchor if isinstance(anchor, Anchor) else Anchor.load(anchor)
+    rows = check_dataset(train_dataset, "train_dataset")
+    rows = rows if anchor.key_columns is None else keyed(rows, anchor.key_columns)
+    prompts = {row["prompt_id"]: row["prompt"] for row in rows}
+    anchor.log_z(list(prompts))
+    return anchors_own(anchor, prompts, processing_class, cap=weight_cap, seed=seed)
 
 
 def reference_name(model: Any) -> str:

@@ -10,6 +10,7 @@ import contextlib
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainingArguments, set_seed
 
 from disa.anchor import Anchor
+from disa.errors import DisaError
+from disa.lm.loading import trainable_model
 from disa.lm.shared_prefix import shared_attention
 from disa.objectives.forward_projection import forward_projection_loss
 from disa.objectives.supervised import supervised_loss
@@ -91,17 +94,22 @@ class OfflineTrainer(Trainer):
 
     Parameters
     ----------
-    model : PreTrainedModel
+    model : str, Path or PreTrainedModel
         The policy, initialised from the reference.
     args : OfflineConfig
         ``max_steps`` must be set: batches have no end.
     trajectories : StoredTrajectories
     loss : callable
-        :func:`forward_loss`, ``supervised(length)`` or ``balance(inverse_temperature)``.
+        :func:`forward_loss`, the default, ``supervised(length)`` or ``balance(inverse_temperature)``.
     processing_class : PreTrainedTokenizerBase
     peft_config : PeftConfig, optional
     others
         As in :class:`transformers.Trainer`.
+
+    Raises
+    ------
+    DisaError
+        Where ``max_steps`` is missing, or the temperature is not that of the trajectories.
     """
 
     def __init__(
@@ -109,12 +117,22 @@ class OfflineTrainer(Trainer):
         model: Any,
         args: OfflineConfig,
         trajectories: StoredTrajectories,
-        loss: OfflineLoss,
+        loss: OfflineLoss = forward_loss,
         *,
         processing_class: Any,
         peft_config: Any = None,
         **others: Any,
     ) -> None:
+        if args.max_steps < 1:
+            raise DisaError("max_steps is not set: batches have no end", where="OfflineConfig", fix="set max_steps")
+        if trajectories.temperature not in (None, args.temperature):
+            raise DisaError(
+                f"temperature is {args.temperature}, the trajectories were drawn at {trajectories.temperature}",
+                where="OfflineConfig",
+                fix=f"use temperature={trajectories.temperature}",
+            )
+        if isinstance(model, str | Path):
+            model = trainable_model(model)
         if peft_config is not None:
             from peft import get_peft_model
 

@@ -52,6 +52,8 @@ class StoredTrajectories:
     seed : int
     log_z : Tensor, shape (rows,), optional
         Log Z of each row's prompt, for losses that need it.
+    temperature : float, optional
+        That the trajectories were drawn at, where a trainer is to be held to it.
 
     Raises
     ------
@@ -67,6 +69,7 @@ class StoredTrajectories:
         *,
         seed: int,
         log_z: Tensor | None = None,
+        temperature: float | None = None,
     ) -> None:
         if not rows:
             raise DisaError("no offline trajectories", where="training", fix="run proposals and scoring")
@@ -76,7 +79,7 @@ class StoredTrajectories:
                 where="training",
                 fix="draw more trajectories, or use a stronger proposal",
             )
-        self.weights = weights
+        self.weights, self.temperature = weights, temperature
         self.prompts = frozenset(row.prompt_id for row in rows)
         self._prompt_of, self._prompt_ids = [row.prompt_id for row in rows], prompt_ids
         self._completion_ids = [row.completion_ids for row in rows]  # those on disk stay there

@@ -98,7 +98,8 @@ class DISATrainer(BalanceTrainer):
         if offline is None and args.offline_share > 0 and anchor.path is not None:
             tokenizer = others.get("processing_class") or load_tokenizer(reference_name(model))
             prompts = {row["prompt_id"]: self._tools.prompt(row) for row in train_dataset}
-            offline = anchors_own(anchor, prompts, tokenizer, args, plan)
+            own = {"cap": args.offline_weight_cap, "seed": args.seed, "plan": plan}
+            offline = anchors_own(anchor, prompts, tokenizer, **own)
         if offline is not None:
             require_frozen_log_z(offline.prompts, plan)
         if plan.count("skip"):
