@@ -126,6 +126,26 @@ def test_a_stage_costs_more_where_it_does_more(tiny_recipe, write_recipe):
     assert work(["training.lora={}"])["6_training/disa"].memory < plain["6_training/disa"].memory
 
 
+def test_frozen_weights_take_the_bytes_of_their_precision_and_models_take_turns(tiny_recipe, write_recipe):
+    shape = ModelShape(
+        parameters=10**9, embedding=0, layers=1, hidden=1, kv_width=1, vocabulary=10, precision="bfloat16"
+    )
+
+    prompts = {"train": 6, "heldout": 3, "validation": 0}
+
+    def memory(*changes):
+        work = count_work(load_recipe(write_recipe(tiny_recipe), changes), shape, LENGTHS, prompts)
+        return {name: round(stage.memory / 1e9) for name, stage in work.items()}
+
+    plain, stated = memory(), memory("proposals.compute=float32", "scoring.compute=float32", "training.compute=float32")
+    assert plain["2_proposals"] == plain["3_scoring"] == 2 and stated["2_proposals"] == stated["3_scoring"] == 4
+    assert memory("proposals.source=bridge")["2_proposals"] == 2 * 2
+    # Weights, gradients and moments of 4 bytes, and a reference; adapters leave the base alone.
+    assert plain["6_training/disa"] == 16 + 2 and stated["6_training/disa"] == 16 + 4
+    assert memory("training.lora={}")["6_training/disa"] == 2
+    assert memory("training.optim=adamw_8bit")["6_training/disa"] == 10 + 2
+
+
 def test_an_adaptive_budget_costs_what_a_uniform_one_does(tiny_recipe, write_recipe):
     shape = ModelShape(parameters=1000, embedding=0, layers=1, hidden=8, kv_width=8, vocabulary=10)
     prompts = {"train": 6, "validation": 0, "heldout": 3}

@@ -22,10 +22,14 @@ class ModelShape:
     kv_width: int
     """Key (or value) numbers per token and layer: heads times their width."""
     vocabulary: int
+    precision: str = "float32"
+    """Of the checkpoint's weights: ``float32`` or ``bfloat16``."""
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> ModelShape:
         """Shape of a loaded model."""
+        from disa.lm.loading import precision
+
         config = model.config.get_text_config()
         heads = config.num_attention_heads
         width = getattr(config, "head_dim", None) or config.hidden_size // heads
@@ -37,6 +41,7 @@ class ModelShape:
             hidden=config.hidden_size,
             kv_width=(getattr(config, "num_key_value_heads", None) or heads) * width,
             vocabulary=config.vocab_size,
+            precision=precision("checkpoint", model),
         )
 
     def forward_flops(self, tokens: float, context: float) -> float:

@@ -71,7 +71,14 @@ def count_work(recipe: Recipe, shape: ModelShape, lengths: Lengths, prompts: dic
     per_sequence = shape.forward_flops(lengths.sequence, lengths.sequence)
     two_models = bool(recipe.warmup.proposal if recipe.warmup else recipe.models.proposal)
     models = 2 if two_models else 1
-    weights, limit = _FLOAT32 * shape.parameters, recipe.sampling.max_completion_length
+    limit = recipe.sampling.max_completion_length
+
+    def size(compute: str) -> int:
+        """Bytes of a number of a frozen model."""
+        return 2 if "bfloat16" in (compute, shape.precision if compute == "checkpoint" else None) else _FLOAT32
+
+    def weights(compute: str) -> float:
+        return size(compute) * shape.parameters
 
     def one(sequences: int, *, passes: float, draws: float, memory: float) -> StageWork:
         return StageWork(
@@ -82,8 +89,8 @@ def count_work(recipe: Recipe, shape: ModelShape, lengths: Lengths, prompts: dic
             memory,
         )
 
-    def drawing(rows: int) -> float:
-        return rows * _cache_bytes(shape, lengths.prompt + limit)
+    def drawing(rows: int, compute: str) -> float:
+        return rows * _cache_bytes(shape, lengths.prompt + limit, size(compute))
 
     found: dict[str, StageWork] = {}
     if recipe.warmup:
@@ -108,14 +115,17 @@ def count_work(recipe: Recipe, shape: ModelShape, lengths: Lengths, prompts: dic
         drawn,
         passes=0,
         draws=share + (1 - share) * (streams or 1),
-        memory=models * weights + drawing(min(drawn, recipe.proposals.batch_size)),
+        # Models take turns in memory, but for the two of a blend.
+        memory=(models if streams else 1) * weights(uniform.compute)
+        + (drawing(min(drawn, uniform.batch_size), uniform.compute) if uniform.engine == "transformers" else 0),
     )
     scored = min(recipe.scoring.tokens_per_batch, drawn * lengths.sequence)
     found["3_scoring"] = one(
         drawn,
         passes=streams or models,
         draws=0,
-        memory=models * weights + _activation_bytes(shape, scored, trained=False, whole_logits=False),
+        memory=(models if streams else 1) * weights(recipe.scoring.compute)
+        + _activation_bytes(shape, scored, trained=False, whole_logits=False, size=size(recipe.scoring.compute)),
     )
     for method in training.methods:
         rows, uses = training.method_steps(method) * training.completions_per_step, training.method_uses(method)
@@ -126,24 +136,36 @@ def count_work(recipe: Recipe, shape: ModelShape, lengths: Lengths, prompts: dic
         # are used again, one in all; the forward projection is a batch of its own.
         both = method == "disa" and training.offline_share > 0 or method == "disa_both"
         passes = uses * (6 if both else 3) + (1 if reference else 0) + (1 if row.generates and uses > 1 else 0)
-        memory = _training_bytes(shape, micro_batch * lengths.sequence, lora=lora, whole_logits=False)
-        memory += weights if reference and not lora else 0
-        memory += drawing(training.completions_per_step) if row.generates else 0
+        frozen = size(training.compute) if shape.precision == "bfloat16" else _FLOAT32
+        memory = _training_bytes(
+            shape,
+            micro_batch * lengths.sequence,
+            lora=lora,
+            whole_logits=False,
+            size=size(training.compute),
+            frozen=frozen,
+            optim=training.optim,
+        )
+        memory += frozen * shape.parameters if reference and not lora else 0
+        memory += drawing(training.completions_per_step, training.compute) if row.generates and not training.vllm else 0
         found[f"6_training/{method}"] = one(rows, passes=passes, draws=float(row.generates), memory=memory)
     judged = prompts["heldout"] + min(evaluation.train_prompts, prompts["train"])
     rows = judged * evaluation.samples_per_prompt
     for model in ("reference", *training.methods):
-        memory = (1 if model == "reference" else 2) * weights + drawing(min(rows, evaluation.batch_size))
+        memory = (1 if model == "reference" else 2) * weights(evaluation.compute)
+        memory += drawing(min(rows, evaluation.batch_size), evaluation.compute)
         found[f"7_evaluation/{model}"] = one(rows, passes=2, draws=1, memory=memory)
     return found
 
 
-def _cache_bytes(shape: ModelShape, tokens: float) -> float:
-    """Keys and values of one sequence, float32."""
-    return 2 * _FLOAT32 * shape.layers * shape.kv_width * tokens
+def _cache_bytes(shape: ModelShape, tokens: float, size: int = _FLOAT32) -> float:
+    """Keys and values of one sequence, ``size`` bytes a number."""
+    return 2 * size * shape.layers * shape.kv_width * tokens
 
 
-def _activation_bytes(shape: ModelShape, tokens: float, *, trained: bool, whole_logits: bool) -> float:
+def _activation_bytes(
+    shape: ModelShape, tokens: float, *, trained: bool, whole_logits: bool, size: int = _FLOAT32
+) -> float:
     """What a pass keeps: a layer's activations (all layers' where a backward pass follows), and the logits.
 
     34 hidden bytes per token and layer in 16 bits (Korthikanti et al. 2022, arXiv 2205.05198, equation 2 without its
@@ -153,11 +175,25 @@ def _activation_bytes(shape: ModelShape, tokens: float, *, trained: bool, whole_
     layers = shape.layers if trained else 1
     logits = shape.vocabulary * tokens
     held = 3 * logits if whole_logits else min(logits, _BLOCK_LOGITS)
-    return 2 * 34 * shape.hidden * tokens * layers + _FLOAT32 * held
+    return size / 2 * 34 * shape.hidden * tokens * layers + _FLOAT32 * held
 
 
-def _training_bytes(shape: ModelShape, tokens: float, *, lora: bool, whole_logits: bool) -> float:
-    """Weights, gradients and the two moments of AdamW in float32, and activations; adapters are taken to be nothing."""
-    copies = 1 if lora else 4
-    activations = _activation_bytes(shape, tokens, trained=True, whole_logits=whole_logits)
-    return copies * _FLOAT32 * shape.parameters + activations
+def _training_bytes(
+    shape: ModelShape,
+    tokens: float,
+    *,
+    lora: bool,
+    whole_logits: bool,
+    size: int = _FLOAT32,
+    frozen: int = _FLOAT32,
+    optim: str | None = None,
+) -> float:
+    """Weights, gradients and two moments, and activations; of adapters the base alone, they are taken to be nothing.
+
+    Trained weights and gradients are float32, and so are AdamW's moments unless the optimiser's name says 8 bit.
+    """
+    moments = 2 if optim and "8bit" in optim else 2 * _FLOAT32
+    weights = frozen if lora else 2 * _FLOAT32 + moments
+    return weights * shape.parameters + _activation_bytes(
+        shape, tokens, trained=True, whole_logits=whole_logits, size=size
+    )
