@@ -142,8 +142,8 @@ def certify(
     kl = float(max(0.0, from_samples[1] + from_trajectories[1] + constant))
     tv = min(math.sqrt(kl / 2), math.sqrt(-math.expm1(-kl)))
     estimate = float(from_samples[0] + from_trajectories[0] + constant)
-    margins = (bound - mean for mean, bound in (from_samples, from_trajectories))
-    return Certificate(kl, tv, level, estimate, *margins, ceiling, float((f + tangent[x]).max()), m)
+    samples, trajectories = (bound - mean for mean, bound in (from_samples, from_trajectories))
+    return Certificate(kl, tv, level, estimate, samples, trajectories, ceiling, float((f + tangent[x]).max()), m)
 
 
 def _mean_over_prompts(

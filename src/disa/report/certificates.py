@@ -31,8 +31,8 @@ def certificates(
     rows = [row for row in rows if row.prompt_id in index]
     if not rows or any(row.log_proposal is None for row in rows):
         return {}
-    target = {"beta": anchor.fingerprint.inverse_temperature, "reward_range": anchor.reward_range}
-    draws = collect_draws(**trajectory_columns(prompt_ids, rows), **target)
+    beta, reward_range = anchor.fingerprint.inverse_temperature, anchor.reward_range
+    draws = collect_draws(**trajectory_columns(prompt_ids, rows), beta=beta, reward_range=reward_range)
     pilots = [r for r in theirs if r.prompt_id in index]
     found = {}
     for model in dict.fromkeys(r.model for r in sampled):
@@ -45,10 +45,11 @@ def certificates(
             [index[r.prompt_id] for r in own],
             linear_weights(draws.log_w) * draws.soft,
             draws.prompt,
-            soft_success(np.array([r.reward for r in pilots], dtype=np.float64), *target.values()),
+            soft_success(np.array([r.reward for r in pilots], dtype=np.float64), beta, reward_range),
             [index[r.prompt_id] for r in pilots],
             largest_weight=float((draws.counts / draws.reference_counts).max()),
-            **target,
+            beta=beta,
+            reward_range=reward_range,
         )
     return found
 

@@ -122,7 +122,9 @@ class BalanceTrainer(SharedPromptTrainer):
         if processing_class is None:
             processing_class = load_tokenizer(model.config._name_or_path)
         self.log_z, self._offline, self._offline_batches = log_z, offline, (-1, 0)
-        self._rewards_per_func, self._sampler, self._sampler_state = torch.empty(0), None, None
+        self._rewards_per_func = torch.empty(0)
+        self._sampler: SignalSampler | None = None
+        self._sampler_state: Any = None
         self._audits, self._reuse = {"train": ResidualRecord(), "eval": ResidualRecord()}, Reuse(args)
         self._table = CompletionsTable(self)
         self._tag_names = ["trl", log_z.name.lower()]

@@ -111,7 +111,7 @@ class DISATrainer(BalanceTrainer):
             facts={f"flagged/{s}": count for s in ("group", "skip") if (count := plan.count(s))},
             reward_range=anchor.reward_range,
             signal={
-                prompt_id: expected_signal(row, args.inverse_temperature, anchor.reward_range)
+                prompt_id: expected_signal(row, anchor.fingerprint.inverse_temperature, anchor.reward_range)
                 for prompt_id, row in anchor.estimates.items()
             },
         )
