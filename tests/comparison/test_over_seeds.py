@@ -11,6 +11,7 @@ from disa.comparison.budget import Budget
 from disa.comparison.grid import best_of
 from disa.comparison.results import Candidate, ComparisonResults, MethodResult, best_mode, over_seeds
 from disa.comparison.tables import (
+    budget_rows,
     comparison_tables,
     difference_rows,
     interval_text,
@@ -193,3 +194,14 @@ def test_an_interval_without_0_is_marked_and_stands_in_the_verdict():
     assert first == "The best of DISA's modes is disa, chosen on validation prompts."
     assert second.startswith(f"grpo minus disa: Mean@8 ↑ {interval_text(found)}; ")
     assert interval_text(over_seeds([-0.1, 0.2])) == "+0.050 [-1.856, +1.956]"
+
+
+def test_the_budget_counts_what_was_drawn_with_and_without_the_anchor_and_every_use_of_it():
+    once, again = method("grpo", (0.3, 1.0, 2.0)), dataclasses.replace(method("disa", (0.3, 1.0, 2.0)), uses=4)
+    rows = budget_rows(comparison(once, again))
+    assert rows[0][1:3] == ["batches", "steps per batch"]
+    found = [dict(zip(rows[0], row, strict=True)) for row in rows[1:]]
+    assert [row["steps per batch"] for row in found] == ["1", "4"]
+    # 10 batches of 16; 40 trajectories were read.
+    assert {(row["drawn in training"], row["completions"]) for row in found} == {("160", "200")}
+    assert [row["sequences learned from"] for row in found] == ["160", "640"]

@@ -19,8 +19,9 @@ _EQUAL = {
 }
 _BUDGET = (
     "Every method has equally many batches of completions. A batch is learned from in as many optimiser steps as the "
-    "search chose, and a step of disa_both from as many stored trajectories beside it. {} Seconds are those of "
-    "training, mean over seeds."
+    "search chose, and a step of disa_both from as many stored trajectories beside it; sequences learned from count a "
+    "completion as often as it was used. Drawn in training is the budget without the anchor, which every inverse "
+    "temperature, seed and method that reads it shares. {} Seconds are those of training, mean over seeds."
 )
 
 
@@ -79,11 +80,12 @@ def difference_rows(results: ComparisonResults, split: str = "heldout") -> list[
 def budget_rows(results: ComparisonResults) -> list[Row]:
     """Header and one row per method: what it was given, and the time its training took."""
     columns = ["batches", "steps per batch", "drawn per batch", "stored per step"]
-    columns += ["drawn in training", "offline read", "completions"]
+    columns += ["drawn in training", "offline read", "completions", "sequences learned from"]
     rows = [["method", *columns, "seconds"]]
     for method in results.methods:
         b = method.budget
-        numbers = (b.steps, method.uses, b.drawn_per_step, b.stored_per_step, b.drawn, b.read, b.completions)
+        learned = b.steps * method.uses * (b.drawn_per_step + b.stored_per_step)
+        numbers = (b.steps, method.uses, b.drawn_per_step, b.stored_per_step, b.drawn, b.read, b.completions, learned)
         rows.append([method.method, *(f"{n:,}" for n in numbers), f"{method.seconds.value:.0f}"])
     return rows
 
