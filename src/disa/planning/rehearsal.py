@@ -28,6 +28,7 @@ from disa.runs.folders import read_json
 from disa.runs.locks import exclusive
 from disa.runs.records import Prompt, Trajectory, read_rows
 from disa.runs.step_log import read_step_log
+from disa.training.methods import METHODS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,7 +168,10 @@ def _read(recipe: Recipe, small: Recipe, pipeline: _FewPrompts, shape: ModelShap
     for method in recipe.training.methods:
         stage = folder / "6_training" / method
         paces[f"6_training/{method}"] = _of_steps(
-            stage, [stage / "steps.jsonl"], units=small.training.completions_per_step
+            stage,
+            [stage / "steps.jsonl"],
+            units=small.training.completions_per_step,
+            every=small.training.method_uses(method) if METHODS[method].generates else 1,
         )
     paces["7_evaluation/reference"] = _of_parts(folder / "7_evaluation" / "reference", units=1)
     by_split = {split: sum(p.split == split for p in prompts) for split in ("train", "validation", "heldout")}
@@ -190,8 +194,8 @@ def _of_parts(stage: Path, *, units: float) -> Pace:
     return Pace(max(0.0, _seconds(stage) - pace * units * sum(rows)), pace)
 
 
-def _of_steps(stage: Path, logs: list[Path], *, units: float) -> Pace:
-    """From the step logs of one or two runs; ``units`` of each step."""
-    at = [[line["wall_time"] for line in read_step_log(log)] for log in logs]
+def _of_steps(stage: Path, logs: list[Path], *, units: float, every: int = 1) -> Pace:
+    """From the step logs of one or two runs; ``units`` of each ``every`` steps."""
+    at = [[line["wall_time"] for line in read_step_log(log)][every - 1 :: every] for log in logs]
     pace = statistics.median(b - a for times in at for a, b in zip(times, times[1:], strict=False)) / units
     return Pace(max(0.0, _seconds(stage) - pace * units * sum(map(len, at))), pace)

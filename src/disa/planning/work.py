@@ -128,7 +128,9 @@ def count_work(recipe: Recipe, shape: ModelShape, lengths: Lengths, prompts: dic
         + _activation_bytes(shape, scored, trained=False, whole_logits=False, size=size(recipe.scoring.compute)),
     )
     for method in training.methods:
-        rows, uses = training.method_steps(method) * training.completions_per_step, training.method_uses(method)
+        # What is drawn is used several times; of the stored trajectories every step reads others.
+        uses = training.method_uses(method) if METHODS[method].generates else 1
+        rows = training.optimizer_steps(method) // uses * training.completions_per_step
         row, lora = METHODS[method], training.method_lora(method) is not None
         reference = row.generates and method not in _WITHOUT_REFERENCE
         micro_batch = training.micro_batch or training.completions_per_step
