@@ -23,8 +23,8 @@ from disa.training.trainer import DISATrainer
 from oracle_methods import BATCH, World, trained
 
 NEAR = 0.01
-BATCHES = (10, 15, 20, 30, 40, 60, 80, 120, 160, 240)
-RATES = (0.03, 0.05, 0.1, 0.2)
+BATCHES = (40, 80, 120, 160, 200, 240, 280, 320, 400)
+RATES = (0.05, 0.1)
 
 
 def distance(world: World, batches: int, uses: int, rate: float) -> float:
