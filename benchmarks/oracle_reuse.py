@@ -24,7 +24,7 @@ from oracle_methods import BATCH, World, trained
 
 NEAR = 0.01
 BATCHES = (40, 80, 120, 160, 200, 240, 280, 320, 400)
-RATES = (0.05, 0.1)
+RATES = (0.0125, 0.025, 0.05, 0.1)
 
 
 def distance(world: World, batches: int, uses: int, rate: float) -> float:
