@@ -312,6 +312,10 @@ OTHER = {
     "sampling.conversational": "true",
     "sampling.top_p": None,
     "sampling.top_k": None,
+    "proposals.source": "tempered",
+    "proposals.blend.lambdas": "[0.4]",
+    "proposals.blend.temperatures": "[1.3]",
+    "proposals.blend.hint": "'{prompt} {solution}'",
     "proposals.adaptive": "{pilot: 4}",
     "proposals.resample": "{rounds: 1}",
     # Engines that are not at hand; tests/proposals and tests/pipeline/test_imported_run.py cover them.

@@ -240,6 +240,6 @@ def test_the_engines_methods_that_are_overridden_still_have_their_signatures(nam
 def test_the_mean_over_tokens_gives_every_process_the_weight_of_its_tokens():
     log_pi, mask = torch.tensor([-3.0, -5.0]), torch.tensor([[1, 1, 0], [1, 1, 1]])
     # Of two processes with 20 tokens together: 10 per process.
-    batch = SimpleNamespace(completion_mask=mask, tokens=torch.tensor([10.0, 10.0]))
+    batch = SimpleNamespace(completion_mask=mask, tool_mask=mask, tokens=torch.tensor([10.0, 10.0]))
     assert supervised("mean")(log_pi, batch).item() == pytest.approx(8 / 5 * 5 / 10)
     assert supervised("sum")(log_pi, batch).item() == pytest.approx(8 / 2)
