@@ -336,6 +336,7 @@ OTHER = {
     "training.log_z_learning_rate": None,
     "training.value_samples": None,
     "training.gflowrl_clip": None,
+    "training.report_to": None,  # declared speed-only; tests/training/test_reports.py covers it
     "training.micro_batch": "4",
     "training.schedule": "linear",
     "training.baseline": "none",
