@@ -17,6 +17,8 @@ SHOWN = ("recipes/**/*.yaml", "examples/*.py", "src/disa/objectives/advantages.p
 MODULES = {
     "Calibrate and train": ["calibration.calibrate.calibrate", "calibration.config.CalibrationConfig"]
     + ["training.trainer.DISATrainer", "training.disa_config.DISAConfig", "anchor.anchor.Anchor", "errors.DisaError"],
+    "Learn from stored trajectories": ["training.offline_trainer.OfflineTrainer"]
+    + ["training.offline_trainer.OfflineConfig", "training.anchors_own.offline_trajectories"],
     "Estimate log Z": [f"partition.estimate.{name}" for name in ("estimate_log_partition", "LogPartition")]
     + [f"partition.estimate.{name}" for name in ("estimate_log_partition_batch", "LogPartitionBatch")]
     + ["partition.sweep.sweep_log_partition"],

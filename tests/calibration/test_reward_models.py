@@ -54,7 +54,11 @@ def test_it_judges_as_trl_does_and_trains_on_its_anchor(tmp_path, reference, cla
     anchor = disa.calibrate(reference, classifier, rows, args)
     stored = {(row.prompt_id, row.completion): row.reward for row in anchor.trajectories()}
     assert len(set(stored.values())) > 10
-    own = trainer_arguments("float32", 1) | {"max_steps": 1, "per_device_train_batch_size": 12, "num_generations": 4}
+    own = trainer_arguments(bf16=False, log_every=1) | {
+        "max_steps": 1,
+        "per_device_train_batch_size": 12,
+        "num_generations": 4,
+    }
     trainer = disa.DISATrainer(
         reference, classifier, anchor, disa.DISAConfig(str(tmp_path / "policy"), **own), Dataset.from_list(rows)
     )

@@ -234,7 +234,7 @@ def wrong_column_type(run):
     return run.command("partition", AGAIN["partition"])
 
 
-@case(r"part-00000000\.parquet: holds Trajectory rows of version 2, expected ScoredTrajectory version 3")
+@case(r"part-00000000\.parquet: holds Trajectory rows of version 3, expected ScoredTrajectory version 4")
 def rows_of_another_stage(run):
     shutil.copy(run.path / "2_proposals/part-000000-reference.parquet", run.path / "3_scoring/part-00000000.parquet")
     return run.command("partition", AGAIN["partition"])

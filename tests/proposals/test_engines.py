@@ -235,10 +235,10 @@ def test_a_completion_that_ends_without_a_stop_token_before_the_limit_is_refused
 
 def test_finished_draws_end_at_the_first_stop_token_or_at_the_limit():
     where = {"where": "test"}
-    assert finished_draw([1, 0, 2], [-1.0, -2.0, -4.0], (0,), 3, **where) == ([1, 0], False, -3.0, False)
-    assert finished_draw([1, 1, 2], [-1.0, -2.0, -4.0], (0,), 3, **where) == ([1, 1, 2], True, -7.0, False)
-    assert finished_draw([1, 1, 2, 0], [-1.0, -2.0, -4.0, -8.0], (0,), 3, **where) == ([1, 1, 2], True, -7.0, False)
-    assert finished_draw([1, 3], [-1.0, -2.0], (0, 3), 3, **where) == ([1, 3], False, -3.0, False)
+    assert finished_draw([1, 0, 2], [-1.0, -2.0, -4.0], (0,), 3, **where)[:4] == ([1, 0], False, -3.0, False)
+    assert finished_draw([1, 1, 2], [-1.0, -2.0, -4.0], (0,), 3, **where)[:4] == ([1, 1, 2], True, -7.0, False)
+    assert finished_draw([1, 1, 2, 0], [-1.0, -2.0, -4.0, -8.0], (0,), 3, **where)[:4] == ([1, 1, 2], True, -7.0, False)
+    assert finished_draw([1, 3], [-1.0, -2.0], (0, 3), 3, **where)[:4] == ([1, 3], False, -3.0, False)
     with pytest.raises(DisaError, match="2 tokens with 1 log-probabilities"):
         finished_draw([1, 0], [-1.0], (0,), 3, **where)
     with pytest.raises(DisaError, match="ended after 0 of 3 tokens without a token"):

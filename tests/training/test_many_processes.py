@@ -26,6 +26,7 @@ from launched import launch
 
 TIMES = ("wall_time", "step_time")
 SETTINGS = {
+    "compute": "float32",
     "inverse_temperature": 2,
     "steps": 3,
     "prompts_per_step": 2,
@@ -190,14 +191,14 @@ def test_rows_of_a_batch_are_those_that_its_parts_hold_together(small_run):
 def test_a_step_that_the_processes_cannot_share_is_refused(changes, problem, monkeypatch, tmp_path):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(DisaError, match=problem):
-        _arguments("disa", TrainingConfig(**SETTINGS | {"prompts_per_step": 6} | changes), tmp_path)
+        _arguments("disa", TrainingConfig(**SETTINGS | {"prompts_per_step": 6} | changes), "reference", tmp_path)
 
 
 def test_a_process_s_micro_batches_add_up_to_its_share(monkeypatch, tmp_path):
     config = TrainingConfig(**SETTINGS | {"prompts_per_step": 6, "micro_batch": 6})
     for count, accumulated in ((1, 4), (2, 2)):
         monkeypatch.setenv("WORLD_SIZE", str(count))
-        arguments = _arguments("disa", config, tmp_path)
+        arguments = _arguments("disa", config, "reference", tmp_path)
         assert (arguments["per_device_train_batch_size"], arguments["gradient_accumulation_steps"]) == (6, accumulated)
 
 

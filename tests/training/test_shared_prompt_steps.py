@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -221,6 +222,7 @@ def test_an_architecture_that_cannot_share_says_so(caplog, tmp_path):
     args = OfflineConfig(output_dir=str(tmp_path), max_steps=1, use_cpu=True, bf16=False, report_to="none")
     from disa.testing.hf import oracle_tokenizer
 
-    trainer = OfflineTrainer(model, args, None, forward_loss, processing_class=oracle_tokenizer(space))
+    stored = SimpleNamespace(temperature=None)
+    trainer = OfflineTrainer(model, args, stored, forward_loss, processing_class=oracle_tokenizer(space))
     assert trainer.prompts_not_shared.startswith("architecture disa_oracle is not one of")
     assert trainer.prompts_not_shared in caplog.text

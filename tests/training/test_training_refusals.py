@@ -138,6 +138,7 @@ OTHER_CONDITION = {
     "tokenizer": "0" * 16,
     "reference": "0" * 16,
     "chat_template": "0" * 16,
+    "tools": "0" * 16,
 }
 
 

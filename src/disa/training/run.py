@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +16,6 @@ from disa.lm.hf_trainer import last_checkpoint, save_trained, trainer_arguments
 from disa.lm.loading import load_base, load_tokenizer, precision, require_vllm, trainable_model
 from disa.lm.sampling import SamplingConfig, encode_prompt
 from disa.runs import processes
-from disa.runs.files import whole_file
 from disa.runs.folders import StageFolder
 from disa.runs.records import Prompt, ScoredTrajectory
 from disa.runs.step_log import StepLog
@@ -28,6 +25,7 @@ from disa.training.balance_trainer import BalanceTrainer
 from disa.training.build import TrainerInputs, build_trainer
 from disa.training.card import model_card
 from disa.training.config import LoRAConfig, TrainingConfig
+from disa.training.last_completions import LastCompletions
 from disa.training.methods import METHODS
 from disa.training.rollouts import free_engine
 
@@ -127,6 +125,7 @@ def run_training(
     )
     trainer = build_trainer(method, inputs)
     trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(LastCompletions(trainer, stage.path / "completions.jsonl"))
     if config.vllm:
         trainer.rollout_bound = config.vllm.parity_bound
     try:
@@ -141,7 +140,6 @@ def run_training(
     if processes.rank() == 0:
         text = _card(trainer, method, task, str(reference), inputs)
         (stage.path / "model" / "README.md").write_text(text, encoding="utf-8")
-        write_completions(trainer, stage.path / "completions.jsonl")
         rows = config.completions_per_step
         stage.finish(
             method=method,
@@ -173,18 +171,6 @@ def _card(trainer: Any, method: str, task: Task, reference: str, inputs: Trainer
         logged={key: value for line in logged for key, value in line.items()},
         tags=[method],
     )
-
-
-def write_completions(trainer: Any, path: Path) -> None:
-    """The completions of the last step, a JSON line each, for people to read; none of a method that draws none."""
-    kept = getattr(trainer, "_logs", {"prompt": [], "completion": [], "rewards": {}})
-    rewards = list(zip(*kept["rewards"].values(), strict=True))
-    with whole_file(path, "w") as file:
-        for prompt, completion, reward in zip(kept["prompt"], kept["completion"], rewards, strict=True):
-            texts = (text if isinstance(text, str) else text[-1]["content"] for text in (prompt, completion))
-            line = {"step": trainer.state.global_step, **dict(zip(("prompt", "completion"), texts, strict=True))}
-            # The task's reward is the only one; NaN means undecided.
-            file.write(json.dumps(line | {"reward": None if math.isnan(reward[0]) else reward[0]}) + "\n")
 
 
 def _arguments(method: str, config: TrainingConfig, reference: str | Path, output_dir: Path) -> dict[str, Any]:
