@@ -41,6 +41,11 @@ from disa.verl.settings import REQUIRED, check_config, compose_config
 FACTS = {"reference": "/model", "prompts": 6, "prompt_length": 20, "reward": "own", "anchor": "0" * 16}
 
 
+def recipe_of(recipe_file, *overrides):
+    """With a stated precision: that of the checkpoint could not be asked of ``/model``."""
+    return load_recipe(recipe_file, ["training.compute=float32", *overrides])
+
+
 def start(recipe_file, *overrides, anchor=None, check_only=True):
     lines = []
     folder = launch(load_recipe(recipe_file, list(overrides)), anchor=anchor, check_only=check_only, say=lines.append)
@@ -127,7 +132,7 @@ def test_every_required_setting_is_checked_and_the_message_gives_its_reason(chec
     ],
 )
 def test_a_setting_that_is_not_known_to_leave_law_and_objective_alone_is_refused(conversational_run, tmp_path, setting):
-    recipe = load_recipe(conversational_run, [f"verl.{setting}"])
+    recipe = recipe_of(conversational_run, f"verl.{setting}")
     name = setting.partition("=")[0].removeprefix("+")
     with pytest.raises(DisaError, match=f"{name} is .*expected .*may change the sampling law or the objective"):
         compose_config(recipe, folder=tmp_path, **FACTS)
@@ -168,9 +173,9 @@ def test_the_recipes_precision_is_that_of_training_and_rollout(checked):
 def test_checkpoints_belong_to_their_anchor_and_training_and_are_not_continued_by_another(
     conversational_run, tmp_path, settings, same
 ):
-    first = compose_config(load_recipe(conversational_run), folder=tmp_path, **FACTS)
+    first = compose_config(recipe_of(conversational_run), folder=tmp_path, **FACTS)
     overrides = [settings.pop("set")] if "set" in settings else []
-    second = compose_config(load_recipe(conversational_run, overrides), folder=tmp_path, **FACTS | settings)
+    second = compose_config(recipe_of(conversational_run, *overrides), folder=tmp_path, **FACTS | settings)
     assert first.trainer.resume_mode == second.trainer.resume_mode == "auto"
     assert (first.trainer.default_local_dir == second.trainer.default_local_dir) is same
 
