@@ -115,7 +115,7 @@ def resample(problem: GaussianShift, beta: float) -> LogPartitionBatch:
 
 
 def measure(estimate: LogPartitionBatch, log_z: Array) -> dict[str, float]:
-    """Mean squared error and bias over prompts (nats), share of intervals that hold the truth, draws a prompt."""
+    """Mean squared error and bias over prompts (nats), share of intervals that hold the truth, draws per prompt."""
     error = estimate.log_z - log_z
     covered = (estimate.interval_low <= log_z) & (log_z <= estimate.interval_high)
     found = {"mse": error**2, "bias": error, "coverage": covered, "draws": estimate.n}
@@ -151,11 +151,11 @@ def main() -> None:
                 setting = [f"{beta:g}", misled, name, f"{draws.mean():.1f}"]
                 rows.append([*setting, *cells, spread(bias), spread(coverage)])
                 print(*rows[-1], sep=" | ", flush=True)
-    header = ["beta", "misled", "allocation", "draws a prompt", "MSE", "uniform less this", "MSE over uniform"]
+    header = ["beta", "misled", "allocation", "draws per prompt", "MSE", "uniform less this", "MSE over uniform"]
     header += ["bias", "coverage"]
     text = [
         f"Written by `python benchmarks/budget.py --replicates {options.replicates}`: {PROMPTS} prompts, {PER_PROMPT} "
-        f"draws a prompt on average but in the last allocation, a quarter from the reference; success probabilities "
+        f"draws per prompt on average but in the last allocation, a quarter from the reference; success probabilities "
         f"log-uniform from {options.hardest:g} to 0.5. Pilot {PILOT}, cap {CAP}. *misled* counts prompts whose "
         f"proposal moves away from the solutions. Mean and standard error over replicates (seeds 0 to "
         f"{options.replicates - 1}), each with new prompts, the same for every allocation; nats squared and nats.",

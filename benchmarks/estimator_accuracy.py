@@ -1,7 +1,7 @@
 """Measure estimators of log Z against exact values on an enumerated model.
 
 Twelve prompts with reference success probabilities 0.4, 0.06 and 0.003 on the oracle with vocabulary 6 and length
-limit 8. Every method spends the same N draws a prompt: ``mixture`` and ``anchored, mixed`` a quarter of them
+limit 8. Every method spends the same N draws per prompt: ``mixture`` and ``anchored, mixed`` a quarter of them
 on the reference, ``pass_rate`` all, the others none. Fills the marked block of the page and draws its figure::
 
     OMP_NUM_THREADS=1 python benchmarks/estimator_accuracy.py --replicates 150
@@ -301,7 +301,7 @@ def draw(result: dict[tuple[str, str, float], tuple[float, float]], path: Path) 
             axes.grid(alpha=0.3)
             axes.set_xticks(range(len(LADDER)), list(LADDER), rotation=40, ha="right")
     panels[0][0].legend(fontsize=8)
-    figure.suptitle(f"Error of log Z against the proposal's strength, N = {LADDER_SIZE} draws a prompt")
+    figure.suptitle(f"Error of log Z against the proposal's strength, N = {LADDER_SIZE} draws per prompt")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from adaptive_loop import adaptive_budget
 from disa.partition import LogPartitionBatch, estimate_log_partition_batch
 from disa.partition.draws import collect_draws, trajectory_arrays
-from disa.partition.gate import divergence, gated
+from disa.partition.gate import gated, proposal_divergence
 from disa.partition.log_weights import log_z_from_q
 from disa.runs.records import ScoredTrajectory
 from page import fill, spread, table
@@ -84,7 +84,7 @@ def replicate(seed: int, mean_d: float) -> dict[str, float]:
     )
     assert spent.spent == PROMPTS * DRAWS
     return {
-        "D, estimated": float(np.median(divergence(draws)[0])) + np.log(P_PROPOSAL),
+        "D, estimated": float(np.median(proposal_divergence(draws)[0])) + np.log(P_PROPOSAL),
         "gated": gated(draws).mean(),
         "importance sampling": rmse(estimate_log_partition_batch(**problem.even(0), method="is")),
         "default": rmse(default),
@@ -112,7 +112,7 @@ def markdown(results: dict[float, dict[str, Array]], seeds: int) -> str:
     return "\n".join(
         [
             f"Written by `python benchmarks/gate.py --seeds {seeds}`: RMSE of log Z in nats, beta {BETA:g}, {PROMPTS} "
-            f"prompts, {DRAWS} draws a prompt on average, {REFERENCE_DRAWS} of them from the reference unless the "
+            f"prompts, {DRAWS} draws per prompt on average, {REFERENCE_DRAWS} of them from the reference unless the "
             f"budget is adaptive (pilot {PILOT}); mean and standard error over seeds 0 to {seeds - 1}.",
             "",
             _criterion("Default, against the pass rate of the same reference draws", [(d, b) for d, _, b in verdicts]),

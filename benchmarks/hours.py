@@ -26,7 +26,7 @@ from disa.comparison.config import ComparisonConfig, point_training
 from disa.lm.loading import empty_model, load_model, load_tokenizer
 from disa.lm.log_probs import PackedCompletions, sequence_log_probs, token_log_probs
 from disa.lm.sampler import sample, uniforms
-from disa.lm.sampling import encode_prompt
+from disa.lm.sampling_config import encode_prompt
 from disa.recipe import Recipe, load_recipe, read_section
 from disa.tasks import make_task
 from disa.training.config import TrainingConfig

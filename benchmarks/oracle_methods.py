@@ -36,10 +36,11 @@ from trl import GRPOConfig, GRPOTrainer
 from disa import DISAConfig, DISATrainer, estimate_log_partition_batch
 from disa.anchor import Anchor
 from disa.display.blocks import fill_block
+from disa.lm.digests import chat_template_digest, tokenizer_digest, weights_digest
 from disa.lm.hf_trainer import trainer_arguments
 from disa.objectives.log_z import group_log_z
 from disa.objectives.trajectory_balance import trajectory_balance_residual
-from disa.runs.provenance import Fingerprint, chat_template_digest, tokenizer_digest, weights_digest
+from disa.runs.provenance import Fingerprint
 from disa.runs.records import PartitionEstimate, ScoredTrajectory
 from disa.testing import (
     PROPOSALS,
@@ -387,8 +388,8 @@ def markdown(seeds: int, steps: int, table: list[dict], on: list[dict], off: dic
         "",
         "With log Z off by eps in every prompt. On-policy: KL of DISA's policy and what the audit reads. Off-policy:"
         " the largest TV of any prompt and seed, of the exact optimum under the full-support mixture and of policies"
-        f" trained on {GROUP * steps:,} and {MORE_DRAWS * GROUP * steps:,} draws a prompt from it, against the envelope"
-        " 1 - exp(-|eps|).",
+        f" trained on {GROUP * steps:,} and {MORE_DRAWS * GROUP * steps:,} draws per prompt from it, against the"
+        " envelope 1 - exp(-|eps|).",
         "",
         "| eps | on-policy KL, nats | audit | off-policy TV, optimum"
         f" | trained on {GROUP * steps:,} | on {MORE_DRAWS * GROUP * steps:,} | envelope |",

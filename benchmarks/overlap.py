@@ -24,7 +24,7 @@ from disa.config import StageConfig
 from disa.lm.models import FrozenModels, Models
 from disa.partition import estimate_log_partition_batch
 from disa.partition.log_weights import log_z_from_q
-from disa.partition.pilot import Candidate, candidates, possible_laws, score_under
+from disa.partition.pilot import Candidate, pilot_candidates, possible_laws, score_under
 from disa.proposals.blends import BlendEngine
 from disa.proposals.run import run_proposals
 from disa.recipe import Recipe, load_recipe
@@ -164,7 +164,7 @@ def main() -> None:
     divergence = {}
     if successes:
         of = np.array([index[row.prompt_id] for row in successes])
-        for one in candidates(config, laws, own_parts, here, models.has_proposal):
+        for one in pilot_candidates(config, laws, own_parts, here, models.has_proposal):
             ratio = np.zeros(len(of)) if one.log_mu is None else own_ref - one.log_mu
             per_prompt = np.bincount(of, ratio, minlength=len(prompts))[hits > 0] / np.bincount(of)[np.unique(of)]
             divergence[one.name] = per_prompt - np.log(q[hits > 0])
@@ -175,7 +175,7 @@ def main() -> None:
     prompt = np.array([index[row.prompt_id] for row in rows])
     log_ref, parts = score_under(laws, rows, prompts, sampling, models, here)
     lines = []
-    for one in candidates(config, laws, parts, here, models.has_proposal):
+    for one in pilot_candidates(config, laws, parts, here, models.has_proposal):
         from_source = one.settings["source"] if one.log_mu is not None else "reference"
         own = measured(one, log_ref, source, rewards, prompt, log_z, beta, sizes, from_source)
         share = rewards[np.array(source) == from_source].mean()

@@ -64,7 +64,7 @@ def ways(folder: Path, case: tuple[int, int, int, int]) -> dict[str, Callable[[]
         return run
 
     rows = Dataset.from_list([{"prompt": text, "prompt_id": text} for text in texts])
-    # A2PO draws one completion a row.
+    # A2PO draws one completion per row.
     repeated = Dataset.from_list([{"prompt": text} for text in texts for _ in range(group)])
 
     def ours(policy: Any) -> Any:

@@ -88,7 +88,7 @@ def main() -> None:
     useless = [np.mean(r) for (carried, _, _), r in ratios.items() if not carried]
     text = [
         f"Written by `python benchmarks/regressor.py --seeds {options.seeds}`: {PROMPTS} prompts of the fit and "
-        f"{PROMPTS} unseen ones, {FEATURES} features, N reference draws a prompt; RMSE of log Z in nats, mean and "
+        f"{PROMPTS} unseen ones, {FEATURES} features, N reference draws per prompt; RMSE of log Z in nats, mean and "
         f"standard error over seeds 0 to {options.seeds - 1}. *coverage* is that of nominal 90% intervals of the "
         "regressor for the prompts of the fit, *coverage, report* what its own report says of unseen prompts' counts.",
         "",

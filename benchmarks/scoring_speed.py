@@ -1,4 +1,4 @@
-"""Time scoring against the model's raw forward on the same tokens counted once, and against one row a completion.
+"""Time scoring against the model's raw forward on the same tokens counted once, and against one row per completion.
 
 Fills its block of docs/performance.md; wants a quiet machine::
 
@@ -43,7 +43,7 @@ def random_llama(vocabulary: int = 8192, hidden_size: int = 256) -> LlamaForCaus
 
 
 def rows(prompt: int, completion: int, vocabulary: int) -> tuple[list[list[int]], list[list[int]]]:
-    """Random token ids of all prompts and completions, one row a completion."""
+    """Random token ids of all prompts and completions, one row per completion."""
     prompts = torch.randint(2, vocabulary, (PROMPTS, prompt)).tolist()
     completions = torch.randint(2, vocabulary, (PROMPTS * GROUP, completion)).tolist()
     return [p for p in prompts for _ in range(GROUP)], completions
@@ -106,7 +106,7 @@ def main() -> None:
             [prompt, completion, *ratio(found["raw"], found["shared"]), *ratio(found["rows"], found["shared"])]
         )
         print(lines[-1], f"raw tokens {share:.3f} of scoring's")
-    header = ["prompt", "completion", "raw / scoring", "by CPU time", "row a completion / scoring", "by CPU time"]
+    header = ["prompt", "completion", "raw / scoring", "by CPU time", "row per completion / scoring", "by CPU time"]
     sizes = [[v, n, largest_tensor(v, n)] for v in (8192, 32768) for n in (32, 128)]
     text = [
         f"{PROMPTS} prompts of {GROUP} completions, {torch.get_num_threads()} threads, median of {options.repeats} "

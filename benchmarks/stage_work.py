@@ -12,13 +12,14 @@ from datasets import Dataset
 
 from disa import DISAConfig, DISATrainer
 from disa.anchor import Anchor
+from disa.lm.digests import chat_template_digest, tokenizer_digest, weights_digest
 from disa.lm.hf_trainer import trainer_arguments
 from disa.lm.loading import load_model, load_tokenizer, trainable_model
 from disa.lm.log_probs import sequence_log_probs
 from disa.lm.sampler import draw_tokens
-from disa.lm.sampling import stop_token_ids
+from disa.lm.sampling_config import stop_token_ids
 from disa.planning.model_shape import ModelShape
-from disa.runs.provenance import Fingerprint, chat_template_digest, tokenizer_digest, weights_digest
+from disa.runs.provenance import Fingerprint
 from disa.runs.records import PartitionEstimate
 from disa.training.trainer import reward_fingerprint
 from paired import Seconds, timed

@@ -1,5 +1,5 @@
 # docker build -f docker/cpu.Dockerfile -t disa:cpu .
-# docker run --rm -v "$PWD/runs:/work/runs" disa:cpu run /opt/disa/recipes/quickstart.yaml
+# docker run --rm -v "$PWD/runs:/runs/runs" disa:cpu run /opt/disa/recipes/quickstart.yaml
 # The code verifier's sandbox needs user namespaces: add --security-opt seccomp=unconfined.
 FROM python:3.11-slim-bookworm
 

@@ -17,9 +17,9 @@ from disa.errors import DisaError
 from disa.evaluation.stage import evaluation_stage
 from disa.lm.fingerprint import take_fingerprint
 from disa.lm.models import Models
-from disa.lm.sampling import SamplingConfig, encode_prompt
+from disa.lm.sampling_config import SamplingConfig, encode_prompt
 from disa.partition.config import PartitionConfig
-from disa.partition.pilot import chosen, pilot_stage
+from disa.partition.pilot import chosen_source, pilot_stage
 from disa.partition.regression import PromptFeatures, reference_features
 from disa.partition.rounds import further_draws, round_target
 from disa.partition.stage import partition_stage
@@ -131,7 +131,7 @@ class Pipeline:
         if config.source != "auto":
             return config
         train = functools.partial(self._prompts, "train")
-        return chosen(config, self._stage(pilot_stage(config, *self._given, train, self._inputs())))
+        return chosen_source(config, self._stage(pilot_stage(config, *self._given, train, self._inputs())))
 
     def scoring(self) -> StageFolder:
         """Log-probabilities under both models, and rewards, of the first draws and of the rounds behind them."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from disa.errors import DisaError
 from disa.lm.loading import load_config, load_generation_config, load_tokenizer, require_vllm
-from disa.lm.sampling import check_context, declared_stop_token_ids, encode_prompt
+from disa.lm.sampling_config import check_context, declared_stop_token_ids, encode_prompt
 from disa.recipe import Recipe
 from disa.runs.records import Prompt
 from disa.tasks import Task

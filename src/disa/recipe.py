@@ -12,7 +12,7 @@ from pydantic import ValidationError, model_validator
 from disa.config import StageConfig, speed_only, types_in
 from disa.errors import DisaError
 from disa.evaluation.config import EvaluationConfig
-from disa.lm.sampling import SamplingConfig
+from disa.lm.sampling_config import SamplingConfig
 from disa.partition.config import PartitionConfig
 from disa.proposals.config import ProposalsConfig
 from disa.scoring.config import ScoringConfig

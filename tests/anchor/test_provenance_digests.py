@@ -8,8 +8,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
+from disa.lm.digests import chat_template_digest, tokenizer_digest, weights_digest
 from disa.lm.loading import load_model, load_tokenizer
-from disa.runs.provenance import chat_template_digest, tokenizer_digest, weights_digest
 from disa.warmup.config import SmallModelConfig
 from disa.warmup.small_model import character_tokenizer, small_model
 

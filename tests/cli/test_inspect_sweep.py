@@ -21,7 +21,7 @@ PROMPTS = [Prompt(f"{split}{i}", "t", split, "?", "{}", None) for split in ("tra
 
 
 def scored(apart=0.5):
-    """Graded rewards, 8 reference and 24 proposal draws a prompt, log ratios about ``apart`` nats wide."""
+    """Graded rewards, 8 reference and 24 proposal draws per prompt, log ratios about ``apart`` nats wide."""
     rng = np.random.default_rng(0)
     return [
         ScoredTrajectory(

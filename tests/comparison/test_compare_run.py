@@ -126,7 +126,7 @@ def test_the_search_sees_validation_prompts_only_and_held_out_ones_are_for_what_
         for candidate in facts["search"]:
             rows = records(run_dir, f"{method}/learning_rate={candidate['point']['learning_rate']}/search")
             scores[candidate["point"]["learning_rate"]] = statistics.mean(row.reward >= 1 for row in rows)
-            # Equally many samples a prompt: the mean over prompts of means is the mean of all.
+            # Equally many samples per prompt: the mean over prompts of means is the mean of all.
             assert candidate["score"] == pytest.approx(scores[candidate["point"]["learning_rate"]], abs=1e-12)
         assert scores[facts["point"]["learning_rate"]] == max(scores.values())
 
@@ -141,7 +141,7 @@ def test_what_a_policy_was_trained_with_is_its_point_its_seed_and_its_budget(com
         assert training["steps"] == (2 if role == "search" else budget["steps"])
         assert training["seed"] == (1000 if role == "search" else int(role.removeprefix("seed-")))
         assert training["prompts_per_step"] == budget["prompts_per_step"]
-    # 8 prompts of 12 trajectories over 4 steps are 24 completions a step, six groups of four.
+    # 8 prompts of 12 trajectories over 4 steps are 24 completions per step, six groups of four.
     assert [found["methods"][m]["budget"]["drawn_per_step"] for m in METHODS] == [0, 32, 8]
     assert [found["methods"][m]["budget"]["stored_per_step"] for m in METHODS] == [8, 0, 0]
     assert [found["methods"][m]["budget"]["completions"] for m in METHODS] == [96, 128, 128]
@@ -298,7 +298,7 @@ def test_a_bug_still_ends_the_command(two_policies_to_do):
 
 def test_a_method_whose_search_fails_is_left_out_and_named(compared_copy, capsys):
     recipe, run_dir = compared_copy
-    # With twelve trajectories a prompt some log Z are flagged, which this setting refuses to train on.
+    # With twelve trajectories per prompt some log Z are flagged, which this setting refuses to train on.
     assert main(["compare", str(recipe), "--set", "training.flagged=refuse"]) == 2
     printed = capsys.readouterr()
     said = [line.split(",")[0] for line in printed.out.splitlines() if line.startswith("comparison/")]

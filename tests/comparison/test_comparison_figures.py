@@ -21,7 +21,7 @@ def test_a_curve_starts_behind_what_was_read_and_ends_at_all_completions():
     found = method("disa", (0.5, 2, 0.1), (0.5, 2, 0.1), budget=budget, logs={0: logs(rewards), 1: logs(rewards, 3.0)})
     completions, wall, reward = reward_curve(found)
     assert (completions[0], completions[-1]) == (40 + 16, budget.completions)
-    # Two seconds a step on average; the last tenth is two steps, whose rewards lie 0.4/19 apart.
+    # Two seconds per step on average; the last tenth is two steps, whose rewards lie 0.4/19 apart.
     assert (wall[0], wall[-1]) == (2.0, 40.0)
     assert reward[-1] == pytest.approx(0.5 - 0.2 / 19, abs=1e-12)
     assert reward[0] == pytest.approx(0.1, abs=1e-12)

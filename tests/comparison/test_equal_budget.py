@@ -33,7 +33,7 @@ def test_what_a_method_reads_is_what_its_result_depends_on():
 
 
 def test_totals_and_steps_are_equal_where_the_numbers_divide():
-    # 960 trajectories over 15 steps are 64 completions a step, 8 groups of 8; A*-PO owes 320 fewer.
+    # 960 trajectories over 15 steps are 64 completions per step, 8 groups of 8; A*-PO owes 320 fewer.
     found = budgets(steps=15, prompts_per_step=4, completions_per_prompt=8)
     assert {b.steps for b in found.values()} == {15}
     drawing = {m: b for m, b in found.items() if METHODS[m].generates}
@@ -58,7 +58,7 @@ def test_a_step_of_both_projections_learns_from_as_many_stored_trajectories_as_i
 def test_totals_differ_by_less_than_a_group_a_step_where_they_do_not_divide():
     found = budgets(steps=7, prompts_per_step=3, completions_per_prompt=4)
     totals = [b.completions for m, b in found.items() if METHODS[m].generates]
-    # Rounded to whole groups: half a group a step at most, to either side.
+    # Rounded to whole groups: half a group per step at most, to either side.
     assert max(totals) - min(totals) <= 7 * 4
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from disa.evaluation.judge import StrategyVerdict
 from disa.evaluation.lexical import self_bleu, vendi_score
-from disa.evaluation.strategies import agreement, strategy_metrics, wilson
+from disa.evaluation.strategies import judge_agreement, strategy_metrics, wilson
 
 EXACT = {"rel": 0, "abs": 1e-12}
 SAME, DIFFERENT = StrategyVerdict("same", "asked"), StrategyVerdict("different", "asked")
@@ -52,7 +52,7 @@ def test_kappa_of_a_table_by_hand():
     # Observed agreement 0.7, expected 0.5, kappa 0.4.
     labels = ["same"] * 25 + ["different"] * 25
     judged = [SAME] * 20 + [DIFFERENT] * 5 + [SAME] * 10 + [DIFFERENT] * 15
-    found = agreement(labels, judged)
+    found = judge_agreement(labels, judged)
     assert found.accuracy == pytest.approx(0.7, **EXACT)
     assert found.kappa == pytest.approx(0.4, **EXACT)
     assert found.confusion == {"same/same": 20, "same/different": 5, "different/same": 10, "different/different": 15}
@@ -68,7 +68,7 @@ def test_agreement_leaves_abstentions_out_and_counts_them_by_reason():
         StrategyVerdict(None, "unreadable"),
         StrategyVerdict(None, "order"),
     ]
-    found = agreement(["same", "same", "different", "same", "different"], judged)
+    found = judge_agreement(["same", "same", "different", "same", "different"], judged)
     assert found.abstained == {"order": 2, "unreadable": 1}
     assert (found.pairs, found.accuracy, found.kappa) == (5, 1.0, 1.0)
     # Two right of two say little: the interval must not shrink to a point.
@@ -77,8 +77,8 @@ def test_agreement_leaves_abstentions_out_and_counts_them_by_reason():
 
 
 def test_agreement_without_verdicts_or_with_one_label_has_no_kappa():
-    assert agreement(["same"], [StrategyVerdict(None, "order")]).accuracy is None
-    assert agreement(["same", "same"], [SAME, SAME]).kappa is None
+    assert judge_agreement(["same"], [StrategyVerdict(None, "order")]).accuracy is None
+    assert judge_agreement(["same", "same"], [SAME, SAME]).kappa is None
 
 
 def test_wilsons_interval_covers_at_its_level():

@@ -18,7 +18,7 @@ from disa.evaluation import run as module
 from disa.evaluation.metrics import clustered_mean, pass_at_k
 from disa.evaluation.models import ModelSpec, adapter_base
 from disa.evaluation.nucleus import pick_in_nucleus
-from disa.evaluation.task_prompts import TaskPrompts, chosen
+from disa.evaluation.task_prompts import TaskPrompts, chosen_prompts
 from disa.lm.loading import load_model, load_tokenizer
 from disa.lm.sampler import draw_rows
 from disa.runs.records import EvaluationRecord, PromptValue, read_rows
@@ -277,11 +277,11 @@ def test_a_recipe_gives_task_sampling_and_samples(run_copy, tmp_path):
 def test_a_limit_chooses_by_the_seed_and_a_larger_one_only_adds():
     task = make_task(GraphColoringConfig(name="graph_coloring", heldout_prompts=20, train_prompts=5, warmup_prompts=0))
     prompts = task.prompts("heldout")
-    some, more = chosen(prompts, 5, 1), chosen(prompts, 9, 1)
+    some, more = chosen_prompts(prompts, 5, 1), chosen_prompts(prompts, 9, 1)
     assert len(some) == 5 and set(some) < set(more)
     assert [p for p in prompts if p in some] == some
-    assert chosen(prompts, 5, 2) != some
-    assert chosen(prompts, 99, 1) == prompts
+    assert chosen_prompts(prompts, 5, 2) != some
+    assert chosen_prompts(prompts, 99, 1) == prompts
     some = TaskPrompts.of(task, name="t", split="heldout", limit=5, seed=1)
     assert some.content != TaskPrompts("t", task, prompts).content
 

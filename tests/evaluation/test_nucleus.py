@@ -11,7 +11,7 @@ import torch
 from disa.evaluation.generation import GenerationSettings
 from disa.evaluation.nucleus import nucleus, pick_in_nucleus
 from disa.lm.sampler import draw_rows, uniforms
-from disa.lm.sampling import stop_token_ids
+from disa.lm.sampling_config import stop_token_ids
 from disa.warmup.small_model import character_tokenizer
 from small_architectures import GENERATED_IN, NAMES, VOCABULARY, small_architecture
 

@@ -11,7 +11,7 @@ from disa.errors import DisaError
 from disa.evaluation.config import EvaluationConfig
 from disa.evaluation.generation import GenerationSettings
 from disa.evaluation.sources import ServerSettings
-from disa.lm.sampling import SamplingConfig
+from disa.lm.sampling_config import SamplingConfig
 from disa.partition.config import PartitionConfig
 from disa.proposals.config import ProposalsConfig
 from disa.recipe import ModelsConfig, Recipe, load_recipe

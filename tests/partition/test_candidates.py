@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from disa.partition.candidates import Pool, compare, measure, pooled_weights
+from disa.partition.candidates import Pool, compare_candidates, measure_candidate, pooled_weights
 
 RNG = np.random.default_rng(0)
 COMPLETIONS, ALPHA = 40, 0.25
@@ -41,7 +41,7 @@ def exact(log_mu):
 @pytest.mark.parametrize("log_mu", [NEAR, FAR])
 def test_hits_and_divergence_are_those_of_the_enumerated_laws(log_mu):
     y, pool = big_pool()
-    found, _ = measure(pool, "it", log_mu[y], reference_share=ALPHA, cost=4.0, budget=40.0)
+    found, _ = measure_candidate(pool, "it", log_mu[y], reference_share=ALPHA, cost=4.0, budget=40.0)
     hits, divergence = exact(log_mu)
     # 600,000 draws of weights up to 3: relative errors below 1% at four standard errors.
     assert found.hits == pytest.approx(hits, rel=0.02)
@@ -51,7 +51,7 @@ def test_hits_and_divergence_are_those_of_the_enumerated_laws(log_mu):
 
 def test_the_reference_brings_as_many_hits_as_it_solves():
     _, pool = big_pool()
-    found, _ = measure(pool, "reference", None, reference_share=1.0, cost=2.0, budget=2.0)
+    found, _ = measure_candidate(pool, "reference", None, reference_share=1.0, cost=2.0, budget=2.0)
     assert found.hits == pytest.approx(Q, rel=0.02)
     assert found.divergence == pytest.approx(-np.log(Q), abs=0.02)  # KL of the successes from the reference itself
 
@@ -62,22 +62,26 @@ def test_weights_of_a_pool_sum_to_one_in_expectation():
 
 
 def candidate(name, errors):
-    found, _ = measure(big_pool(10)[1], name, None, reference_share=1.0, cost=1.0, budget=1.0)
+    found, _ = measure_candidate(big_pool(10)[1], name, None, reference_share=1.0, cost=1.0, budget=1.0)
     return found, np.array(errors)
 
 
 def test_a_gain_within_its_standard_error_leaves_the_reference():
-    rows, best, why = compare([candidate("reference", [0.5, 0.5, 0.5]), candidate("bridge", [0.1, 0.7, 0.6])])
+    rows, best, why = compare_candidates(
+        [candidate("reference", [0.5, 0.5, 0.5]), candidate("bridge", [0.1, 0.7, 0.6])]
+    )
     assert best == 0 and "no more than its standard error" in why and rows[1].gain > 0
 
 
 def test_a_clear_gain_is_chosen_and_said():
-    rows, best, why = compare([candidate("reference", [0.5, 0.5, 0.6]), candidate("bridge", [0.1, 0.15, 0.2])])
+    rows, best, why = compare_candidates(
+        [candidate("reference", [0.5, 0.5, 0.6]), candidate("bridge", [0.1, 0.15, 0.2])]
+    )
     assert best == 1 and why == "bridge lowers the error by 0.383 ± 0.017 at equal cost"
 
 
 def test_a_worse_candidate_leaves_the_reference():
-    _, best, why = compare([candidate("reference", [0.2, 0.2]), candidate("bridge", [0.3, 0.4])])
+    _, best, why = compare_candidates([candidate("reference", [0.2, 0.2]), candidate("bridge", [0.3, 0.4])])
     assert best == 0 and why.startswith("no candidate has a smaller error")
 
 
@@ -85,5 +89,5 @@ def test_prompts_without_a_success_count_as_a_guess_under_every_candidate():
     y, pool = big_pool(10)
     pool = pool._replace(success=np.zeros(len(y)))
     for log_mu in (None, NEAR[y]):
-        found, error = measure(pool, "it", log_mu, reference_share=ALPHA, cost=2.0, budget=20.0)
+        found, error = measure_candidate(pool, "it", log_mu, reference_share=ALPHA, cost=2.0, budget=20.0)
         assert error.tolist() == [1.0] and found.hits == 0.0

@@ -6,7 +6,7 @@ from six_outcomes import GRADES, PASSES, PROPOSAL, REFERENCE, population
 
 from disa.partition import estimate_log_partition_batch
 from disa.partition.draws import collect_draws
-from disa.partition.gate import divergence, gated
+from disa.partition.gate import gated, proposal_divergence
 
 BETA = 15.0
 
@@ -33,7 +33,7 @@ def prompts(specifications, lengths=True, n_proposal=48):
 
 
 def d_of(arrays):
-    return divergence(collect_draws(**arrays, reward_range=(0, 1)))[0]
+    return proposal_divergence(collect_draws(**arrays, reward_range=(0, 1)))[0]
 
 
 @pytest.mark.parametrize("rewards", [PASSES, GRADES], ids=["binary", "graded"])
@@ -61,7 +61,7 @@ def test_own_successes_and_the_pooled_rate_per_token_are_weighed_by_their_precis
     tau2 = max(tau2, 0.0)
     precision = hits / variance, 1 / (tau2 * tokens**2 + variance / 12)
     mean = (precision[0] * np.append(own, 0) + precision[1] * expected) / (precision[0] + precision[1])
-    d, error = divergence(collect_draws(**arrays, reward_range=(0, 1)))
+    d, error = proposal_divergence(collect_draws(**arrays, reward_range=(0, 1)))
     np.testing.assert_allclose(d, mean, rtol=1e-12)
     np.testing.assert_allclose(error, (precision[0] + precision[1]) ** -0.5, rtol=1e-12)
     assert d[2] == pytest.approx(50 * rate)
@@ -100,7 +100,7 @@ def test_the_standard_error_is_that_of_normal_log_ratios():
     ratio = np.random.default_rng(0).normal(d, np.sqrt(2 * d), (4000, hits))
     arrays = prompts([(hits, 0.0, 10)] * 4000, lengths=False, n_proposal=1)
     arrays["log_proposal"].reshape(4000, 17)[:, :hits] = -200.0 - ratio
-    found, error = divergence(collect_draws(**arrays, reward_range=(0, 1)))
+    found, error = proposal_divergence(collect_draws(**arrays, reward_range=(0, 1)))
     # A spread measured on 4000 prompts is exact to 1.1%; log p is the same for all and adds to D, so to the error.
     assert np.std(found) == pytest.approx(np.sqrt(2 * d / hits), rel=0.05)
     assert np.median(error) == pytest.approx(np.sqrt(2 * (d - np.log(8.5 / 17)) / hits), rel=0.05)
@@ -120,7 +120,7 @@ def test_gate_closes_where_the_overlap_suffices_with_less_than_one_chance_in_twe
 
 def test_the_gate_can_look_ahead_to_proposal_draws_that_are_still_to_come():
     draws = collect_draws(**prompts([(8, 5.0, 10)]), reward_range=(0, 1))
-    d, error = (x[0] for x in divergence(draws))
+    d, error = (x[0] for x in proposal_divergence(draws))
     enough = brentq(lambda n: gamma_chance(d, error, n) - 0.05, 3, 1e6)
     assert (
         gated(draws)[0]
@@ -134,13 +134,13 @@ def test_a_large_and_uncertain_divergence_closes_the_gate():
     # on a negative D. Four prompts whose D differ that much leave the last one's, without hits, as uncertain.
     arrays = prompts([(8, r, 100) for r in (19.0, 3.5, 20.0, 3.0)] + [(0, 0.0, 100)], n_proposal=12)
     draws = collect_draws(**arrays, reward_range=(0, 1))
-    d, error = (x[-1] for x in divergence(draws))
+    d, error = (x[-1] for x in proposal_divergence(draws))
     assert d == pytest.approx(12.0, abs=0.1) and error == pytest.approx(8.0, abs=0.1)
     assert gated(draws)[-1]
 
 
 def test_a_few_reference_draws_do_not_close_the_gate_by_chance():
-    # Two reference draws a prompt, log ratios as a proposal with D = 0.5 has them; six proposal draws are enough.
+    # Two reference draws per prompt, log ratios as a proposal with D = 0.5 has them; six proposal draws are enough.
     rng, closed = np.random.default_rng(0), []
     for _ in range(200):
         rewards = np.ones(8 * 12)

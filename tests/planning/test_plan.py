@@ -209,7 +209,7 @@ def test_a_stages_pace_is_the_median_of_its_later_parts(tmp_path):
         os.utime(part, (at, at))
     write_json(tmp_path / "manifest.json", {"seconds": 12.0})
     pace = _of_parts(tmp_path, units=2)
-    assert pace.per_unit == pytest.approx(0.05)  # a tenth of a second a row of two units
+    assert pace.per_unit == pytest.approx(0.05)  # a tenth of a second per row of two units
     assert pace.overhead == pytest.approx(12.0 - 0.05 * 2 * 55)
     assert pace.seconds(1000) == pytest.approx(pace.overhead + 50)
 

@@ -10,7 +10,7 @@ import torch
 from disa.lm import sampler
 from disa.lm.log_probs import sequence_log_probs
 from disa.lm.sampler import _generate, draw_tokens, sample, uniforms
-from disa.lm.sampling import SamplingConfig
+from disa.lm.sampling_config import SamplingConfig
 from disa.warmup.small_model import character_tokenizer
 from small_architectures import GENERATED_IN, NAMES, VOCABULARY, small_architecture
 
@@ -106,5 +106,5 @@ def test_a_model_that_cannot_share_prompts_says_why_once(monkeypatch, caplog):
         for _ in range(2):
             sample(model, TOKENIZER, prompts[:2], numbers.numpy()[:2], sampling)
     assert [r.getMessage() for r in caplog.records if reason in r.getMessage()] == [
-        f"sampling: prompts are computed once a completion, not once a prompt: {reason}"
+        f"sampling: prompts are computed once per completion, not once per prompt: {reason}"
     ]

@@ -11,7 +11,7 @@ from scipy.stats import chisquare
 from served_oracle import OracleServer, install_vllm
 
 from disa.errors import DisaError
-from disa.lm.sampling import SamplingConfig
+from disa.lm.sampling_config import SamplingConfig
 from disa.proposals.config import ProposalsConfig
 from disa.proposals.engines import make_engines
 from disa.proposals.protocol import finished_draw, job_seed

@@ -10,7 +10,7 @@ import pytest
 
 from disa.errors import DisaError
 from disa.lm.sampler import Draw
-from disa.lm.sampling import SamplingConfig
+from disa.lm.sampling_config import SamplingConfig
 from disa.proposals.imported import ImportedTrajectories, files_digest
 from disa.proposals.protocol import Job
 from disa.runs.records import Prompt, Trajectory, write_rows

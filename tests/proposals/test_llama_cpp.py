@@ -24,7 +24,7 @@ from scipy.stats import binomtest
 
 from disa.lm.loading import load_model, load_tokenizer
 from disa.lm.log_probs import sequence_log_probs
-from disa.lm.sampling import SamplingConfig, encode_prompt, stop_token_ids
+from disa.lm.sampling_config import SamplingConfig, encode_prompt, stop_token_ids
 from disa.proposals.config import OpenAIConfig
 from disa.proposals.openai_engine import OpenAIEngine
 from disa.proposals.protocol import Job, job_seed

@@ -9,7 +9,7 @@ from scipy.stats import chisquare
 
 from disa.errors import DisaError
 from disa.lm.sampler import uniforms
-from disa.lm.sampling import SamplingConfig
+from disa.lm.sampling_config import SamplingConfig
 from disa.proposals import run as proposals
 from disa.proposals.config import ProposalsConfig
 from disa.proposals.run import run_proposals

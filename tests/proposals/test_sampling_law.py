@@ -6,7 +6,7 @@ from pydantic import ValidationError
 
 from disa.errors import DisaError
 from disa.lm.sampler import sample, uniforms
-from disa.lm.sampling import SamplingConfig, encode_prompt, stop_token_ids
+from disa.lm.sampling_config import SamplingConfig, encode_prompt, stop_token_ids
 from disa.recipe import load_recipe
 from disa.testing import Space, random_model
 from disa.testing.hf import oracle_tokenizer, to_causal_lm

@@ -11,14 +11,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from disa.errors import DisaError
 from disa.lm import loading, models
+from disa.lm.digests import weights_digest
 from disa.lm.loading import load_base, load_model, precision
 from disa.lm.log_probs import sequence_log_probs
 from disa.lm.models import FrozenModels
-from disa.lm.sampling import SamplingConfig
+from disa.lm.sampling_config import SamplingConfig
 from disa.proposals.config import ProposalsConfig
 from disa.proposals.run import run_proposals
 from disa.runs.folders import StageFolder
-from disa.runs.provenance import weights_digest
 from disa.runs.records import Prompt, Trajectory
 from disa.scoring.config import ScoringConfig
 from disa.scoring.run import run_scoring

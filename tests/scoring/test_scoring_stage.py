@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from disa.errors import DisaError
-from disa.lm.sampling import SamplingConfig
+from disa.lm.sampling_config import SamplingConfig
 from disa.proposals.config import ProposalsConfig
 from disa.proposals.run import run_proposals
 from disa.runs.folders import StageFolder
@@ -286,7 +286,7 @@ def test_a_model_that_cannot_share_prompts_is_named_in_the_log_and_in_the_manife
     assert set(reasons) == {"reference", "proposal"}
     assert all(reason.startswith("architecture disa_oracle is not one of") for reason in reasons.values())
     for source, reason in reasons.items():
-        assert f"{source} computes prompts once a completion, not once a prompt: {reason}" in caplog.text
+        assert f"{source} computes prompts once per completion, not once per prompt: {reason}" in caplog.text
 
 
 def test_a_model_that_shares_prompts_is_not_named(finished_run):

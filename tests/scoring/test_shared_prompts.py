@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from disa.lm import prefix_attention, shared_prefix
+from disa.lm import branch_attention, shared_prefix
 from disa.lm.log_probs import PackedCompletions, PaddedCompletions, sequence_log_probs, token_log_probs
 from disa.lm.shared_prefix import ARCHITECTURES, shared_attention, unsupported
 from disa.testing import Space, random_model
@@ -62,7 +62,7 @@ def checkpoint(model):
 def kernel(request, monkeypatch):
     """Every way that attention goes: short rows together, long ones on a CPU, long ones elsewhere."""
     monkeypatch.setattr(shared_prefix, "_DENSE", 2**20 if request.param == "one call" else 0)
-    monkeypatch.setattr(prefix_attention, "_fused", lambda query: request.param == "fused halves")
+    monkeypatch.setattr(branch_attention, "_fused", lambda query: request.param == "fused halves")
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -18,7 +18,7 @@ from disa.errors import DisaError
 from disa.partition.draws import trajectory_columns
 from disa.recipe import load_recipe
 from disa.runs import cells
-from disa.runs.cells import share
+from disa.runs.cells import share_cells
 from disa.runs.locks import RunDirectoryBusy, exclusive
 from disa.runs.records import EvaluationRecord, Prompt, ScoredTrajectory, read_rows
 from disa.study import run as study_run
@@ -278,7 +278,7 @@ def test_a_unit_that_another_process_holds_is_left_for_later(tmp_path, monkeypat
         pass
     held.__enter__()
     units = {"a": first, "b": second}
-    assert share(lambda: units, letting_go) == {}
+    assert share_cells(lambda: units, letting_go) == {}
     assert order == ["b", "a"]
     assert lines == ["waiting for remaining cells that another process works on"]
 

@@ -12,7 +12,7 @@ import pytest
 from pydantic import ValidationError
 
 from disa.errors import DisaError
-from disa.lm.sampling import SamplingConfig
+from disa.lm.sampling_config import SamplingConfig
 from disa.recipe import load_recipe
 from disa.tasks import SPLITS, judges, make_task
 from disa.tasks.benchmarks import BOXED

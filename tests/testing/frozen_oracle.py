@@ -6,8 +6,9 @@ from transformers import AutoModelForCausalLM
 
 from disa import DISAConfig, DISATrainer
 from disa.anchor import Anchor
+from disa.lm.digests import chat_template_digest, tokenizer_digest, weights_digest
 from disa.lm.hf_trainer import trainer_arguments
-from disa.runs.provenance import Fingerprint, chat_template_digest, tokenizer_digest, weights_digest
+from disa.runs.provenance import Fingerprint
 from disa.runs.records import PartitionEstimate
 from disa.testing import Space, binary_reward, graded_reward, kl, log_partition, random_model, target
 from disa.testing.hf import PROMPTS, from_causal_lm, oracle_tokenizer, save_oracle

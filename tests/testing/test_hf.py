@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from disa.lm.log_probs import sequence_log_probs
 from disa.lm.sampler import sample, uniforms
-from disa.lm.sampling import SamplingConfig, decode_completion, encode_prompt
+from disa.lm.sampling_config import SamplingConfig, decode_completion, encode_prompt
 from disa.testing import EnumerableModel, Space, random_model
 from disa.testing.hf import from_causal_lm, oracle_tokenizer, register, save_oracle, to_causal_lm
 

@@ -14,8 +14,8 @@ from trl.trainer.callbacks import SyncRefModelCallback
 
 from disa import Anchor
 from disa.errors import DisaError
+from disa.lm.digests import weights_digest
 from disa.lm.loading import load_model, load_tokenizer, trainable_model
-from disa.runs.provenance import weights_digest
 from disa.training import reference
 from disa.training.run import TaskReward
 from small_architectures import small_architecture

@@ -7,10 +7,10 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from disa.lm import loading
-from disa.lm.hf_trainer import save_trained
+from disa.lm.digests import base_parameters, weights_digest
+from disa.lm.hf_trainer import save_trained_model
 from disa.lm.loading import load_model, load_tokenizer, trainable_model
 from disa.lm.merged_adapters import merged_adapters, unmoved_base
-from disa.runs.provenance import base_parameters, weights_digest
 
 LORA = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")
 BFLOAT16, FLOAT32 = {torch.bfloat16}, {torch.float32}
@@ -44,7 +44,7 @@ def test_adapters_train_in_float32_over_a_base_in_bfloat16_that_is_the_reference
     assert weights_digest(model) == weights_digest(load_model(half))
     # What is saved is base plus update in float32: most of an update is finer than bfloat16.
     exact = copy.deepcopy(model).float().merge_and_unload().state_dict()
-    save_trained(found, tmp_path / "saved")
+    save_trained_model(found, tmp_path / "saved")
     saved = load_model(tmp_path / "saved", "float32").state_dict()
     assert all(torch.equal(saved[name], exact[name]) for name in exact)
     assert any(not torch.equal(value, value.bfloat16().float()) for value in saved.values())

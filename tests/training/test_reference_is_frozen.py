@@ -8,10 +8,10 @@ from test_loss_of_a_step import log_probs
 
 from disa import DISATrainer
 from disa.errors import DisaError
+from disa.lm.digests import weights_digest
 from disa.lm.loading import load_model, load_tokenizer, trainable_model
 from disa.objectives.forward_projection import target_weight
 from disa.objectives.trajectory_balance import trajectory_balance_residual
-from disa.runs.provenance import weights_digest
 
 LORA = LoraConfig(r=2, lora_alpha=4, target_modules="all-linear", task_type="CAUSAL_LM")
 

@@ -141,5 +141,5 @@ def test_the_bar_is_closed_where_training_raises(small_run, tmp_path, monkeypatc
     # A bar that is left open redraws itself from a thread of its own, over whatever is printed next.
     redrawing = [thread for thread in threading.enumerate() if "Refresh" in type(thread).__name__]
     for thread in redrawing:
-        thread.join(timeout=10)  # told to stop, it wakes up ten times a second
+        thread.join(timeout=10)  # told to stop, it wakes up ten times per second
     assert not any(thread.is_alive() for thread in redrawing)

@@ -11,7 +11,7 @@ from trl import GRPOConfig
 from disa.errors import DisaError
 from disa.lm.hf_trainer import trainer_arguments
 from disa.lm.loading import load_tokenizer, trainable_model
-from disa.lm.sampling import SamplingConfig, encode_prompt
+from disa.lm.sampling_config import SamplingConfig, encode_prompt
 from disa.runs.folders import StageFolder
 from disa.tasks.reward_identity import reward_fingerprint
 from disa.training import run

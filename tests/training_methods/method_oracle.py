@@ -7,9 +7,10 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM
 
 from disa.anchor import Anchor
+from disa.lm.digests import chat_template_digest, tokenizer_digest, weights_digest
 from disa.lm.hf_trainer import trainer_arguments
-from disa.lm.sampling import SamplingConfig
-from disa.runs.provenance import Fingerprint, chat_template_digest, tokenizer_digest, weights_digest
+from disa.lm.sampling_config import SamplingConfig
+from disa.runs.provenance import Fingerprint
 from disa.runs.records import PartitionEstimate, ScoredTrajectory
 from disa.testing import Space, binary_reward, kl, log_partition, make_proposal, random_model, target
 from disa.testing.hf import PROMPTS, from_causal_lm, oracle_tokenizer, save_oracle

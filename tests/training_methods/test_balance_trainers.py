@@ -11,11 +11,12 @@ from trl import GRPOTrainer
 from disa.errors import DisaError
 from disa.objectives.trajectory_balance import importance_weight
 from disa.training.a_star_po import a_star_po, reference_values, unsolved
-from disa.training.balance_trainer import MODULE_FILE, BalanceTrainer
+from disa.training.balance_trainer import BalanceTrainer
 from disa.training.build import FLOWRL_PUBLISHED, GFLOWRL_PUBLISHED, build_trainer
 from disa.training.disa_config import DISAConfig
 from disa.training.learned_log_z import Learned, LogZHead
 from disa.training.log_z import Frozen, Group, gflowrl
+from disa.training.log_z_module import MODULE_FILE
 from published_losses import a_star_po_loss, grpo_loss
 
 

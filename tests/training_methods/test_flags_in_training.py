@@ -23,7 +23,7 @@ def rows(world):
 
 
 def both(world, tmp_path, rows, *, flags=FLAGS, method="disa_both", error=0.0, **changes):
-    # Three prompts a step: as many as are left where one is skipped.
+    # Three prompts per step: as many as are left where one is skipped.
     anchor, changes = world.anchor(error=error, flags=flags), {"prompts_per_step": SIZE - 1} | changes
     return build_trainer(method, world.ingredients(tmp_path, anchor=anchor, trajectories=rows, **changes))
 

@@ -11,7 +11,7 @@ from peft import LoraConfig
 from transformers import Trainer
 
 from disa.errors import DisaError
-from disa.runs.provenance import weights_digest
+from disa.lm.digests import weights_digest
 from disa.runs.records import ScoredTrajectory
 from disa.testing import kl, total_variation
 from disa.training.offline_trainer import (

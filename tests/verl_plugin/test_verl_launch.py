@@ -30,7 +30,7 @@ from disa.anchor import Anchor
 from disa.cli.main import main
 from disa.errors import DisaError
 from disa.lm.loading import load_model, load_tokenizer
-from disa.lm.sampling import encode_prompt
+from disa.lm.sampling_config import encode_prompt
 from disa.recipe import load_recipe
 from disa.runs.records import Prompt, read_rows
 from disa.tasks import make_task

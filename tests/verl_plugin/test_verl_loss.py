@@ -125,7 +125,7 @@ def verl_loss(now, data, *, dp_size=1, global_batch_size=ROWS, **changes):
     settings = {"strategy": "fsdp", "rollout_n": GROUP, "ppo_micro_batch_size_per_gpu": 1}
     settings |= {"loss_agg_mode": "seq-mean-token-sum", "policy_loss": PolicyLossConfig(loss_mode="disa")}
     config = ActorConfig(**settings | changes)
-    # A model's output has one value a token of the whole sequence, shifted left by one.
+    # A model's output has one value per token of the whole sequence, shifted left by one.
     prompt_lengths = data["prompts"].offsets().diff().tolist()
     rows = [now[row] for row in data["row"].tolist()]
     sequences = [torch.cat([torch.zeros(p - 1), v, torch.zeros(1)]) for p, v in zip(prompt_lengths, rows, strict=True)]

@@ -18,7 +18,7 @@ import yaml
 from disa.anchor import Anchor
 from disa.lm.loading import load_model, load_tokenizer, trainable_model
 from disa.lm.log_probs import sequence_log_probs
-from disa.lm.sampling import decode_completion, encode_prompt
+from disa.lm.sampling_config import decode_completion, encode_prompt
 from disa.objectives.trajectory_balance import anchored_baseline, trajectory_balance_loss, trajectory_balance_residual
 from disa.recipe import load_recipe
 from disa.runs.records import Prompt, read_rows

@@ -6,7 +6,7 @@ import pytest
 from scipy.stats import binomtest
 
 from disa.errors import DisaError
-from disa.lm.sampling import SamplingConfig
+from disa.lm.sampling_config import SamplingConfig
 from disa.runs.records import Prompt
 from disa.tasks import make_task
 from disa.tasks.config import CountdownConfig, GraphColoringConfig

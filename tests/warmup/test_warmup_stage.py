@@ -11,11 +11,11 @@ from pydantic import ValidationError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from disa.errors import DisaError
+from disa.lm.digests import weights_digest
 from disa.lm.loading import load_model, load_tokenizer
 from disa.lm.sampler import sample, uniforms
-from disa.lm.sampling import SamplingConfig, decode_completion, encode_prompt
+from disa.lm.sampling_config import SamplingConfig, decode_completion, encode_prompt
 from disa.runs.folders import StageFolder
-from disa.runs.provenance import weights_digest
 from disa.runs.records import Prompt
 from disa.runs.step_log import StepLog
 from disa.tasks import make_task

@@ -151,9 +151,9 @@ class Anchor:
         DisaError
             Where it cannot be had, or is not an anchor, or was changed after it was frozen.
         """
-        from disa.anchor.hub import pull
+        from disa.anchor.hub import pull_anchor
 
-        return cls.load(pull(repo_id, revision=revision, token=token))
+        return cls.load(pull_anchor(repo_id, revision=revision, token=token))
 
     def push_to_hub(
         self,
@@ -188,10 +188,10 @@ class Anchor:
         DisaError
             Where the anchor is of another version, or the hub refuses.
         """
-        from disa.anchor.hub import push
+        from disa.anchor.hub import push_anchor
 
         options = {"private": private, "revision": revision, "token": token, "commit_message": commit_message}
-        return push(self, repo_id, reference=reference, **options)
+        return push_anchor(self, repo_id, reference=reference, **options)
 
     def save(self, path: str | Path) -> None:
         """Write the anchor, as it is now, into a folder that :meth:`load` reads.

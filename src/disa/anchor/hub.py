@@ -20,7 +20,7 @@ PAPER = "[DISA: Offline Importance Sampling for Distribution-Matching LLM-RL](ht
 FILES = ("anchor.parquet", "manifest.json", "probes.parquet", "regressor.npz", "README.md")
 
 
-def push(anchor: Anchor, repo_id: str, *, reference: str | None, **options: Any) -> str:
+def push_anchor(anchor: Anchor, repo_id: str, *, reference: str | None, **options: Any) -> str:
     """Upload an anchor as it is now, and say where it is; options are those of :meth:`Anchor.push_to_hub`."""
     from huggingface_hub import HfApi
 
@@ -42,7 +42,7 @@ def push(anchor: Anchor, repo_id: str, *, reference: str | None, **options: Any)
     return str(found)
 
 
-def pull(repo_id: str, *, revision: str | None, token: str | None) -> Path:
+def pull_anchor(repo_id: str, *, revision: str | None, token: str | None) -> Path:
     """Folder of a downloaded anchor."""
     from huggingface_hub import HfApi
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from disa.anchor.anchor import VERSION, freeze
 from disa.anchor.probes import Probe
-from disa.lm.sampling import SamplingConfig
+from disa.lm.sampling_config import SamplingConfig
 from disa.runs.folders import StageFolder
 from disa.runs.provenance import Fingerprint
 from disa.runs.records import PartitionEstimate

@@ -14,7 +14,7 @@ from disa.anchor import Anchor
 from disa.cli.inspect_text import fitness, print_verdict
 from disa.errors import DisaError
 from disa.partition.draws import collect_draws, trajectory_columns
-from disa.partition.gate import divergence
+from disa.partition.gate import proposal_divergence
 from disa.partition.sweep import sweep_log_partition
 from disa.partition.verdict import verdict
 from disa.partition.weighable import weighable
@@ -124,7 +124,7 @@ def _divergence(anchor: Anchor) -> dict[str, Any]:
     if not rows or any(row.log_proposal is None for row in rows):
         return {}
     beta = anchor.fingerprint.inverse_temperature
-    d, _ = divergence(
+    d, _ = proposal_divergence(
         collect_draws(**trajectory_columns(prompt_ids, rows), beta=beta, reward_range=anchor.reward_range)
     )
     known = d[np.isfinite(d)]

@@ -13,10 +13,10 @@ from typing import Any
 from disa.cli.evaluate import checked_server
 from disa.errors import DisaError
 from disa.evaluation.compare import compare
-from disa.evaluation.judge import Cost, Judge, StrategyVerdict
+from disa.evaluation.judge import Judge, JudgeCost, StrategyVerdict
 from disa.evaluation.metrics import summarise, summary_to_json
 from disa.evaluation.solutions import SolutionGroup, correct_solutions, diversity_values, labelled_pairs, verdict_rows
-from disa.evaluation.strategies import PairVerdict, agreement
+from disa.evaluation.strategies import PairVerdict, judge_agreement
 from disa.evaluation.tables import summary_text
 from disa.lm.openai_client import Endpoint, OpenAIClient, check_request
 from disa.runs.folders import write_json
@@ -56,7 +56,7 @@ def judge(options: argparse.Namespace) -> int:
         if labelled and judge is not None:
             found = _ask(judge, [(p, [a, b]) for p, a, b, _ in labelled], "pairs", "calibration")
             results["calibration"] = dataclasses.asdict(
-                agreement([label for *_, label in labelled], [v[0, 1] for v in found])
+                judge_agreement([label for *_, label in labelled], [v[0, 1] for v in found])
             )
         table = ""
         if groups:
@@ -89,7 +89,7 @@ def _agreed(judge: Judge, groups: list[SolutionGroup], labelled: list[Any], opti
         judge.cost([(g.prompt.prompt, g.texts) for g in groups], options.mode),
         judge.cost([(p, [a, b]) for p, a, b, _ in labelled], "pairs"),
     ]
-    total = Cost(*(sum(getattr(c, f.name) for c in costs) for f in dataclasses.fields(Cost)))
+    total = JudgeCost(*(sum(getattr(c, f.name) for c in costs) for f in dataclasses.fields(JudgeCost)))
     print(
         f"{total.requests} requests ({total.cached} more are in the cache): about {total.prompt_tokens} prompt tokens, "
         f"at most {total.completion_tokens} completion tokens; answers that cannot be read are asked for again"
@@ -105,7 +105,7 @@ def _agreed(judge: Judge, groups: list[SolutionGroup], labelled: list[Any], opti
     return input("start? [y/N] ").strip().lower() in ("y", "yes")
 
 
-def _price(text: str, cost: Cost) -> float:
+def _price(text: str, cost: JudgeCost) -> float:
     try:
         prompt, completion = (float(part) for part in text.split(","))
     except ValueError as error:

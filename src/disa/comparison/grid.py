@@ -55,7 +55,7 @@ class Grid:
     Raises
     ------
     DisaError
-        Where there are no validation prompts, or a budget needs more prompts a step than there are.
+        Where there are no validation prompts, or a budget needs more prompts per step than there are.
     """
 
     def __init__(self, recipe: Recipe) -> None:

@@ -14,7 +14,7 @@ from disa.comparison.write import write_results
 from disa.errors import DisaError
 from disa.pipeline import NotFinished, Pipeline
 from disa.recipe import Recipe
-from disa.runs.cells import failure, share
+from disa.runs.cells import failure, share_cells
 from disa.runs.folders import StageFolder
 from disa.runs.locks import exclusive, shared
 from disa.runs.provenance import digest
@@ -111,7 +111,7 @@ def work_through(
                 done = sum(found is not None for found in _known(grid, methods, seeds).values())
                 say(f"{folder}: done in {time.monotonic() - started:.1f} s, {done} of {total}")
 
-    failed = share(unfinished, say)
+    failed = share_cells(unfinished, say)
     for method in methods:
         if not grid.finals(method, seeds):
             say(f"{FOLDER}/{method}: no seed is trained, for a candidate of its search failed")

@@ -11,7 +11,7 @@ import yaml
 
 from disa.comparison.results import ComparisonResults, OverSeeds
 from disa.comparison.tables import comparison_tables, verdict_lines
-from disa.display.page import Figures, Folded, Links, Section, Text, page
+from disa.display.page import FigureBlock, Folded, Links, Section, Text, page
 from disa.recipe import Recipe
 from disa.runs.folders import write_json
 
@@ -39,7 +39,7 @@ def write_results(folder: Path, results: ComparisonResults, recipe: Recipe) -> s
     first, *others = tables
     sections = [
         Section("Verdict", [Text(verdict_lines(results))]),
-        Section(first.title, [first, Figures(drawn)]),
+        Section(first.title, [first, FigureBlock(drawn)]),
         *(Section(table.title, [table]) for table in others),
         Section("Files", [Links(files), Folded("Recipe", yaml.safe_dump(recipe.model_dump(mode="json")))]),
     ]

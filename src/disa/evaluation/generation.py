@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from disa.config import Compute, Seed, StageConfig, speed_only
 from disa.evaluation.config import EvaluationConfig
-from disa.lm.sampling import SamplingConfig
+from disa.lm.sampling_config import SamplingConfig
 
 
 class GenerationSettings(StageConfig):

@@ -44,7 +44,7 @@ class StrategyVerdict:
 
 
 @dataclasses.dataclass(frozen=True)
-class Cost:
+class JudgeCost:
     """What judging will take at most, answers that have to be repeated aside."""
 
     requests: int
@@ -83,13 +83,13 @@ class Judge:
         self._options = {name: value for name, value in fields.items() if value is not None}
         self._max_tokens = max_tokens
 
-    def cost(self, groups: Iterable[tuple[str, Sequence[str]]], mode: str) -> Cost:
+    def cost(self, groups: Iterable[tuple[str, Sequence[str]]], mode: str) -> JudgeCost:
         """Estimate of judging these (problem, solutions), answers in the cache being free."""
         requests = {self._key(q): q for problem, solutions in groups for q in _questions(problem, solutions, mode)}
         new = [q for key, q in requests.items() if not self._file(key).is_file()]
         characters = sum(len(m["content"]) for q in new for m in q.messages)
         tokens = round(characters / CHARACTERS_PER_TOKEN)
-        return Cost(len(new), len(requests) - len(new), tokens, len(new) * self._max_tokens)
+        return JudgeCost(len(new), len(requests) - len(new), tokens, len(new) * self._max_tokens)
 
     def judge(
         self, groups: Sequence[tuple[str, Sequence[str]]], mode: str, advance: Callable[[], None]
@@ -100,7 +100,7 @@ class Judge:
         ----------
         groups : sequence of (problem, solutions)
         mode : {"pairs", "labels"}
-            One question a pair, or one a problem; each asked in both orders.
+            One question per pair, or one per problem; each asked in both orders.
         advance : callable
             Called after every answer.
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from disa.evaluation.compare import Comparison
 from disa.evaluation.generation import GenerationSettings
-from disa.evaluation.metrics import AVERAGE, Summary, Values, summary_to_json, value_rows
+from disa.evaluation.metrics import AVERAGE, Summary, Values, prompt_value_rows, summary_to_json
 from disa.evaluation.models import ModelSpec, adapter_base
 from disa.evaluation.tables import summary_text
 from disa.evaluation.task_prompts import TaskPrompts
@@ -110,7 +110,7 @@ class Results:
     def write(self, output: Path) -> None:
         """Write ``results.json``, ``table.txt``, ``values.parquet`` and ``leaderboard/MODEL.json``."""
         write_json(output / "results.json", self.as_json())
-        write_rows(output / "values.parquet", value_rows(self.values), PromptValue)
+        write_rows(output / "values.parquet", prompt_value_rows(self.values), PromptValue)
         (output / "table.txt").write_text(self.table + "\n", encoding="utf-8")
         (output / "leaderboard").mkdir(exist_ok=True)
         for spec in self.specs:

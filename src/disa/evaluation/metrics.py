@@ -265,7 +265,7 @@ def summary_to_json(summary: Summary) -> dict[str, Any]:
     }
 
 
-def value_rows(values: Values) -> list[PromptValue]:
+def prompt_value_rows(values: Values) -> list[PromptValue]:
     """Every value as a row of its own."""
     return [
         PromptValue(model, group, prompt_id, metric, value)

@@ -12,7 +12,7 @@ from disa.errors import DisaError
 from disa.evaluation.generation import GenerationSettings
 from disa.evaluation.sources import LocalSource, ServedSource, Source
 from disa.lm.openai_client import PREFIX, Endpoint, OpenAIClient
-from disa.lm.sampling import SamplingConfig
+from disa.lm.sampling_config import SamplingConfig
 from disa.runs.files import folder_digest
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from disa.evaluation.generation import GenerationSettings
 from disa.evaluation.models import ModelSpec
 from disa.evaluation.sources import LocalSource, Source
 from disa.evaluation.task_prompts import TaskPrompts
-from disa.lm.sampling import SamplingConfig
+from disa.lm.sampling_config import SamplingConfig
 from disa.runs.folders import StageFolder
 from disa.runs.parts import Advance, blocks_of, make_parts
 from disa.runs.records import CORRECT_REWARD, EvaluationRecord, Prompt, write_rows

@@ -13,7 +13,7 @@ from disa.evaluation.judge_protocol import DIFFERENT, SAME
 from disa.evaluation.lexical import self_bleu, vendi_score
 from disa.evaluation.metrics import Values, without_idle_bounds
 from disa.evaluation.strategies import PairVerdict, strategy_metrics
-from disa.evaluation.task_prompts import chosen
+from disa.evaluation.task_prompts import chosen_prompts
 from disa.runs.folders import read_json
 from disa.runs.records import EvaluationRecord, Prompt, read_rows
 
@@ -48,7 +48,7 @@ def correct_solutions(folder: Path, *, most: int, limit: int | None, seed: int) 
     results = read_json(folder / "results.json", missing="no evaluation has finished here")
     groups = []
     for task in results["tasks"]:
-        prompts = chosen(read_rows(folder / "samples" / task / "problems.parquet", Prompt), limit, seed)
+        prompts = chosen_prompts(read_rows(folder / "samples" / task / "problems.parquet", Prompt), limit, seed)
         for model in results["order"]:
             correct = defaultdict(list)
             for sample in read_rows(folder / "samples" / task / model, EvaluationRecord):

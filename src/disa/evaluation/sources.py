@@ -14,7 +14,7 @@ from disa.config import StageConfig
 from disa.errors import DisaError
 from disa.evaluation.generation import GenerationSettings
 from disa.lm.openai_client import OpenAIClient
-from disa.lm.sampling import SamplingConfig
+from disa.lm.sampling_config import SamplingConfig
 from disa.runs.parts import Advance
 from disa.runs.records import Prompt
 
@@ -85,7 +85,7 @@ class LocalSource:
         from disa.evaluation.nucleus import pick_in_nucleus
         from disa.lm.log_probs import sequence_log_probs
         from disa.lm.sampler import draw_rows, uniforms
-        from disa.lm.sampling import check_context, decode_completion, encode_prompt
+        from disa.lm.sampling_config import check_context, decode_completion, encode_prompt
 
         settings, encoded, draws = self._settings, {}, []
         for prompt in {p.prompt_id: p for p, _ in jobs}.values():
@@ -116,7 +116,7 @@ class LocalSource:
 
     def facts(self) -> dict[str, Any]:
         """Digests of weights, tokenizer and chat template, and where they came from."""
-        from disa.runs.provenance import chat_template_digest, tokenizer_digest, weights_digest
+        from disa.lm.digests import chat_template_digest, tokenizer_digest, weights_digest
 
         chat = self._sampling.conversational
         return {

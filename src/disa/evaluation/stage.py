@@ -8,10 +8,10 @@ from disa.evaluation import run
 from disa.evaluation.config import EvaluationConfig
 from disa.lm.loading import load_model
 from disa.lm.models import Models
-from disa.lm.sampling import SamplingConfig
+from disa.lm.sampling_config import SamplingConfig
 from disa.runs.folders import StageFolder
 from disa.runs.records import EvaluationRecord, Prompt
-from disa.runs.stage import Stage, share
+from disa.runs.stage import Stage, share_text
 from disa.tasks import Task
 
 
@@ -45,4 +45,4 @@ def _says(folder: StageFolder) -> list[str]:
     rows = folder.rows(EvaluationRecord)
     rewards = [row.reward for row in rows if row.reward is not None]
     mean = f"mean reward {sum(rewards) / len(rewards):.3f}" if rewards else "no reward decided"
-    return [f"{mean}, cut {share(sum(row.truncated for row in rows), len(rows))}"]
+    return [f"{mean}, cut {share_text(sum(row.truncated for row in rows), len(rows))}"]

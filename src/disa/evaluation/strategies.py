@@ -60,7 +60,7 @@ def strategy_metrics(verdicts: Iterable[StrategyVerdict], n: int) -> dict[str, f
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Agreement:
+class JudgeAgreement:
     """A judge against labels: never a bare accuracy."""
 
     pairs: int
@@ -75,7 +75,7 @@ class Agreement:
     """``label/verdict``: number."""
 
 
-def agreement(labels: Sequence[str], verdicts: Sequence[StrategyVerdict]) -> Agreement:
+def judge_agreement(labels: Sequence[str], verdicts: Sequence[StrategyVerdict]) -> JudgeAgreement:
     """Accuracy with Wilson's (1927) 95% interval, and Cohen's (1960) kappa with the interval that follows from it.
 
     Kappa is linear in the accuracy at given margins, so its interval is the accuracy's, mapped. As in Cohen's own
@@ -90,12 +90,12 @@ def agreement(labels: Sequence[str], verdicts: Sequence[StrategyVerdict]) -> Agr
     confusion = {f"{a}/{b}": int(table[i, j]) for i, a in enumerate(names) for j, b in enumerate(names)}
     n = int(table.sum())
     if n == 0:
-        return Agreement(len(labels), abstained, None, None, None, None, confusion)
+        return JudgeAgreement(len(labels), abstained, None, None, None, None, confusion)
     right = int(np.trace(table))
     accuracy, ends = right / n, wilson(right, n)
     kappa, low, high = (cohen_kappa(share, table) for share in (accuracy, *ends))
     interval = None if low is None or high is None else (low, high)
-    return Agreement(len(labels), abstained, accuracy, ends, kappa, interval, confusion)
+    return JudgeAgreement(len(labels), abstained, accuracy, ends, kappa, interval, confusion)
 
 
 def wilson(successes: int, n: int) -> tuple[float, float]:

@@ -31,7 +31,7 @@ class TaskPrompts:
         prompts = task.prompts(split)
         if not prompts:
             raise DisaError(f"split {split} has no prompts", where=f"task {name}", fix="choose another split")
-        return cls(name, task, chosen(prompts, limit, seed))
+        return cls(name, task, chosen_prompts(prompts, limit, seed))
 
     @property
     def content(self) -> str:
@@ -39,7 +39,7 @@ class TaskPrompts:
         return digest([[p.prompt_id, p.prompt, p.payload] for p in self.prompts])
 
 
-def chosen(prompts: list[Prompt], limit: int | None, seed: int) -> list[Prompt]:
+def chosen_prompts(prompts: list[Prompt], limit: int | None, seed: int) -> list[Prompt]:
     """``limit`` of the prompts, picked by the seed, in their order; all of them where there are no more."""
     if limit is None or limit >= len(prompts):
         return prompts

@@ -56,7 +56,7 @@ def draw_blended(
     *,
     temperature: float,
 ) -> tuple[list[list[int]], np.ndarray]:
-    """One completion a row, each by its own component, with its log-probability under all of them.
+    """One completion per row, each by its own component, with its log-probability under all of them.
 
     Parameters
     ----------
@@ -66,7 +66,7 @@ def draw_blended(
     component : Tensor of int, shape (rows,)
         By which component each row is drawn.
     numbers : Tensor, shape (rows, length limit)
-        Uniform numbers in [0, 1), one a row and step.
+        Uniform numbers in [0, 1), one per row and step.
     stops : sequence of int
         Tokens that end a completion and are part of it.
     temperature : float
@@ -113,7 +113,7 @@ def blended_sequence_log_probs(
     Parameters
     ----------
     streams : sequence of Stream
-    completion_ids : sequence of token id sequences, one a row
+    completion_ids : sequence of token id sequences, one per row
         With the stop token unless truncated.
     weights : sequence of (float, float)
     temperature, tokens_per_batch, advance

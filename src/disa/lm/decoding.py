@@ -1,11 +1,11 @@
 """Decoding that keeps every prompt's keys and values once, however many completions continue it.
 
-At step t a row attends to its prompt (stored once a prompt) and to its own t tokens::
+At step t a row attends to its prompt (stored once per prompt) and to its own t tokens::
 
     out = softmax([q k_prompt', q k_own'] / sqrt(d)) [v_prompt, v_own]
 
 The queries of all rows of a prompt meet its keys in one matrix product, so a long shared prompt is read from memory
-once a step and not once a completion. Rows that ended are dropped instead of being carried to the longest one's end.
+once per step, not once per completion. Rows that ended are dropped, and not carried to the longest one's end.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from disa.lm.prefix_attention import Kind, cap
+from disa.lm.branch_attention import Kind, softcap
 from disa.lm.shared_prefix import PackedGroups, hidden_states
 
 # Tokens that own keys and values get room for at first; the room doubles when it is used up.
@@ -70,9 +70,9 @@ class Decoding:
         keys, values = self._extend(layer, key, value, kind.window)
         # Query heads that share a key head stand side by side: (rows, key heads, sharing, size).
         query = (query * kind.scale).unflatten(1, (key.shape[1], -1))
-        to_prompt = cap(self._grouped(query) @ prompt_keys.transpose(2, 3), kind.cap)
+        to_prompt = softcap(self._grouped(query) @ prompt_keys.transpose(2, 3), kind.cap)
         to_prompt = self._rows(to_prompt + self._mask(kind.window, query.dtype))
-        to_own = cap(query @ keys.transpose(2, 3), kind.cap)
+        to_own = softcap(query @ keys.transpose(2, 3), kind.cap)
         weight = torch.cat([to_prompt, to_own], dim=-1).softmax(
             dim=-1, dtype=torch.promote_types(query.dtype, torch.float32)
         )

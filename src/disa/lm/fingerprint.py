@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from disa.lm.sampling import SamplingConfig, stop_token_ids
-from disa.runs.provenance import Fingerprint, chat_template_digest, tokenizer_digest, weights_digest
+from disa.lm.digests import chat_template_digest, tokenizer_digest, weights_digest
+from disa.lm.sampling_config import SamplingConfig, stop_token_ids
+from disa.runs.provenance import Fingerprint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

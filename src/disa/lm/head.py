@@ -115,7 +115,7 @@ def blended_log_probs(
     transforms : sequence of Transform
     targets : Tensor, shape (tokens,)
     weights : sequence of sequence of float
-        Of each blend, one a model.
+        Of each blend, one per model.
     temperature : float
 
     Returns

@@ -53,7 +53,7 @@ class SeededEpochs(TrainerCallback):
             sampler.epoch = int(state.epoch)
 
 
-def save_trained(trainer: Trainer, folder: Path) -> None:
+def save_trained_model(trainer: Trainer, folder: Path) -> None:
     """Save what a trainer trained as a plain model folder in float32, adapters merged into the weights.
 
     The first process of a launch writes; the others help to gather parameters that are spread over processes.

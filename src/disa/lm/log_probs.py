@@ -40,7 +40,7 @@ def sequence_log_probs(
     ----------
     model : PreTrainedModel
         A causal language model with a separate output embedding.
-    prompt_ids, completion_ids : sequences of token id sequences, one a row
+    prompt_ids, completion_ids : sequences of token id sequences, one per row
         A completion includes its stop token unless it is truncated.
     own : sequence of (sequence of int or None), optional
         1 for each token of a completion that is summed, 0 for those of tools; None for all of them.
@@ -125,7 +125,7 @@ class PackedCompletions(_Completions):
 
     Parameters
     ----------
-    prompt_ids, completion_ids : sequences of token id sequences, one a row
+    prompt_ids, completion_ids : sequences of token id sequences, one per row
         Rows with equal prompts share one.
     device : torch.device
     """
@@ -162,7 +162,7 @@ class PackedCompletions(_Completions):
 
 
 class PaddedCompletions(_Completions):
-    """One padded row a completion, its prompt in front of it: what any causal language model takes."""
+    """One padded row per completion, its prompt in front of it: what any causal language model takes."""
 
     def __init__(self, prompt_ids: Ids, completion_ids: Ids, device: torch.device) -> None:
         ids = [torch.tensor([*p, *c]) for p, c in zip(prompt_ids, completion_ids, strict=True)]
@@ -203,7 +203,7 @@ def _starts(rows: Ids, start: int) -> list[int]:
 def group_batches(prompt_ids: Ids, completion_ids: Ids, tokens_per_batch: int) -> Iterator[list[int]]:
     """Row indices in batches of similar lengths within the budget, completions of a prompt together.
 
-    A prompt counts once a batch; only where its completions alone exceed the budget is it computed again.
+    A prompt counts once per batch; only where its completions alone exceed the budget is it computed again.
     """
     units: list[tuple[int, int, list[int]]] = []
     for prompt, rows in _by_prompt(prompt_ids).items():

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 
 from disa.errors import DisaError
+from disa.lm.digests import weights_digest
 from disa.lm.loading import DeviceMap, empty_model, load_config, load_model, load_tokenizer, precision
 from disa.runs.files import folder_digest
-from disa.runs.provenance import weights_digest
 from disa.runs.records import SOURCES
 
 if TYPE_CHECKING:

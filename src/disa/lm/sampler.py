@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from disa.lm.decoding import Decoding
 from disa.lm.head import next_token_logits
 from disa.lm.loading import without_own_defaults
-from disa.lm.sampling import SamplingConfig, stop_token_ids
+from disa.lm.sampling_config import SamplingConfig, stop_token_ids
 from disa.lm.shared_prefix import unsupported
 
 Pick = Callable[[torch.Tensor, torch.Tensor, float], tuple[torch.Tensor, torch.Tensor]]
@@ -95,9 +95,9 @@ def sample(
     ----------
     model : PreTrainedModel
     tokenizer : PreTrainedTokenizerBase
-    prompt_ids : sequence of token id sequences, one a row
+    prompt_ids : sequence of token id sequences, one per row
     numbers : ndarray, shape (rows, law.max_completion_length)
-        Uniform numbers in [0, 1), one a row and step.
+        Uniform numbers in [0, 1), one per row and step.
     law : SamplingConfig
         Temperature and length limit.
 
@@ -145,15 +145,15 @@ def draw_tokens(
     temperature: float = 1.0,
     pick: Pick = invert,
 ) -> tuple[list[list[int]], list[list[float]]]:
-    """Token ids of one completion a row, with their log-probabilities, every distinct prompt being computed once.
+    """Token ids of one completion per row, with their log-probabilities, every distinct prompt being computed once.
 
     Parameters
     ----------
     model : PreTrainedModel
         Of an architecture that can share prompts.
-    prompt_ids : sequence of token id sequences, one a row
+    prompt_ids : sequence of token id sequences, one per row
     numbers : Tensor, shape (rows, length limit)
-        Uniform numbers in [0, 1), one a row and step.
+        Uniform numbers in [0, 1), one per row and step.
     stops : sequence of int
         Tokens that end a completion and are part of it.
     temperature : float
@@ -174,7 +174,7 @@ def draw_tokens(
 
 
 class Stream(NamedTuple):
-    """A model behind prompts of its own, one a row."""
+    """A model behind prompts of its own, one per row."""
 
     model: PreTrainedModel
     prompt_ids: Sequence[Sequence[int]]
@@ -240,7 +240,7 @@ def decode(
 
 @functools.cache
 def _say_not_shared(reason: str) -> None:
-    _log.warning("sampling: prompts are computed once a completion, not once a prompt: %s", reason)
+    _log.warning("sampling: prompts are computed once per completion, not once per prompt: %s", reason)
 
 
 def _generate(

@@ -7,7 +7,7 @@ A branch continues one trunk::
     out_branch = softmax(q_b [k_t, k_b]' / sqrt(d)) [v_t, v_b]        causal in b, all of its own t
 
 which is what attention over each concatenated row gives, with linear layers and the trunk's attention done once a
-prompt instead of once a completion. Autograd runs through it, checkpointed layers included.
+prompt instead of once per completion. Autograd runs through it, checkpointed layers included.
 
 transformers lets an attention function be registered by name and hands it every keyword argument of the model's
 forward, so no model code is replaced: :func:`shared_attention` names the function for a while, and the layout comes
@@ -27,7 +27,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PretrainedC
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from disa.lm.prefix_attention import Kind, attend, branch_attention, causal
+from disa.lm.branch_attention import Kind, attend, branch_attention, causal
 
 ARCHITECTURES = frozenset(
     "cohere2 gemma2 gemma3_text granite llama mistral mixtral olmo2 phi phi3 qwen2 qwen3 qwen3_moe smollm3".split()

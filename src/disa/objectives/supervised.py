@@ -28,7 +28,7 @@ def supervised_loss(
     weight : Tensor, shape (batch,)
         k: 1 for correct completions and 0 for others, or the reward. Carries no gradient.
     length : {"sum", "mean"}
-        ``sum`` is maximum likelihood of completions; ``mean`` the cross-entropy a token, the usual loss of
+        ``sum`` is maximum likelihood of completions; ``mean`` the cross-entropy per token, the usual loss of
         supervised fine-tuning, with n the tokens of each completion.
     lengths : Tensor of int, shape (batch,)
         Needed exactly with ``mean``.

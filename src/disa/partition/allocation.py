@@ -36,7 +36,7 @@ _HALVINGS = 100
 
 
 def capped(made: Counts, hits_ess: Array, *, cap: int, precision: float) -> NDArray[np.bool_]:
-    """Prompts that got all the draws a prompt may have and still lack the precision, shape (prompts,)."""
+    """Prompts that got all the draws that one may have and still lack the precision, shape (prompts,)."""
     return (made >= cap) & ~reached(hits_ess, precision)
 
 

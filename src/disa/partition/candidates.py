@@ -19,7 +19,7 @@ from disa.partition.log_weights import Array, balance_log_weights
 
 
 class Pool(NamedTuple):
-    """Pilot draws of some prompts, of every source equally many a prompt but for undecided ones."""
+    """Pilot draws of some prompts, of every source equally many per prompt but for undecided ones."""
 
     prompt: NDArray[np.intp]
     """Shape (n,), from 0."""
@@ -33,7 +33,7 @@ class Pool(NamedTuple):
     """Log-probability under each source, the reference being the first, shape (n, sources), nats."""
 
 
-class Measured(NamedTuple):
+class MeasuredCandidate(NamedTuple):
     """One candidate on the pilot's prompts."""
 
     name: str
@@ -60,9 +60,9 @@ def pooled_weights(pool: Pool) -> Array:
     return np.exp(pool.log_ref - np.logaddexp.reduce(log_counts + pool.log_sources, axis=1))
 
 
-def measure(
+def measure_candidate(
     pool: Pool, name: str, log_mu: Array | None, *, reference_share: float, cost: float, budget: float
-) -> tuple[Measured, Array]:
+) -> tuple[MeasuredCandidate, Array]:
     """Judge one candidate.
 
     Parameters
@@ -92,10 +92,10 @@ def measure(
     divergence = np.bincount(pool.prompt, hit * finite)[known] / q[known] - np.log(np.minimum(q[known], 1.0))
     error = 1.0 / (1.0 + budget / cost * hits)
     mean = float(divergence.mean()) if known.any() else float("nan")
-    return Measured(name, cost, mean, float(hits.mean()), float(error.mean()), 0.0, 0.0), error
+    return MeasuredCandidate(name, cost, mean, float(hits.mean()), float(error.mean()), 0.0, 0.0), error
 
 
-def compare(found: list[tuple[Measured, Array]]) -> tuple[list[Measured], int, str]:
+def compare_candidates(found: list[tuple[MeasuredCandidate, Array]]) -> tuple[list[MeasuredCandidate], int, str]:
     """Give every candidate its gain over the first, the reference alone, and choose.
 
     Returns

@@ -43,7 +43,7 @@ def prompt_features(
     reference : torch.nn.Module
         Hugging Face causal language model, frozen, in evaluation mode.
     prompt_ids : sequence of token id sequences
-        One per prompt, as the reference reads it when it draws (:func:`disa.lm.sampling.encode_prompt`).
+        One per prompt, as the reference reads it when it draws (:func:`disa.lm.sampling_config.encode_prompt`).
     tokens_per_batch : int
         Tokens at once, padding included.
 

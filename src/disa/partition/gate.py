@@ -68,7 +68,7 @@ def reference_successes(draws: Draws) -> Successes:
     )
 
 
-def divergence(draws: Draws) -> tuple[Array, Array]:
+def proposal_divergence(draws: Draws) -> tuple[Array, Array]:
     """``D = mean of log(pi_ref / mu) over reference-drawn successes - log p``, and its standard error, in nats.
 
     Graded rewards weigh each reference draw by s, with density ratio ``pi_ref s / (p mu)``. p is the
@@ -126,7 +126,7 @@ def gated(draws: Draws, n_proposal: Array | None = None) -> NDArray[np.bool_]:
     n_proposal : array, shape (prompts,), optional
         N_mu, where more proposal draws are to come than there are.
     """
-    d, error = divergence(draws)
+    d, error = proposal_divergence(draws)
     available = draws.counts - draws.reference_counts if n_proposal is None else n_proposal
     enough = np.maximum(np.log(np.maximum(available, 1)) - SAFETY, _SMALLEST_D)
     measured = (d > 0) & (error > 0)

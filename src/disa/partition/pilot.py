@@ -12,8 +12,8 @@ from disa.errors import DisaError
 from disa.lm.blend import blended_sequence_log_probs
 from disa.lm.log_probs import sequence_log_probs
 from disa.lm.models import Models
-from disa.lm.sampling import SamplingConfig, encode_prompt
-from disa.partition.candidates import Measured, Pool, compare, measure
+from disa.lm.sampling_config import SamplingConfig, encode_prompt
+from disa.partition.candidates import MeasuredCandidate, Pool, compare_candidates, measure_candidate
 from disa.partition.log_weights import Array
 from disa.proposals.blends import BlendEngine, Blends, blends_of
 from disa.proposals.config import ProposalsConfig
@@ -69,7 +69,7 @@ def _says(folder: StageFolder) -> list[str]:
     return [*lines, f"chosen: {folder.manifest['chosen']}; {folder.manifest['why']}"]
 
 
-def chosen(config: ProposalsConfig, pilot: StageFolder) -> ProposalsConfig:
+def chosen_source(config: ProposalsConfig, pilot: StageFolder) -> ProposalsConfig:
     """The configuration with what the pilot chose in the place of ``auto``."""
     return ProposalsConfig.model_validate(config.model_dump() | pilot.manifest["choice"])
 
@@ -113,7 +113,7 @@ def possible_laws(
 
 def run_pilot(
     config: ProposalsConfig, sampling: SamplingConfig, task: Task, models: Models, prompts: Sequence[Prompt]
-) -> tuple[list[tuple[Measured, dict[str, Any]]], int, str]:
+) -> tuple[list[tuple[MeasuredCandidate, dict[str, Any]]], int, str]:
     """Draw, judge, score and compare.
 
     Returns
@@ -157,11 +157,13 @@ def run_pilot(
         source=np.array(source)[kept],
         log_sources=np.stack([log_ref, *map(_mixture, parts.values())], axis=1),
     )
-    found = candidates(config, laws, parts, here, models.has_proposal)
+    found = pilot_candidates(config, laws, parts, here, models.has_proposal)
     budget = found[0].cost * config.per_prompt
-    rows_, best, why = compare(
+    rows_, best, why = compare_candidates(
         [
-            measure(pool, one.name, one.log_mu, reference_share=one.reference_share, cost=one.cost, budget=budget)
+            measure_candidate(
+                pool, one.name, one.log_mu, reference_share=one.reference_share, cost=one.cost, budget=budget
+            )
             for one in found
         ]
     )
@@ -196,7 +198,7 @@ def score_under(
     return sequence_log_probs(here["reference"], prompt_ids, completions, **how), found
 
 
-def candidates(
+def pilot_candidates(
     config: ProposalsConfig,
     laws: Laws,
     parts: Mapping[str, Array],

@@ -145,7 +145,7 @@ def stopped_at_cap(
 def spent(
     estimates: Sequence[PartitionEstimate], made: Mapping[tuple[str, str], int], *, cap: int, precision: float
 ) -> dict[str, Any]:
-    """What an adaptive budget came to, as plain JSON values: counts a prompt, and how many stopped at the cap.
+    """What an adaptive budget came to, as plain JSON values: counts per prompt, and how many stopped at the cap.
 
     The arguments are those of :func:`stopped_at_cap`. ``reached`` prompts have the precision, hits_ess >= 1 /
     precision^2; ``capped`` ones were stopped at the cap without it; where there are others, the budget was spent.
@@ -159,7 +159,7 @@ def spent(
 
 
 def resampled(estimates: Sequence[PartitionEstimate], made: Mapping[tuple[str, str], int]) -> dict[str, Any]:
-    """What drawing again came to, as plain JSON values: counts a prompt, and how many are still flagged for want of it.
+    """What drawing again came to, as plain JSON values: counts per prompt, and how many are flagged still.
 
     The arguments are those of :func:`stopped_at_cap`.
     """

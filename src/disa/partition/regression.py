@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from disa.errors import DisaError
-from disa.lm.sampling import SamplingConfig, encode_prompt
+from disa.lm.sampling_config import SamplingConfig, encode_prompt
 from disa.partition.estimate import LogPartitionBatch
 from disa.partition.features import features_fingerprint, prompt_features
 from disa.partition.log_weights import Array

@@ -25,7 +25,7 @@ class RegressorReport:
 
     prompts: int
     nll: float
-    """Negative log-likelihood of the counts, nats a prompt, without the binomial coefficient."""
+    """Negative log-likelihood of the counts, nats per prompt, without the binomial coefficient."""
     nll_constant: float
     r2_logit_q: float
     """Share of the variance of logit q between prompts that the features explain, ``1 - s^2 / s_0^2``: the widths

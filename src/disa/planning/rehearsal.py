@@ -19,7 +19,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from disa.lm.sampling import encode_prompt
+from disa.lm.sampling_config import encode_prompt
 from disa.pipeline import Pipeline
 from disa.planning.model_shape import ModelShape
 from disa.planning.work import Lengths

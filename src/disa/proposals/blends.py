@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from disa.errors import DisaError
 from disa.lm.blend import Weights, blended_sequence_log_probs, draw_blended
 from disa.lm.sampler import Draw, Stream, uniforms
-from disa.lm.sampling import SamplingConfig, check_context, encode_prompt, stop_token_ids
+from disa.lm.sampling_config import SamplingConfig, check_context, encode_prompt, stop_token_ids
 from disa.proposals.config import ProposalsConfig
 from disa.proposals.protocol import Job
 from disa.runs.records import SOURCES, Prompt, Trajectory

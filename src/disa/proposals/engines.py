@@ -8,7 +8,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from disa.lm.loading import load_generation_config, stated
-from disa.lm.sampling import SamplingConfig, declared_stop_token_ids
+from disa.lm.sampling_config import SamplingConfig, declared_stop_token_ids
 from disa.proposals.config import ProposalsConfig
 from disa.proposals.imported import ImportedTrajectories
 from disa.proposals.openai_engine import OpenAIEngine

@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from disa.errors import DisaError
 from disa.lm.sampler import Draw
-from disa.lm.sampling import SamplingConfig, decode_completion
+from disa.lm.sampling_config import SamplingConfig, decode_completion
 from disa.proposals.protocol import Job
 from disa.runs.files import file_digest
 from disa.runs.foreign import foreign_rows

@@ -19,7 +19,7 @@ from disa.errors import DisaError
 from disa.lm.openai_client import Endpoint, OpenAIClient
 from disa.lm.openai_replies import Reply
 from disa.lm.sampler import Draw
-from disa.lm.sampling import SamplingConfig
+from disa.lm.sampling_config import SamplingConfig
 from disa.proposals.config import OpenAIConfig
 from disa.proposals.imported import text_ids
 from disa.proposals.protocol import NEUTRAL, Job, finished_draw

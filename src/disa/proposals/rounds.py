@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from disa.lm.models import Models
-from disa.lm.sampling import SamplingConfig
+from disa.lm.sampling_config import SamplingConfig
 from disa.proposals.config import DrawPlan, ProposalsConfig
 from disa.proposals.run import VERSION, draw_trajectories
 from disa.runs.folders import StageFolder, read_json, write_json

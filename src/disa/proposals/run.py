@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from disa.lm.models import FrozenModels, Models
 from disa.lm.sampler import Draw, sample, uniforms
-from disa.lm.sampling import SamplingConfig, check_context, decode_completion, encode_prompt
+from disa.lm.sampling_config import SamplingConfig, check_context, decode_completion, encode_prompt
 from disa.proposals.answers import varied_answers
 from disa.proposals.blends import BlendEngine, blends_of
 from disa.proposals.config import DrawPlan, ProposalsConfig
@@ -23,7 +23,7 @@ from disa.proposals.protocol import Engine, Job, job_seed
 from disa.runs.folders import StageFolder
 from disa.runs.parts import Advance, blocks_of, make_parts
 from disa.runs.records import SOURCES, Prompt, Trajectory
-from disa.runs.stage import Stage, share
+from disa.runs.stage import Stage, share_text
 from disa.tasks import Task
 
 VERSION = 1
@@ -57,7 +57,7 @@ def proposals_stage(
 def _says(folder: StageFolder) -> list[str]:
     rows = folder.thin_rows(Trajectory)
     drawn = {source: [row.truncated for row in rows if row.source == source] for source in SOURCES}
-    cut = {source: share(sum(marks), len(marks)) for source, marks in drawn.items() if marks}
+    cut = {source: share_text(sum(marks), len(marks)) for source, marks in drawn.items() if marks}
     lines = ["cut at the length limit: " + ", ".join(f"{source} {part}" for source, part in cut.items())]
     varied, places = varied_answers(rows)
     if varied:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from disa.errors import DisaError
 from disa.lm.loading import free_vllm, require_vllm
 from disa.lm.sampler import Draw
-from disa.lm.sampling import SamplingConfig
+from disa.lm.sampling_config import SamplingConfig
 from disa.proposals.protocol import NEUTRAL, Job, finished_draw
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
-from disa.display.page import Figures, Folded, Illustration, Links, Sample, Samples, Section, Text, cut, page
+from disa.display.page import FigureBlock, Folded, Illustration, Links, Sample, Samples, Section, Text, cut, page
 from disa.display.table import Table, with_error
 from disa.evaluation.tables import MARK, largest_k, models_in_order, summary_tables
 from disa.partition.verdict import FLAGS
@@ -34,11 +34,15 @@ def report_page(content: ReportContent, figures: Mapping[str, list[Illustration]
             Section("Verdict", [Text(lines)] if (lines := verdict_lines(content)) else []),
             Section(
                 "Results",
-                [*_results(content), *certificate_table(content.certificates), Figures(figures.get("evaluation", []))],
+                [
+                    *_results(content),
+                    *certificate_table(content.certificates),
+                    FigureBlock(figures.get("evaluation", [])),
+                ],
             ),
-            Section("Partition function", [Figures(figures.get("partition", []))]),
+            Section("Partition function", [FigureBlock(figures.get("partition", []))]),
             Section("Prompts", _prompts(content)),
-            Section("Training", [Figures(figures.get("training", [])), *_last_step(content)]),
+            Section("Training", [FigureBlock(figures.get("training", [])), *_last_step(content)]),
             Section("Example completions", _examples(content)),
             Section("Sampler against scorer", _parity(content.parity)),
             Section("What the anchor is frozen to", [Table(facts)] if content.anchor_facts else []),

@@ -13,7 +13,7 @@ import yaml
 
 from disa.anchor import Anchor
 from disa.display.page import Illustration
-from disa.evaluation.metrics import per_prompt, summary_to_json, value_rows
+from disa.evaluation.metrics import per_prompt, prompt_value_rows, summary_to_json
 from disa.evaluation.tables import summary_text
 from disa.recipe import Recipe
 from disa.report.certificates import certificates
@@ -118,7 +118,7 @@ def run_report(
     write_report(stage.path, content)
     write_json(stage.path / "summary.json", summary_to_json(content.summary))
     write_json(stage.path / CERTIFICATES, {m: dataclasses.asdict(c) for m, c in content.certificates.items()})
-    write_rows(stage.path / "values.parquet", value_rows(values), PromptValue)
+    write_rows(stage.path / "values.parquet", prompt_value_rows(values), PromptValue)
     (stage.path / "summary.txt").write_text(summary_text(content.summary), encoding="utf-8")
     stage.finish()
 

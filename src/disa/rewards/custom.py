@@ -1,6 +1,6 @@
 """A user's reward function, written as TRL's trainers call it, with a declared range that is enforced.
 
-``function(prompts=..., completions=..., **columns)`` returns one number or None a completion. It may be
+``function(prompts=..., completions=..., **columns)`` returns one number or None per completion. It may be
 ``async``. None means undecided: the completion is left out and counted, never taken for a 0.
 """
 
@@ -99,7 +99,7 @@ class CustomReward:
     def __call__(
         self, prompts: Sequence[str], completions: Sequence[str], columns: dict[str, list[Any]]
     ) -> list[float | None]:
-        """One checked reward a completion, in order.
+        """One checked reward per completion, in order.
 
         Raises
         ------
@@ -117,7 +117,7 @@ class CustomReward:
         if len(rewards) != len(completions):
             raise self._error(
                 f"returned {len(rewards)} rewards for {len(completions)} completions",
-                fix="return one reward a completion, None for one that it cannot decide",
+                fix="return one reward per completion, None for one that it cannot decide",
             )
         return [self._checked(reward, text) for reward, text in zip(rewards, completions, strict=True)]
 

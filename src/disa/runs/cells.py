@@ -15,7 +15,9 @@ PATIENCE_SECONDS = 2.0
 """Between looks at units that other processes hold; each takes from seconds to minutes."""
 
 
-def share(units: Callable[[], Mapping[str, Callable[[], None]]], say: Callable[[str], None]) -> dict[str, DisaError]:
+def share_cells(
+    units: Callable[[], Mapping[str, Callable[[], None]]], say: Callable[[str], None]
+) -> dict[str, DisaError]:
     """Finish all units, together with whoever else works on them.
 
     A unit that fails for a reason its user can mend is tried once and left, and the others are finished.

@@ -315,7 +315,7 @@ class StoredIds(Sequence[int]):
 
 
 _ROW_GROUP = 256
-"""Rows that are read together where one is looked at: a megabyte of token ids at a thousand a row."""
+"""Rows that are read together where one is looked at: a megabyte of token ids at a thousand per row."""
 
 
 @functools.lru_cache(maxsize=4096)

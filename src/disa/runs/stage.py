@@ -31,6 +31,6 @@ class Stage:
     """What a person must know of the result: a line of figures, and warnings where they are beyond their bounds."""
 
 
-def share(part: int, whole: int) -> str:
+def share_text(part: int, whole: int) -> str:
     """A share in per cent, as such lines show it."""
     return f"{100 * part / max(1, whole):.1f}%"

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 from disa.errors import DisaError
 from disa.lm.log_probs import sequence_log_probs
 from disa.lm.models import FrozenModels, Models
-from disa.lm.sampling import SamplingConfig, encode_prompt
+from disa.lm.sampling_config import SamplingConfig, encode_prompt
 from disa.lm.shared_prefix import unsupported
 from disa.proposals.blends import Blends, blends_of
 from disa.proposals.config import ProposalsConfig
 from disa.runs.folders import StageFolder, write_json
 from disa.runs.parts import Advance, blocks_of, make_parts
 from disa.runs.records import SOURCES, LogProb, Prompt, ScoredTrajectory, StoredRows, Trajectory, read_rows
-from disa.runs.stage import Stage, share
+from disa.runs.stage import Stage, share_text
 from disa.scoring.config import ScoringConfig
 from disa.scoring.parity import check_parity, parity_report
 from disa.tasks import Task
@@ -83,7 +83,9 @@ def _says(folder: StageFolder) -> list[str]:
     rewards = {source: [r.reward for r in rows if r.reward is not None and r.source == source] for source in SOURCES}
     means = ", ".join(f"{source} {sum(found) / len(found):.3f}" for source, found in rewards.items() if found)
     undecided = len(rows) - len(decided(rows))
-    lines = [f"mean reward: {means or 'none'}" + (f"; undecided {share(undecided, len(rows))}" if undecided else "")]
+    lines = [
+        f"mean reward: {means or 'none'}" + (f"; undecided {share_text(undecided, len(rows))}" if undecided else "")
+    ]
     if len(distinct := {reward for found in rewards.values() for reward in found}) == 1:
         lines.append(
             f"warning: every reward is {distinct.pop():g}, so the target is the reference itself; check the verifier, "
@@ -135,7 +137,7 @@ def run_scoring(
     models = FrozenModels.of(models)
     plain = {source: reason for source, model in models.shapes().items() if (reason := unsupported(model))}
     for source, reason in plain.items():
-        _log.warning("scoring: %s computes prompts once a completion, not once a prompt: %s", source, reason)
+        _log.warning("scoring: %s computes prompts once per completion, not once per prompt: %s", source, reason)
     blocks = blocks_of(range(len(trajectories)), config.trajectories_per_part, digits=8)
     reference, *others = models.distinct() or SOURCES[:1]
     last = others[0] if others else reference

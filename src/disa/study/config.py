@@ -48,7 +48,7 @@ class StudyConfig(StageConfig):
     inverse_temperatures: tuple[Beta, ...]
     """beta of the cells; the trajectories are the same for all."""
     trajectories: tuple[Size, ...]
-    """N of the cells: trajectories a prompt."""
+    """N of the cells: trajectories per prompt."""
     pool: int = Field(512, ge=2)
     """Trajectories of each held-out prompt and strength, drawn once; disjoint blocks of N are a cell's replicates."""
     truth: int = Field(4096, ge=1)

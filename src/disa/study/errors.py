@@ -21,7 +21,7 @@ from disa.evaluation.metrics import Measured, clustered_mean
 from disa.partition.config import PartitionConfig
 from disa.partition.draws import collect_draws
 from disa.partition.estimate import LogPartitionBatch, estimate_log_partition_batch
-from disa.partition.gate import divergence
+from disa.partition.gate import proposal_divergence
 from disa.partition.log_weights import Array, log_z_from_q, soft_success
 from disa.partition.verdict import FLAGS
 
@@ -167,13 +167,13 @@ def cell_error(
 
 
 def _proposal(pool: Pool, beta: float, reward_range: tuple[float, float]) -> dict[str, Array]:
-    """Mean reward of the proposal's draws, and D of :func:`disa.partition.gate.divergence`, by prompt where known."""
+    """By prompt where known: mean reward of the proposal's draws, and :func:`disa.partition.gate.proposal_divergence`."""
     drawn = ~pool.columns["from_reference"]
     if not drawn.any():
         return {}
     of = pool.columns["prompt_index"][drawn]
     reward = np.bincount(of, pool.columns["rewards"][drawn], minlength=pool.columns["n_prompts"]) / np.bincount(of)
-    d, _ = divergence(collect_draws(**pool.columns, beta=beta, reward_range=reward_range))
+    d, _ = proposal_divergence(collect_draws(**pool.columns, beta=beta, reward_range=reward_range))
     return {"proposal_reward": reward} | ({"divergence": d[np.isfinite(d)]} if np.isfinite(d).any() else {})
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from disa.display.figures import style, write_figures
-from disa.display.page import Figures, Folded, Links, Section, Text, page
+from disa.display.page import FigureBlock, Folded, Links, Section, Text, page
 from disa.display.table import with_error
 from disa.runs.folders import StageFolder, write_json
 from disa.runs.locks import exclusive
@@ -77,7 +77,7 @@ def _write(folder: Path, results: dict[str, Any], recipe: str) -> None:
     sections = [
         Section("Verdict", [Text(verdict_lines(results))]),
         *(Section(table.title, [table]) for table in tables),
-        Section("Figures", [Figures(drawn)]),
+        Section("Figures", [FigureBlock(drawn)]),
         Section(
             "Files", [Links({"every number": "results.json", "the tables": "summary.txt"}), Folded("Recipe", recipe)]
         ),

@@ -29,7 +29,7 @@ def policy_rows(
     log_z: Mapping[str, float],
     ks: Sequence[int],
 ) -> list[dict[str, Any]]:
-    """One row a method: held-out metrics of a cell's policies.
+    """One row per method: held-out metrics of a cell's policies.
 
     Values are first averaged over seeds within a prompt; ``se`` is over prompts. ``seeds`` has the mean of each seed,
     ``gains`` the differences to the reference, paired by prompt.

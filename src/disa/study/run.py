@@ -20,7 +20,7 @@ from disa.partition.draws import trajectory_columns
 from disa.pipeline import Pipeline
 from disa.proposals.config import ProposalsConfig
 from disa.recipe import ModelsConfig, Recipe
-from disa.runs.cells import failure, share
+from disa.runs.cells import failure, share_cells
 from disa.runs.folders import StageFolder, write_json
 from disa.runs.locks import exclusive
 from disa.runs.records import Prompt, ScoredTrajectory
@@ -135,7 +135,7 @@ class Study:
         DisaError
             Where some failed; the others are finished.
         """
-        if failed := share(lambda: units, self.say):
+        if failed := share_cells(lambda: units, self.say):
             raise failure(failed, "study")
 
     def measure_truth(self) -> None:

@@ -11,7 +11,8 @@ from typing import Any
 from torch import nn
 
 from disa.errors import DisaError
-from disa.runs.provenance import digest, weights_digest
+from disa.lm.digests import weights_digest
+from disa.runs.provenance import digest
 
 
 def reward_fingerprint(reward_funcs: Sequence[Callable[..., Any]], weights: Sequence[float]) -> str:

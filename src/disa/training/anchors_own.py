@@ -10,7 +10,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from disa.anchor import Anchor
-from disa.lm.sampling import SamplingConfig, encode_prompt
+from disa.lm.sampling_config import SamplingConfig, encode_prompt
 from disa.training.data import check_dataset, keyed
 from disa.training.flags import FlagPlan, with_frozen_log_z
 from disa.training.stored import StoredTrajectories

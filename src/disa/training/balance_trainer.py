@@ -15,13 +15,12 @@ A step draws completions, asks reward functions and log Z about them, and minimi
 
 mixed with the forward projection of ``offline`` trajectories where ``args.offline_share`` is above 0. A square counts
 ``min(pi / pi_sampler, weight_cap)`` where the completion was drawn before the step (:mod:`disa.training.reuse`).
-Sampling and log-probabilities are those of :class:`disa.training.shared_prompt_trainer.SharedPromptTrainer`. Of TRL's
-own methods the loss is replaced and the others are extended around ``super()``. Nothing of TRL's is copied.
+Drawing is :class:`disa.training.step_completions.StepCompletions`'s. Of TRL's own methods the loss is replaced and the
+others are extended around ``super()``. Nothing of TRL's is copied.
 """
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -31,12 +30,10 @@ import torch
 from torch import Tensor
 
 from disa.anchor import Anchor
-from disa.errors import DisaError
 from disa.lm.loading import load_tokenizer
 from disa.objectives.forward_projection import forward_projection_loss
 from disa.objectives.trajectory_balance import (
     anchored_baseline,
-    clip_gap,
     importance_weight,
     per_length,
     trajectory_balance_loss,
@@ -44,22 +41,17 @@ from disa.objectives.trajectory_balance import (
 )
 from disa.training.audit import ResidualRecord
 from disa.training.card import model_card
-from disa.training.completions_table import CompletionsTable
-from disa.training.data import check_args, check_datasets, check_steps
+from disa.training.checks import check_args, check_steps, check_together
+from disa.training.data import check_datasets
 from disa.training.disa_config import DISAConfig
 from disa.training.log_z import LogZ
 from disa.training.policy_log_probs import own_mask
-from disa.training.prompt_sampler import SignalSampler
 from disa.training.reference import check_frozen, hold_reference, policy
-from disa.training.reuse import Reuse
-from disa.training.shared_prompt_trainer import SharedPromptTrainer
+from disa.training.step_completions import StepCompletions
 from disa.training.stored import StoredTrajectories
 
-MODULE_FILE = "log_z_head.pt"
-"""What a learned log Z trained beside the policy, in a checkpoint."""
 
-
-class BalanceTrainer(SharedPromptTrainer):
+class BalanceTrainer(StepCompletions):
     """Squared trajectory-balance residual of the policy's own completions.
 
     Parameters
@@ -117,19 +109,16 @@ class BalanceTrainer(SharedPromptTrainer):
         args.complete()
         train_dataset, eval_dataset, datasets = check_datasets(train_dataset, eval_dataset)
         check_steps(train_dataset, args)
-        _check(log_z, args, datasets, offline)
+        check_together(log_z, args, datasets, offline)
         model = policy(model, reference, peft_config, args)
         if processing_class is None:
             processing_class = load_tokenizer(model.config._name_or_path)
-        self.log_z, self._offline, self._offline_batches = log_z, offline, (-1, 0)
-        self._rewards_per_func = torch.empty(0)
-        self._sampler: SignalSampler | None = None
-        self._sampler_state: Any = None
-        self._audits, self._reuse = {"train": ResidualRecord(), "eval": ResidualRecord()}, Reuse(args)
-        self._table = CompletionsTable(self)
+        self._offline, self._offline_batches = offline, (-1, 0)
+        self._audits = {"train": ResidualRecord(), "eval": ResidualRecord()}
         self._tag_names = ["trl", log_z.name.lower()]
         super().__init__(
             model=model,
+            log_z=log_z,
             reward_funcs=reward_funcs,
             args=args,
             train_dataset=train_dataset,
@@ -179,151 +168,6 @@ class BalanceTrainer(SharedPromptTrainer):
             tags=[*self._tag_names, *([tags] if isinstance(tags, str) else tags or [])],
             dataset_name=dataset_name,
         )
-
-    # A step's completions
-
-    def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
-        self._rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        return self._rewards_per_func
-
-    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        batch = super()._generate_and_score_completions(inputs)
-        device, own = batch["completion_ids"].device, self.own_rows(len(inputs))
-        # Rewards come gathered over processes, in their order; this process's rows are one slice.
-        rewards = self._rewards_per_func[own]
-        weights = self.reward_weights.to(device)
-        # A row that a function which counts left undecided is NaN, has no residual, and is not in the loss.
-        batch["raw_reward"] = torch.where(weights == 0, 0.0, rewards * weights).sum(dim=1)
-        undecided = self.accelerator.gather(batch["raw_reward"]).isnan()
-        self._check_rewards(batch["raw_reward"], inputs)
-        # Decided rows per process and micro-batch, by which every micro-batch's sum is divided.
-        parts = self.args.steps_per_generation if self.model.training else 1
-        batch["decided"] = (~undecided).sum() / (self.accelerator.num_processes * parts)
-        step = self.state.global_step
-        batch["drawn"] = torch.full((len(inputs),), step, device=device)
-        batch["group"] = self.groups(len(inputs))[own] + step * len(inputs) * self.accelerator.num_processes
-        batch["row"] = torch.arange(own.start, own.stop, device=device)
-        if self.log_completions:
-            self._table.open(len(undecided))
-        batch["audited"] = torch.tensor([self.log_z.audited(row) for row in inputs], device=device)
-        reuses = self.model.training and self.args.reuses
-        if reuses:
-            batch["old_per_token_logps"] = self.sampler_log_probs(batch)
-        sampled = self.log_z.sampled(self, batch, inputs)
-        if sampled is not None:
-            batch["log_z"] = sampled
-        if self._sampler is not None and self.model.training:
-            self._measure(batch, inputs)
-        if reuses:
-            self._reuse.keep(batch)
-        elif self.model.training and self._has_baseline and self.args.steps_per_generation > 1:
-            # Before TRL scatters the rows of a group over micro-batches.
-            batch["baseline"] = self._group_baseline(batch)
-        return batch
-
-    @torch.no_grad()
-    def sampler_log_probs(self, batch: dict[str, Any]) -> Tensor:
-        """Token log-probabilities of fresh completions under their sampler, by a pass where nobody kept them."""
-        known = batch.get("old_per_token_logps", batch.get("sampling_per_token_logps"))
-        size = self.args.per_device_train_batch_size
-        return self._token_log_probs(self.model, batch, batch_size=size)[0] if known is None else known
-
-    def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
-        inputs = super()._prepare_inputs(generation_batch)
-        if self.model.training:
-            part = self.accelerator.process_index
-            inputs = self._reuse.replay(inputs, self._step, part, self._tokenizer.pad_token_id)
-        return inputs
-
-    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        """One micro-batch; none where too little is left of the generation, and the weights then stay as they are."""
-        if self._step % (self.args.steps_per_generation * self.num_iterations) == 0:
-            self._reuse.spent = False
-        if self._reuse.spent:
-            self._step += 1
-            # No gradient at all: the optimiser passes every weight over, its momentum too.
-            loss, metrics = torch.zeros((), device=self.accelerator.device), {"reuse/skipped": 1.0}
-        else:
-            loss, metrics = super().training_step(*args, **kwargs), {}
-        if self.accelerator.sync_gradients and self.args.reuses:
-            metrics = metrics or {"reuse/skipped": 0.0, **self._reuse.end_step(self.state.global_step)}
-            for name, value in metrics.items():
-                self._metrics["train"][name].append(value)
-        return loss
-
-    def _check_rewards(self, rewards: Tensor, rows: list[dict[str, Any]]) -> None:
-        """Refuse rewards that log Z was not estimated for, before they reach the weights."""
-        low, high = self.log_z.reward_range
-        slack = 1e-5 * max(1.0, *(abs(end) for end in (low, high) if math.isfinite(end)), 1.0)  # float32 in TRL
-        for row, reward in zip(rows, rewards.tolist(), strict=True):
-            if not (math.isnan(reward) or (math.isfinite(reward) and low - slack <= reward <= high + slack)):
-                raise DisaError(
-                    f"a reward is {reward:g}, expected a number in [{low:g}, {high:g}], or None where undecided",
-                    where=f"reward_funcs, prompt {row.get('prompt_id', row['prompt'])!r}",
-                    fix="return rewards in the range that log Z was estimated for",
-                )
-
-    def _get_train_sampler(self, dataset: Any = None) -> Any:
-        plain = super()._get_train_sampler(dataset)
-        if self.args.prompts == "uniform":
-            return plain
-        ids, known = self.train_dataset["prompt_id"], self.log_z.signal or {}
-        names = ("batch_size", "mini_repeat_count", "repeat_count", "seed")
-        self._sampler = SignalSampler([known[i] for i in ids], **{name: getattr(plain, name) for name in names})
-        self._rows = {prompt_id: row for row, prompt_id in enumerate(ids)}
-        if self._sampler_state is not None:
-            self._sampler.load(self._sampler_state)
-        return self._sampler
-
-    def _measure(self, batch: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-        """Tell the sampler the spread of each group's residuals."""
-        gather, row = self.accelerator.gather, torch.tensor([self._rows[r["prompt_id"]] for r in rows])
-        residual, row = gather(self._residual(batch)), gather(row.to(batch["drawn"].device))
-        found = {}
-        for number in row.unique().tolist():
-            group = residual[(row == number) & ~residual.isnan()]
-            if len(group):
-                found[number] = (group.std(correction=0) if len(group) > 1 else group[0].abs()).item()
-        assert self._sampler is not None
-        self._sampler.measured(list(found), list(found.values()))
-
-    def _residual(self, batch: dict[str, Any]) -> Tensor:
-        """Residual of fresh completions; NaN where undecided."""
-        mask = own_mask(batch)
-        log_pi, log_ref = (
-            (x.double() * mask).sum(dim=1) for x in (self.sampler_log_probs(batch), batch["ref_per_token_logps"])
-        )
-        reward, log_z = batch["raw_reward"].double(), batch["log_z"].double()
-        return trajectory_balance_residual(log_pi, log_ref, reward, log_z, beta=self.args.inverse_temperature)
-
-    @property
-    def _has_baseline(self) -> bool:
-        return self.log_z.frozen and self.args.baseline == "anchored"
-
-    def _group_baseline(self, batch: dict[str, Any]) -> Tensor:
-        """Anchored baseline of every row, from the residuals that its whole group had when it was drawn."""
-        residual, gather = self._residual(batch), self.accelerator.gather
-        shaped, group = gather(self._shaped(residual, torch.zeros_like(residual))), gather(batch["group"])
-        decided, strength = ~shaped.isnan(), self.args.baseline_prior_strength
-        found = torch.zeros_like(shaped)
-        found[decided] = anchored_baseline(shaped[decided], group[decided], prior_strength=strength)
-        return found[self.own_rows(len(residual))]
-
-    def _shaped(self, residual: Tensor, moved: Tensor) -> Tensor:
-        """What is squared, but for the baseline; ``moved`` is what the policy has moved since it drew."""
-        bound = self.args.residual_clip
-        clip = self.log_z.clip if bound is None else {"low": bound, "high": bound}
-        return self.log_z.scale * (residual if clip is None else clip_gap(residual, moved, **clip))
-
-    def own_rows(self, rows: int) -> slice:
-        """Which of all processes' rows are this process's."""
-        first = self.accelerator.process_index * rows
-        return slice(first, first + rows)
-
-    def groups(self, rows: int) -> Tensor:
-        """Group number of every process's rows, which TRL's sampler puts side by side."""
-        size = self.num_generations if self.model.training else self.num_generations_eval
-        return torch.arange(rows * self.accelerator.num_processes, device=self.accelerator.device) // size
 
     # The loss
 
@@ -383,23 +227,10 @@ class BalanceTrainer(SharedPromptTrainer):
         # By the step's decided rows, not the micro-batch's: how a step is cut changes nothing.
         loss = trajectory_balance_loss(shaped[decided], baseline, weight) if decided.any() else 0.0 * log_pi.sum()
         loss = loss * (decided.sum() / inputs["decided"].clamp(min=1e-9))
-
-        gather = self.accelerator.gather
-        if length == "sum":  # means over tokens are residuals of another target, which the audit knows nothing of
-            log_ratio = (log_pi - log_ref).detach()
-            # Its identities are those of the policy's own completions.
-            own = gather(torch.where(fresh, residual.detach(), torch.nan))
-            self._audits[mode].add(own, gather(log_ratio), gather(inputs["audited"]))
-        if mode == "train" and self.args.reuses:
-            decided, log_weight = gather(decided), gather((log_pi - log_sampler).detach())
-            self._reuse.note(log_weight[decided], gather(inputs["drawn"])[decided])
-        if self.log_completions:
-            self._table.note(*map(gather, (inputs["row"], inputs["drawn"], residual.detach(), log_z.detach())))
-        self._metrics[mode]["log_z"].append(gather(log_z.detach()).nanmean().item())
-        if entropy is not None:
-            over_tokens = torch.stack([(entropy.detach() * mask).sum(), mask.sum()])
-            total, tokens = gather(over_tokens).view(-1, 2).sum(dim=0)
-            self._metrics[mode]["entropy"].append((total / tokens.clamp(min=1)).item())
+        log_pi = log_pi.detach()
+        self._note(
+            mode, inputs, fresh, residual.detach(), log_pi - log_ref, log_pi - log_sampler, log_z.detach(), entropy
+        )
         return loss
 
     def _forward_projection(self, model: Any, size: int) -> Tensor:
@@ -422,28 +253,36 @@ class BalanceTrainer(SharedPromptTrainer):
         self._metrics["train"]["forward_projection"].append(self.accelerator.gather(loss.detach()).mean().item())
         return loss
 
-    def sequence_log_probs(
-        self, model: Any, inputs: dict[str, Any], *, batch_size: int | None = None, entropy: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
-        """Sequence log-probabilities, float64, and on request token entropies."""
-        token_log_pi, entropies = self._token_log_probs(model, inputs, batch_size=batch_size, entropy=entropy)
-        return (token_log_pi.double() * own_mask(inputs)).sum(dim=1), entropies
-
-    def _token_log_probs(
-        self, model: Any, inputs: dict[str, Any], *, batch_size: int | None = None, entropy: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
-        mask = inputs["completion_mask"]
-        token_log_pi, entropies, _ = self._get_per_token_logps_and_entropies(
-            model,
-            torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1),
-            torch.cat([inputs["prompt_mask"], mask], dim=1),
-            mask.size(1),
-            batch_size=batch_size,
-            compute_entropy=entropy,
-        )
-        return token_log_pi, entropies
-
     # The log
+
+    def _note(
+        self,
+        mode: str,
+        inputs: dict[str, Any],
+        fresh: Tensor,
+        residual: Tensor,
+        log_ratio: Tensor,
+        log_weight: Tensor,
+        log_z: Tensor,
+        entropy: Tensor | None,
+    ) -> None:
+        """Keep for the log what one micro-batch shows, of all processes."""
+        gather, mask = self.accelerator.gather, own_mask(inputs)
+        if (
+            self.args.length == "sum"
+        ):  # means over tokens are residuals of another target, which the audit knows nothing of
+            # Its identities are those of the policy's own completions.
+            own = gather(torch.where(fresh, residual, torch.nan))
+            self._audits[mode].add(own, gather(log_ratio), gather(inputs["audited"]))
+        if mode == "train" and self.args.reuses:
+            decided = gather(~residual.isnan())
+            self._reuse.note(gather(log_weight)[decided], gather(inputs["drawn"])[decided])
+        if self.log_completions:
+            self._table.note(*map(gather, (inputs["row"], inputs["drawn"], residual, log_z)))
+        self._metrics[mode]["log_z"].append(gather(log_z).nanmean().item())
+        if entropy is not None:
+            total, tokens = gather(torch.stack([(entropy.detach() * mask).sum(), mask.sum()])).view(-1, 2).sum(dim=0)
+            self._metrics[mode]["entropy"].append((total / tokens.clamp(min=1)).item())
 
     @property
     def _logs_this_step(self) -> bool:
@@ -477,79 +316,3 @@ class BalanceTrainer(SharedPromptTrainer):
             self.log_completions = shown
         if shown:
             self._table.write()
-
-    # What a learned log Z trains beside the policy
-
-    def generation_state(self) -> dict[str, Any] | None:
-        """With what is remembered of earlier completions, and of prompts."""
-        state, sampler = super().generation_state(), self._sampler
-        if not self.args.reuses and sampler is None:
-            return None
-        own = {"reuse": self._reuse.state(), "sampler": sampler and sampler.state()}
-        return (state or {"step": self._step, "buffered": None}) | own
-
-    def load_generation_state(self, state: dict[str, Any]) -> None:
-        """Likewise."""
-        super().load_generation_state(state)
-        self._reuse.load(state["reuse"])
-        self._sampler_state = state["sampler"]
-        if self._sampler is not None:
-            self._sampler.load(state["sampler"])
-
-    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """Give it its own parameter group, without weight decay: log Z has no reason to shrink to 0."""
-        optimizer, module = super().create_optimizer(model), self.log_z.module
-        known = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        if module is not None and not known & {id(p) for p in module.parameters()}:
-            group = {"params": list(module.parameters()), "lr": self.log_z.learning_rate, "weight_decay": 0.0}
-            optimizer.add_param_group(group)
-            # TRL clears the policy's gradients only: without this the module's would add up over all steps.
-            optimizer.register_step_post_hook(lambda *_: module.zero_grad())
-        return optimizer
-
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        super()._save_optimizer_and_scheduler(output_dir)
-        if self.log_z.module is not None and self.args.should_save:
-            torch.save(self.accelerator.unwrap_model(self.log_z.module).state_dict(), Path(output_dir) / MODULE_FILE)
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if self.log_z.module is not None and checkpoint is not None:
-            state = torch.load(Path(checkpoint) / MODULE_FILE, map_location=self.accelerator.device, weights_only=True)
-            self.accelerator.unwrap_model(self.log_z.module).load_state_dict(state)
-
-
-def _check(log_z: LogZ, args: DISAConfig, datasets: list[Any], offline: StoredTrajectories | None) -> None:
-    """Refuse settings that do not go together, before a model is loaded."""
-    log_z.check(args, datasets)
-    if (offline is None) == (args.offline_share > 0):
-        raise DisaError(
-            f"offline_share is {args.offline_share}, but offline trajectories are "
-            f"{'missing' if offline is None else 'given'}",
-            where=log_z.name,
-            fix="give both, or leave both out",
-        )
-    if args.prompts == "signal":
-        if log_z.signal is None:
-            raise DisaError(
-                "prompts='signal' needs the anchor of DISA, whose intervals say what each prompt may teach",
-                where=f"DISAConfig, {log_z.name}",
-                fix="leave prompts out",
-            )
-        if args.steps_per_generation % args.gradient_accumulation_steps:
-            raise DisaError(
-                f"steps_per_generation={args.steps_per_generation} with prompts='signal', expected a multiple of "
-                f"gradient_accumulation_steps={args.gradient_accumulation_steps}: a step's prompts are drawn at once",
-                where="DISAConfig",
-                fix="leave steps_per_generation out",
-            )
-    if not log_z.frozen:
-        own = "prompts baseline baseline_prior_strength length_scale residual_clip offline_share flagged"
-        for name in own.split():
-            default = DISAConfig.__dataclass_fields__[name].default
-            if getattr(args, name) != default:
-                raise DisaError(
-                    f"{name}={getattr(args, name)!r} belongs to a frozen log Z, expected its default {default!r}",
-                    where=f"DISAConfig, {log_z.name}",
-                    fix=f"leave {name} out",
-                )

@@ -14,7 +14,7 @@ from trl import GRPOConfig
 from disa.anchor import Anchor
 from disa.errors import DisaError
 from disa.lm.fingerprint import take_fingerprint
-from disa.lm.sampling import SamplingConfig
+from disa.lm.sampling_config import SamplingConfig
 from disa.runs.records import ScoredTrajectory
 from disa.tasks import Task
 from disa.training.a_star_po import a_star_po, reference_values, unsolved
@@ -167,7 +167,7 @@ def _a2po(inputs: TrainerInputs) -> Trainer:
             where="training: a2po",
             fix="raise training.value_samples and proposals.per_prompt, or use a stronger reference",
         )
-    # TRL draws whole batches of distinct rows, so one completion a prompt needs as many rows as completions a step.
+    # TRL draws whole batches of distinct rows, so one completion per prompt needs as many rows as completions per step.
     repeats = -(-config.completions_per_step // len(solved))
     inputs = dataclasses.replace(inputs, dataset=concatenate_datasets([solved] * repeats))
     return _balance(inputs, a_star_po(values, beta), num_generations=1)

@@ -61,7 +61,7 @@ class TrainingConfig(StageConfig):
     replay_generations: int = Field(4, ge=1)
     """How many earlier batches they are drawn from."""
     prompts_per_step: int = Field(32, ge=1)
-    """Distinct prompts a step."""
+    """Distinct prompts per step."""
     prompts: Literal["uniform", "signal"] = "uniform"
     """How DISA's batches get their prompts: every prompt once per epoch, or in proportion to what there is to learn
     from it, by the anchor and then by its own residuals. The target is the same."""

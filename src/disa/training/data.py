@@ -9,18 +9,8 @@ from datasets import Dataset
 
 from disa.errors import DisaError
 from disa.tasks.python_rows import prompt_key
-from disa.training.disa_config import DISAConfig
 
 _DATA = "train_dataset or eval_dataset"
-
-
-def check_args(args: Any) -> None:
-    """Refuse TRL's own configuration, which knows no inverse temperature."""
-    if not isinstance(args, DISAConfig):
-        problem = f"args is {type(args).__name__}, expected DISAConfig"
-        raise DisaError(
-            problem, where="args", fix="give disa.DISAConfig(inverse_temperature=..., ...); it takes TRL's too"
-        )
 
 
 def check_dataset(dataset: Any, name: str) -> Dataset:
@@ -57,30 +47,6 @@ def check_datasets(train: Any, evaluation: Any) -> tuple[Dataset, Any, list[Data
         return train, None, [train]
     evaluation = check_dataset(evaluation, "eval_dataset")
     return train, evaluation, [train, evaluation]
-
-
-def check_steps(dataset: Dataset, args: DISAConfig) -> None:
-    """Refuse fewer rows than a step takes: TRL fills no step with them, and would train on nothing.
-
-    Raises
-    ------
-    DisaError
-        Naming both numbers.
-    """
-    needed = args.generation_batch_size // args.num_generations
-    if len(dataset) < needed:
-        raise DisaError(
-            f"{len(dataset)} rows, expected at least the {needed} distinct ones that completions are drawn for at once",
-            where="train_dataset",
-            fix="give more prompts, repeat them, lower per_device_train_batch_size, or raise num_generations",
-        )
-    if 0 < args.max_steps < args.warmup_steps:
-        raise DisaError(
-            f"warmup_steps={args.warmup_steps} is more than max_steps={args.max_steps}, so the learning rate would "
-            "never reach its peak",
-            where="DISAConfig",
-            fix="use fewer warm-up steps",
-        )
 
 
 def keyed(dataset: Dataset, key_columns: Sequence[str]) -> Dataset:

@@ -78,7 +78,7 @@ def flag_plan(anchor: Anchor, prompt_ids: Sequence[str], policy: FlagPolicy, *, 
             f"{len(marked)} of {len(prompt_ids)} prompts are flagged, which leaves {left} to train on, "
             f"expected at least the {prompts_per_step} of a step",
             where="training, flagged=skip",
-            fix="draw more trajectories, use flagged=group, or take fewer prompts a step",
+            fix="draw more trajectories, use flagged=group, or take fewer prompts per step",
         )
     other: LogZSource = policy if policy == "group" or policy == "skip" else "anchor"
     return FlagPlan({p: other if p in marked else "anchor" for p in prompt_ids})

@@ -12,7 +12,7 @@ from trl.trainer.utils import use_adapter
 
 from disa.anchor import Anchor
 from disa.errors import DisaError
-from disa.runs.provenance import weights_digest
+from disa.lm.digests import weights_digest
 
 if TYPE_CHECKING:
     from disa.training.balance_trainer import BalanceTrainer

@@ -14,7 +14,7 @@ def max_rl_advantage(reward: Tensor, group_size: int) -> Tensor:
     """``(r - mean) / mean`` over each ``group_size`` rows in turn; 0 where the group has no reward, or none decided.
 
     For rewards of 0 and 1 its expected policy gradient tends to that of the logarithm of the success probability, the
-    more completions a group has.
+    more completions the group has.
     """
     rows = reward.view(-1, group_size)
     mean = rows.nanmean(dim=1, keepdim=True)

@@ -75,7 +75,7 @@ METHODS: dict[str, Method] = {
     ),
     "vargrad": Method("VarGrad: group log Z", _RESIDUAL, allows_group_of_one=False),
     "a2po": Method(
-        "A*-PO: value from reference samples, one completion a prompt",
+        "A*-PO: value from reference samples, one completion per prompt",
         (*_RESIDUAL, "value_samples"),
         reads="values",
         repeats_prompts=True,

@@ -42,7 +42,7 @@ def answer_log_probs(models: Sequence[nn.Module], accelerator: Accelerator) -> s
     reasons = [f"weights are in pieces ({kind.value})"] if kind not in _WHOLE else []
     reasons += [reason for model in models if (reason := unsupported(model, training=True))]
     if reasons:
-        _log.warning("training: prompts are computed once a completion, not once a prompt: %s", reasons[0])
+        _log.warning("training: prompts are computed once per completion, not once per prompt: %s", reasons[0])
         return reasons[0]
     for model in models:
         _answer(causal_lm(model))

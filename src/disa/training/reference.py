@@ -13,8 +13,8 @@ from trl import GRPOConfig
 from trl.trainer.callbacks import SyncRefModelCallback
 
 from disa.errors import DisaError
+from disa.lm.digests import base_parameters, weights_digest
 from disa.lm.loading import load_model, precision, refuse_adapters
-from disa.runs.provenance import base_parameters, weights_digest
 
 if TYPE_CHECKING:
     from disa.training.balance_trainer import BalanceTrainer

@@ -12,9 +12,9 @@ from trl import GRPOConfig
 
 from disa.anchor import Anchor
 from disa.errors import DisaError
-from disa.lm.hf_trainer import last_checkpoint, save_trained, trainer_arguments
+from disa.lm.hf_trainer import last_checkpoint, save_trained_model, trainer_arguments
 from disa.lm.loading import load_base, load_tokenizer, precision, require_vllm, trainable_model
-from disa.lm.sampling import SamplingConfig, encode_prompt
+from disa.lm.sampling_config import SamplingConfig, encode_prompt
 from disa.runs import processes
 from disa.runs.folders import StageFolder
 from disa.runs.records import Prompt, ScoredTrajectory
@@ -136,7 +136,7 @@ def run_training(
         kept = f"training goes on from {Path(found).name}" if found else "training has no checkpoint yet"
         raise KeyboardInterrupt(f"finished stages are kept, {kept}") from error
     free_engine(trainer)
-    save_trained(trainer, stage.path / "model")
+    save_trained_model(trainer, stage.path / "model")
     if processes.rank() == 0:
         text = _card(trainer, method, task, str(reference), inputs)
         (stage.path / "model" / "README.md").write_text(text, encoding="utf-8")
@@ -179,7 +179,7 @@ def _arguments(method: str, config: TrainingConfig, reference: str | Path, outpu
     micro_batch = min(config.micro_batch or own, own)
     if own % micro_batch:
         raise DisaError(
-            f"micro_batch {micro_batch} does not divide the {own} completions a step that each of "
+            f"micro_batch {micro_batch} does not divide the {own} completions per step that each of "
             f"{processes.count()} processes makes",
             where="training.micro_batch",
             fix="choose a divisor, or launch another number of processes",

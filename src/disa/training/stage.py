@@ -7,7 +7,7 @@ from typing import Any
 
 from disa.anchor import Anchor
 from disa.lm.models import Models
-from disa.lm.sampling import SamplingConfig
+from disa.lm.sampling_config import SamplingConfig
 from disa.runs.folders import StageFolder
 from disa.runs.records import Prompt, ScoredTrajectory
 from disa.runs.stage import Stage

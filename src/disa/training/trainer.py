@@ -11,14 +11,15 @@ from trl.data_utils import is_conversational
 from disa.anchor import Anchor
 from disa.lm.fingerprint import take_fingerprint
 from disa.lm.loading import load_tokenizer
-from disa.lm.sampling import SamplingConfig
+from disa.lm.sampling_config import SamplingConfig
 from disa.runs.provenance import Fingerprint
 from disa.tasks.python_rows import rows_identity
 from disa.tasks.reward_identity import reward_fingerprint
 from disa.tasks.tools import TEMPLATE_ARGUMENTS, Tools
 from disa.training.anchors_own import anchors_own, reference_name
 from disa.training.balance_trainer import BalanceTrainer
-from disa.training.data import check_args, check_columns, check_datasets, check_prompts, keyed
+from disa.training.checks import check_args
+from disa.training.data import check_columns, check_datasets, check_prompts, keyed
 from disa.training.disa_config import DISAConfig
 from disa.training.flags import flag_plan, require_frozen_log_z
 from disa.training.guard import ReferenceGuard

@@ -14,7 +14,7 @@ from disa.anchor import Anchor
 from disa.errors import DisaError
 from disa.lm.fingerprint import take_fingerprint
 from disa.lm.loading import load_model, load_tokenizer
-from disa.lm.sampling import check_context, encode_prompt
+from disa.lm.sampling_config import check_context, encode_prompt
 from disa.recipe import Recipe
 from disa.runs.records import Prompt, read_rows
 from disa.tasks import make_task

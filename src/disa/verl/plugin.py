@@ -51,7 +51,7 @@ def residual_advantage(
     Returns
     -------
     advantages, returns : Tensor, shape (batch, tokens)
-        The same tensor, float64 nats: one value a completion at each of its tokens, 0 behind them, NaN where
+        The same tensor, float64 nats: one value per completion at each of its tokens, 0 behind them, NaN where
         undecided.
 
     Raises

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from disa.anchor import Anchor
-from disa.lm.sampling import SamplingConfig
+from disa.lm.sampling_config import SamplingConfig
 from disa.runs.files import whole_file
 from disa.runs.folders import read_json
 from disa.runs.records import Prompt

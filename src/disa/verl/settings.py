@@ -100,7 +100,7 @@ TRAINING = (
 
 _ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3")
 _EQUAL = {
-    # One optimiser step a batch: a second one would be off-policy.
+    # One optimiser step per batch: a second one would be off-policy.
     f"{_ACTOR}.ppo_mini_batch_size": "data.train_batch_size",
     f"{_ROLLOUT}.response_length": "data.max_response_length",
 }

@@ -12,9 +12,9 @@ from transformers import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
 from disa.errors import DisaError
-from disa.lm.hf_trainer import last_checkpoint, save_trained, trainer_arguments
+from disa.lm.hf_trainer import last_checkpoint, save_trained_model, trainer_arguments
 from disa.lm.loading import load_tokenizer, precision, trainable_model
-from disa.lm.sampling import SamplingConfig, check_context, encode_prompt
+from disa.lm.sampling_config import SamplingConfig, check_context, encode_prompt
 from disa.runs import processes
 from disa.runs.folders import StageFolder
 from disa.runs.records import Prompt
@@ -112,7 +112,7 @@ def supervise(
     trainer.remove_callback(PrinterCallback)
     with closing(log):
         trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
-    save_trained(trainer, folder / name)
+    save_trained_model(trainer, folder / name)
     processes.meet()
 
 

@@ -17,13 +17,12 @@ from disa.rewards.code.benchmarks import (
 )
 from disa.rewards.code.extract import extract_code
 from disa.rewards.code.program import (
-    CodeVerdict,
     FunctionTests,
     Limits,
     Program,
     StdioTests,
-    count_verdicts,
 )
+from disa.rewards.code.verdict import CodeVerdict, count_verdicts
 from disa.rewards.code.verifier import CodeVerifier
 
 __all__ = [

@@ -11,8 +11,9 @@ from contextlib import ExitStack
 from typing import Any
 
 from disa.rewards.code.inside.plain_data import read_value
-from disa.rewards.code.program import CodeVerdict, FunctionTests, Limits, readable
+from disa.rewards.code.program import FunctionTests, Limits
 from disa.rewards.code.sandbox import Run, Sandbox
+from disa.rewards.code.verdict import CodeVerdict, readable
 
 # A verdict is a few hundred bytes.
 _MAX_VERDICT = 65536

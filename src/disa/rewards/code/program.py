@@ -1,17 +1,12 @@
-"""What is judged, within which limits, and what a judgement looks like."""
+"""What is judged, and within which limits."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 from pydantic import Field
 
 from disa.config import StageConfig
-
-Status = Literal["passed", "failed", "timed_out", "crashed", "undecided"]
 
 
 class Limits(StageConfig):
@@ -83,40 +78,3 @@ class Program:
     source: str
     tests: FunctionTests | StdioTests
     prelude: str = ""
-
-
-@dataclass(frozen=True)
-class CodeVerdict:
-    """What became of one program.
-
-    Parameters
-    ----------
-    status : str
-        ``passed``, ``failed`` (a test does not hold, the program raised or is no Python), ``timed_out`` (its processor
-        time was used up), ``crashed`` (its process ended early), or ``undecided`` (the sandbox or the tests themselves
-        failed, or wall-clock time was up: no statement about the program).
-    reason : str
-        Why, in a few words; empty where passed.
-    tests_passed : int
-        Tests that held before the first that did not.
-    """
-
-    status: Status
-    reason: str = ""
-    tests_passed: int = 0
-
-    @property
-    def passed(self) -> bool:
-        """Whether every test held."""
-        return self.status == "passed"
-
-
-def readable(text: str) -> str:
-    """Text of a program or its tests as one line of at most 300 printable characters, to be shown to a user."""
-    return "".join(character if character.isprintable() else " " for character in text[:300]).strip()
-
-
-def count_verdicts(verdicts: Iterable[CodeVerdict]) -> dict[str, int]:
-    """How many verdicts of each status, zeros included."""
-    counts = Counter(verdict.status for verdict in verdicts)
-    return {status: counts[status] for status in get_args(Status)}

@@ -9,8 +9,9 @@ import time
 from fractions import Fraction
 
 from disa.rewards.code.function_run import early_end
-from disa.rewards.code.program import CodeVerdict, Limits, StdioTests, readable
+from disa.rewards.code.program import Limits, StdioTests
 from disa.rewards.code.sandbox import Run, Sandbox
+from disa.rewards.code.verdict import CodeVerdict, readable
 
 # Longer ones are compared as text: their exact value would take as long as a model likes.
 _NUMBER = re.compile(r"(?=.{1,1000}\Z)[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,4})?", re.ASCII)

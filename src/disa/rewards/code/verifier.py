@@ -7,9 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 from disa.errors import DisaError
 from disa.rewards.code.function_run import judge_calls
-from disa.rewards.code.program import CodeVerdict, FunctionTests, Limits, Program, readable
+from disa.rewards.code.program import FunctionTests, Limits, Program
 from disa.rewards.code.sandbox import open_sandbox
 from disa.rewards.code.script_run import judge_outputs
+from disa.rewards.code.verdict import CodeVerdict, readable
 
 
 class CodeVerifier:

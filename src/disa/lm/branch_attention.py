@@ -81,13 +81,13 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Any, kind: Kind) -> 
 
 
 def _capped(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, kind: Kind) -> Tensor:
-    scores = cap(query @ key.transpose(2, 3) * kind.scale, kind.cap)
+    scores = softcap(query @ key.transpose(2, 3) * kind.scale, kind.cap)
     scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
     reduction = torch.promote_types(scores.dtype, torch.float32)
     return scores.softmax(dim=-1, dtype=reduction).to(value.dtype) @ value
 
 
-def cap(scores: Tensor, limit: float | None) -> Tensor:
+def softcap(scores: Tensor, limit: float | None) -> Tensor:
     """``c tanh(z / c)``, or the scores themselves without a limit."""
     return scores if limit is None else limit * (scores / limit).tanh()
 
