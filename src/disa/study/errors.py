@@ -167,7 +167,7 @@ def cell_error(
 
 
 def _proposal(pool: Pool, beta: float, reward_range: tuple[float, float]) -> dict[str, Array]:
-    """By prompt where known: mean reward of the proposal's draws, and :func:`disa.partition.gate.proposal_divergence`."""
+    """By prompt where known: mean reward of the proposal's draws, and D (:mod:`disa.partition.gate`)."""
     drawn = ~pool.columns["from_reference"]
     if not drawn.any():
         return {}

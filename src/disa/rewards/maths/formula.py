@@ -38,12 +38,18 @@ _ACCENTS = frozenset(
 )
 _DERIVATIVE = re.compile(r"\{(d|\\partial)(?:[^{}]|\{[^{}]*\})*\}\{\1(?:[^{}]|\{[^{}]*\})+\}")
 _TIMES, _OVER = ("*", r"\times", r"\cdot"), ("/", r"\div")
+_BETWEEN = {"\\over": "/", "\\choose": "binom"}
 _PAIRS = {"(": ")", "[": "]", "{": "}", r"\lfloor": r"\rfloor", r"\lceil": r"\rceil"}
 _APPLIED = frozenset("fgh")
 
 
 class UnreadableError(ValueError):
     """No expression in this notation."""
+
+
+def imaginary(tree: Tree) -> bool:
+    """Whether the imaginary unit stands in a tree."""
+    return tree == ("const", "i") or any(imaginary(part) for part in tree[1:] if isinstance(part, tuple))
 
 
 @functools.lru_cache(maxsize=8192)
@@ -117,11 +123,10 @@ class _Parser:
         return self.next in ("+", "-") and self.take() == "-"
 
     def expression(self, depth: int) -> Tree:
-        r"""A sum, or with ``\over`` a quotient of two."""
+        r"""A sum; two of them with ``\over`` or ``\choose`` between are a quotient or a binomial."""
         value = self.sum(depth)
-        if self.next == "\\over":
-            self.take()
-            value = ("/", value, self.sum(depth))
+        if self.next in _BETWEEN:
+            value = (_BETWEEN[self.take()], value, self.sum(depth))
         return value
 
     def sum(self, depth: int) -> Tree:
@@ -238,7 +243,20 @@ class _Parser:
             return ("root", degree, self.group(depth) if self.next in _PAIRS else self.power(depth + 1))
         if token in FUNCTIONS:
             return self.function(token, depth)
-        return self.name(token, depth)
+        return self.conjugate(token, depth) or self.name(token, depth)
+
+    def conjugate(self, token: str, depth: int) -> Tree | None:
+        """What a line over a complex number says; over anything else it belongs to a name."""
+        start = self.position
+        if token == "\\overline" and self.next == "{":
+            try:
+                value = self.group(depth)
+            except UnreadableError:
+                value = ()
+            if imaginary(value):
+                return ("conj", value)
+        self.position = start
+        return None
 
     def function(self, name: str, depth: int) -> Tree:
         base = power = None

@@ -9,7 +9,8 @@ _GREEK = dict(zip("αβγδεζηθκλμνξρστφχψωΓΔΘΛΞΠΣΦΨΩ"
     "alpha beta gamma delta epsilon zeta eta theta kappa lambda mu nu xi rho sigma tau phi chi psi omega "
     "Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega").split(), strict=True))  # fmt: skip
 _CHARACTERS = str.maketrans(
-    dict.fromkeys("−–—‐‑‒―﹣－", "-")
+    {chr(full): chr(full - 0xFEE0) for full in range(0xFF01, 0xFF5F)}  # full-width forms of ASCII
+    | dict.fromkeys("−–—‐‑‒―﹣－", "-")
     | dict.fromkeys("\u00a0\u202f\u3000\t\n\r", " ") | dict.fromkeys(range(0x2000, 0x200B), " ")
     | dict.fromkeys("·⋅∙•", r"\cdot ") | dict.fromkeys("’′ʹ", "'") | dict.fromkeys("⁄∕÷", "/")
     | {letter: f"\\{name} " for letter, name in _GREEK.items()}
@@ -50,8 +51,8 @@ _REWRITES = [
             rf"\\(?:tiny|small|normalsize|large|Large|LARGE|huge|Huge|bf|rm|it|sf|tt|bfseries|boldmath|itshape|cal){_END}",
             "",
         ),
-        (r"\\textcolor\s*(?:\[[^\]]*\])?\s*\{[^{}]*\}|\\color\s*(?:\[[^\]]*\])?\s*(?:\{[^{}]*\})?", ""),
-        (rf"\\(?:boldsymbol|bm|pmb|underline|uline|ensuremath|boxed|fbox|mathstrut){_END}", ""),
+        (r"\\(?:textcolor|colorbox)\s*(?:\[[^\]]*\])?\s*\{[^{}]*\}|\\color\s*(?:\[[^\]]*\])?\s*(?:\{[^{}]*\})?", ""),
+        (rf"\\(?:boldsymbol|bm|pmb|underline|uline|ensuremath|boxed|fbox|smash|qed|mathstrut){_END}", ""),
         (
             r"\\(?:[,;:!> ]|quad(?![a-zA-Z])|qquad(?![a-zA-Z])|hspace\*?\s*\{[^{}]*\}|thinspace(?![a-zA-Z]))|~|\\\s*$",
             " ",
@@ -60,15 +61,20 @@ _REWRITES = [
         (rf"\\[dtc]frac{_END}", r"\\frac"),
         (rf"\\[dt]binom{_END}", r"\\binom"),
         (r"\\upp?i(?![a-zA-Z])|\\mathrm\{pi\}", r"\\pi "),
-        (r"\\math(?:it|bf|sf|normal|tt)(?![a-zA-Z])|\\mathrm\s*(?=\{\s*[^\sa-zA-Zµ~{}])", ""),
+        (
+            r"\\math(?:it|bf|sf|normal|tt)(?![a-zA-Z])|\\math(?:bb|cal|scr|frak)\s*(?=\{?\s*[0-9])|\\mathrm\s*(?=\{\s*[^\sa-zA-Zµ~{}])",
+            "",
+        ),
         (r"(?<=[0-9])\s*x\s*(?=10\s*\^)", r"\\times "),
         (rf"\\(?:{_FONTS})\s*(?=\{{)", r"\\text"),
         (rf"\\(?:{_FONTS})\s+([a-zA-Z])", r"\\text{\1}"),
-        (r"\\text\{\s*([ei])\s*\}", r"\1"),
+        (r"\\text\{\s*([ei]|-?[0-9]+(?:\.[0-9]+)?[ei]?)\s*\}", r"\1"),
         (r"\\text\{\s*\\mu\s*|\\mu\s*\\text\{\s*(?=[a-zA-Z])", r"\\text{µ"),
         (r"\\[ij]math(?![a-zA-Z])", "i"),
         (rf"\\text\{{\s*({_FUNCTIONS})\s*\}}", r"\\\1 "),
-        (r"(?<=[0-9])\\text\{E\}(?=[-+0-9])", "e"),
+        (r"(?<=[0-9])\\text\{E\}\s*(?:\{\s*([-+]?[0-9]+)\s*\}|(?=[-+0-9]))", lambda m: f"e{m[1] or ''}"),
+        (r"\\ast(?![a-zA-Z])", "*"),
+        (r"\\colon(?![a-zA-Z])", ":"),
         (r"\^\s*\{?\s*((?:\\prime\s*|'\s*)+)\}?", lambda m: "'" * (m[1].count("prime") + m[1].count("'"))),
         (rf"\\prime{_END}", "'"),
         (r"(?:np|numpy|math)\.(?=[a-z])", ""),

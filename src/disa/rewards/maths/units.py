@@ -67,7 +67,7 @@ _SCALES = {"dozen": Fraction(12)} | {
 # What is counted says nothing of size, and the problem has said what it is.
 _COUNTED = frozenset(
     "unit value way number people person student child children boy girl man men woman women integer solution point "
-    "time piece coin apple orange book ball card marble game problem question answer result root term element "
+    "time piece coin apple orange book ball card marble game problem question answer result roots term element "
     "member set subset triangle square rectangle circle line segment edge vertex vertices face side digit factor "
     "divisor multiple prime pair page word letter step move turn seat table chair ticket car bus box boxes bag "
     "bottle cup glass glasses cookie egg dog cat fish bird flower tree animal cow horse sheep chicken toy pencil "
@@ -179,6 +179,7 @@ def _unit(text: str) -> tuple[Kind | None, Fraction, Fraction]:
     """Kind and size of a unit, and its number words; a kind of their own for unknown words, None for a noun."""
     words = re.sub(r"\b(?:mile|kilometer|kilometre)s?\s+an\s+hour", lambda m: m[0].replace(" an ", " per "), text)
     above, *below = re.split(r"\s*/\s*|\s+per\s+", words.strip(" .~"))
+    unknown = (("?" + " ".join(words.lower().split()), 1),), Fraction(1), Fraction(1)
     kinds: dict[str, int] = {}
     size, times, power = Fraction(1), Fraction(1), 1
     for sign, part in ((1, above), *((-1, part) for part in below)):
@@ -202,7 +203,11 @@ def _unit(text: str) -> tuple[Kind | None, Fraction, Fraction]:
                     kinds[kind] = kinds.get(kind, 0) + count * whole
                 size, power = size * known[1] ** whole, 1
             elif not {lower, lower.removesuffix("s"), lower.removesuffix("es")} & (_COUNTED | _FILLERS):
-                return (("?" + " ".join(words.lower().split()), 1),), Fraction(1), Fraction(1)
+                return unknown
+            else:
+                power = 1
+        if power != 1:  # of the number itself: 5 squared is no 5
+            return unknown
     return tuple(sorted((kind, count) for kind, count in kinds.items() if count)) or None, size, times
 
 

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from typing import Any
 
-from disa.rewards.maths.formula import Tree, readings
+from disa.rewards.maths.formula import Tree, imaginary, readings
 
 # Room for 1000! and 2^4950 (a gold answer of MATH) as exact numbers; beyond, 200 digits are kept.
 MAX_BITS = 16384
@@ -25,6 +25,8 @@ MAX_BITS = 16384
 _MAX_MAGNITUDE, _MAX_EXPONENT, _MAX_FACTORIAL, _MAX_ANGLE = 10**8, 2**31, 20_000, 512
 # In a sum and in a function's argument, what is smaller than this (bits) might not show in 200 digits.
 _VISIBLE = 600
+# Beyond it, e^-x does not show beside e^x.
+_MAX_HYPERBOLIC = 200
 # Digits that may be lost to cancellation before a difference says nothing, in bits.
 _MAX_CANCELLED = 400
 _LOCK = threading.RLock()
@@ -133,6 +135,8 @@ class _Evaluator:
         kind, *parts = tree
         c = self.context
         if kind == "num":
+            if max(parts[0].numerator.bit_length(), parts[0].denominator.bit_length()) > _VISIBLE:
+                raise LimitError
             return c.mpf(parts[0].numerator) / parts[0].denominator
         if kind == "const":
             return {"\\pi": +c.pi, "e": +c.e, "i": c.j}[parts[0]]
@@ -159,6 +163,8 @@ class _Evaluator:
         c, x, y = self.context, self.value(base), self.value(exponent)
         if x and y and (c.mag(y) > 31 or abs(int(c.mag(x))) * abs(complex(y)) > 2 * _MAX_MAGNITUDE):
             raise LimitError
+        if y and x and x != 1 and int(c.mag(y)) < -_VISIBLE:
+            raise LimitError
         rational = exact(exponent)
         if rational is not None and rational.denominator % 2 and rational.denominator > 1 and not c.im(x) and x < 0:
             # School's convention: the odd root of a negative number is negative.
@@ -178,7 +184,11 @@ class _Evaluator:
             raise LimitError
         if kind in _OF_ANGLES and x and c.mag(x) > _MAX_ANGLE:
             raise LimitError
-        if kind in ("\\exp", "\\sinh", "\\cosh", "\\tanh") and x and c.mag(x) > 26:
+        if kind == "\\exp" and x and c.mag(x) > 26:
+            raise LimitError
+        if kind in ("\\sinh", "\\cosh", "\\tanh") and abs(x) > _MAX_HYPERBOLIC:
+            raise LimitError
+        if (kind in ("\\arctan", "\\arccot") or kind == "root") and x and c.mag(x) > _VISIBLE:
             raise LimitError
         if kind[0] == "\\" and x and c.mag(x) < -_VISIBLE and c.dps > 100:
             raise LimitError
@@ -191,12 +201,14 @@ class _Evaluator:
         if kind == "log":
             return c.log(y) / c.log(x)
         return {
-            "neg": lambda: -x, "abs": lambda: abs(x), "deg": lambda: x * c.pi / 180, "fact": lambda: c.gamma(x + 1),
+            "neg": lambda: -x, "conj": lambda: c.conj(x), "abs": lambda: abs(x),
+            "deg": lambda: x * c.pi / 180, "fact": lambda: c.gamma(x + 1),
             "binom": lambda: c.binomial(x, y), "floor": lambda: c.floor(x), "ceil": lambda: c.ceil(x),
             "root": lambda: c.power(y, 1 / x), "\\sin": lambda: c.sin(x), "\\cos": lambda: c.cos(x),
             "\\tan": lambda: c.tan(x), "\\cot": lambda: c.cot(x), "\\sec": lambda: c.sec(x), "\\csc": lambda: c.csc(x),
             "\\arcsin": lambda: c.asin(x), "\\arccos": lambda: c.acos(x), "\\arctan": lambda: c.atan(x),
-            "\\arccot": lambda: c.pi / 2 - c.atan(x), "\\sinh": lambda: c.sinh(x), "\\cosh": lambda: c.cosh(x),
+            "\\arccot": lambda: c.pi / 2 - c.atan(x) if c.im(x) or x <= 0 else c.atan(1 / x),
+            "\\sinh": lambda: c.sinh(x), "\\cosh": lambda: c.cosh(x),
             "\\tanh": lambda: c.tanh(x), "\\ln": lambda: c.log(x),
             "\\log": lambda: c.log(x) / (c.ln10 if self.ten else 1),
             "\\lg": lambda: c.log10(x), "\\exp": lambda: c.exp(x),
@@ -211,10 +223,6 @@ def names(tree: Tree) -> frozenset[str]:
     return frozenset(
         {tree[1]} if tree[0] == "name" else itertools.chain(*(names(p) for p in tree[1:] if isinstance(p, tuple)))
     )
-
-
-def _imaginary(tree: Tree) -> bool:
-    return tree == ("const", "i") or any(_imaginary(part) for part in tree[1:] if isinstance(part, tuple))
 
 
 def points(variables: frozenset[str]) -> Iterator[dict[str, Fraction]]:
@@ -255,7 +263,7 @@ def same_tree(gold: Tree, answer: Tree, ten: bool = False) -> bool | None:
     if left is not None and right is not None:
         return left == right
     variables = names(gold) | names(answer)
-    complex_allowed = not variables or _imaginary(gold) or _imaginary(answer)
+    complex_allowed = not variables or imaginary(gold) or imaginary(answer)
     found = []
     try:
         for point in points(variables):
