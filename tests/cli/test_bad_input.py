@@ -124,6 +124,16 @@ def key_of_a_task_misspelt(run):
     return run.command("run", "tasks.colours=3")
 
 
+@case(r"field training\.temperature: unknown key\. Fix: did you mean sampling\.temperature\?")
+def key_of_another_section_that_is_like_one_beside_it(run):
+    return run.command("run", "training.temperature=1")
+
+
+@case(r"--set training=\{steps: 1, steps: 2\}: the value is not valid YAML \(key steps stands twice")
+def key_that_stands_twice_in_an_override(run):
+    return run.command("run", "training={steps: 1, steps: 2}")
+
+
 @case(r"recipe\.yaml: not valid YAML \(key training stands twice in .* line \d+")
 def key_that_stands_twice(run):
     run.recipe.write_text(run.recipe.read_text() + "training: {steps: 1}\n")

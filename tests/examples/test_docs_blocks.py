@@ -174,17 +174,12 @@ def test_answers_are_compared_as_the_page_says(ran):
     assert sorted(counts.values(), reverse=True)[:2] == [2, 1]
 
 
-def test_programs_are_judged(ran):
-    from disa.errors import DisaError
-
+def test_programs_are_judged(ran, open_verifier):
     row = {"code": "def f(x): pass", "test_list": ["assert f(1) == 2"], "test_imports": []}
     pairs = [(row, "```python\ndef f(x):\n    return x + 1\n```"), (row, "```python\ndef f(x):\n    return x\n```")]
     verdicts = []
     looks = "    verdict.passed, ", "    seen.append(verdict.passed), "
-    try:
-        ran("docs/verifiers-code.md", 0, replaced=looks, pairs=pairs, seen=verdicts)
-    except DisaError as error:
-        pytest.skip(str(error))  # no bubblewrap here
+    ran("docs/verifiers-code.md", 0, replaced=looks, pairs=pairs, seen=verdicts)
     assert verdicts == [True, False]
 
 

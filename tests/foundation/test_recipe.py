@@ -204,3 +204,14 @@ def test_the_number_of_further_problems_is_told(tiny_recipe, write_recipe):
 def test_a_recipe_read_by_yaml_alone_is_what_the_loader_reads(tiny_recipe, write_recipe):
     path = write_recipe(tiny_recipe)
     assert Recipe(**yaml.safe_load(path.read_text())) == load_recipe(path)
+
+
+def test_merged_keys_are_taken_and_may_be_set_again(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        "run_dir: runs/x\ntasks: {name: countdown}\nmodels: {reference: a}\n"
+        "training: &short {steps: 3, seed: 5}\ncomparison: {search: {<<: *short, steps: 4}}\n"
+    )
+    recipe = load_recipe(path)
+    assert recipe.training.steps == 3
+    assert recipe.comparison["search"] == {"steps": 4, "seed": 5}

@@ -59,12 +59,33 @@ PROGRAM = f"{FENCE}python\ndef f(x):\n    return x\n{FENCE}\n"
         (f"> {FENCE}python\n> a = 1\n> {FENCE}", "a = 1\n"),
         (f"\ufeff{FENCE}python\r\na = 1\r\n{FENCE}\r\n", "a = 1\n"),
         (f"{FENCE}python\n    return 2\n{FENCE}", "    return 2\n"),
+        (f"{FENCE}python\ndef f(x):\n    return x{FENCE}\nThat is all.", "def f(x):\n    return x\n"),
+        (f"{FENCE}python\ns = '{FENCE}'\na = 1\n{FENCE}", f"s = '{FENCE}'\na = 1\n"),
+        (f"{FENCE}python\ns = '''\n    {FENCE}\n'''\n{FENCE}", f"s = '''\n    {FENCE}\n'''\n"),
+        (f"{FENCE}\nprint(1)\n{FENCE}\nIt prints\n{FENCE}\n1\n{FENCE}", "print(1)\n"),
+        (
+            f"{FENCE}python\nprint(g(input()))\n{FENCE}\nwhere\n{FENCE}python\ndef g(x): return x\n{FENCE}",
+            "def g(x): return x\nprint(g(input()))\n",
+        ),
         ("\ufeffa = 1", "a = 1"),
         ("", ""),
     ],
 )
 def test_the_last_program_of_a_completion_with_what_it_builds_on_is_the_code(completion, code):
     assert extract_code(completion) == code
+
+
+@pytest.mark.parametrize(
+    ("later", "code"),
+    [
+        ("def g(x): return 1", "def g(x): return 1\ndef f(x): return g(x)\n"),
+        ("def timed(): return f(1)", "def f(x): return g(x)\n"),
+        ("class Solution:\n    def f(self, x): return 2", "class Solution:\n    def f(self, x): return 2\n"),
+    ],
+)
+def test_the_program_defines_what_the_tests_call(later, code):
+    blocks = f"{FENCE}python\ndef f(x): return g(x)\n{FENCE}\nand\n{FENCE}python\n{later}\n{FENCE}"
+    assert extract_code(blocks, ["f"]) == code
 
 
 def test_extraction_takes_time_in_proportion_to_the_text():

@@ -20,7 +20,7 @@ from disa.rewards.code import (
     from_stdio,
 )
 
-LIMITS = Limits(cpu_seconds=2, seconds_per_test=10, seconds_total=30)
+LIMITS = Limits(cpu_seconds=2, seconds_per_test=30, seconds_total=60)
 
 
 @pytest.fixture(scope="module")
@@ -161,9 +161,7 @@ def test_reasons_name_the_assertion_that_failed_and_print_on_one_line(verifier):
 
 def test_processor_time_limits_a_program_that_computes_for_ever(verifier):
     (verdict,) = verifier.check([function_program("def f():\n    while True: pass", "f()")])
-    # On a machine so busy that 2 s of processor time take 10 s, the other limit is met first and nothing is decided.
-    assert verdict.status in ("timed_out", "undecided")
-    assert ("2 s of processor time" in verdict.reason) == (verdict.status == "timed_out")
+    assert verdict.status == "timed_out" and "2 s of processor time" in verdict.reason
 
 
 def test_wall_clock_time_is_limited_from_outside_and_says_nothing_of_the_program(open_verifier):

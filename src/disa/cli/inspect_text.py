@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from disa.partition.gate import CHANCE, SAFETY
 from disa.partition.verdict import FLAGS
 from disa.runs.records import PartitionEstimate
 
@@ -107,8 +108,10 @@ def _evidence_lines(result: dict[str, Any]) -> list[str]:
     if d := result.get("divergence"):
         lines.append(
             "D = KL(reference given success || proposal): median {median:.2f} nats, {lowest:.2f} to {highest:.2f} over "
-            "{prompts} prompts; the gate closes where D, less two standard errors and plus 1, exceeds the logarithm of "
-            "the proposal's draws, {log_draws:.2f} at the median prompt".format(**d)
+            "{prompts} prompts; the gate closes where D is at most the logarithm of the proposal's draws "
+            "({log_draws:.2f} at the median prompt) less {safety:g} with a chance below {chance:.0%}".format(
+                safety=SAFETY, chance=CHANCE, **d
+            )
         )
     coverage = result.get("coverage", {})
     if coverage.get("share") is not None:

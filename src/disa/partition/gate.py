@@ -116,9 +116,9 @@ def gated(draws: Draws, n_proposal: Array | None = None) -> NDArray[np.bool_]:
     """Prompts whose proposal draws carry next to nothing, shape (prompts,): ``P(D <= log N_mu - 1) < 5%``.
 
     A KL divergence is not negative: D is taken to have a gamma law with the mean and standard error of
-    :func:`divergence`. A normal law gives D = 12 +- 8 a chance of 9% to be at most log 12 - 1, most of it on negative
-    values; the gamma law gives it 2%. A wrongly closed gate costs all further proposal draws, which is why the gate
-    closes against the odds only for one prompt in twenty.
+    :func:`proposal_divergence`. A normal law gives D = 12 +- 8 a chance of 9% to be at most log 12 - 1, most of it on
+    negative values; the gamma law gives it 2%. A wrongly closed gate costs all further proposal draws, which is why the
+    gate closes against the odds only for one prompt in twenty.
 
     Parameters
     ----------

@@ -79,7 +79,7 @@ class MathsJudge:
     def __init__(self, pattern: str | None) -> None:
         self._pattern = pattern
         self._verifier: MathsVerifier | None = None
-        self.fingerprint = f"maths:2:{digest(pattern)}"
+        self.fingerprint = f"maths:3:{digest(pattern)}"
 
     def __call__(
         self, golds: Sequence[dict[str, Any]], prompts: Sequence[str], completions: Sequence[str]
@@ -96,7 +96,7 @@ class CodeJudge:
     """1 where the program in the completion passes every test, by :class:`disa.rewards.code.CodeVerifier`."""
 
     reward_range, mode = (0.0, 1.0), None
-    fingerprint = "code:3"
+    fingerprint = "code:4"
 
     def __init__(self, workers: int) -> None:
         self._workers = workers
@@ -110,7 +110,10 @@ class CodeJudge:
 
         if self._verifier is None:
             self._verifier = CodeVerifier(workers=self._workers)
-        programs = [program_of(gold, extract_code(text)) for gold, text in zip(golds, completions, strict=True)]
+        programs = [
+            program_of(gold, extract_code(text, called_names(gold)))
+            for gold, text in zip(golds, completions, strict=True)
+        ]
         return [None if v.status == "undecided" else float(v.passed) for v in self._verifier.check(programs)]
 
 
@@ -130,6 +133,19 @@ class CustomJudge:
         # TRL leaves these two out of the columns: they are arguments of their own.
         columns = {n: [gold["columns"].get(n) for gold in golds] for n in names if n not in ("prompts", "completions")}
         return self._reward(prompts, completions, columns)
+
+
+def called_names(gold: dict[str, Any]) -> tuple[str, ...]:
+    """What the tests of a code problem's payload call; nothing where they run a script."""
+    from disa.rewards.code import FunctionTests
+
+    if gold["kind"].startswith("humaneval"):
+        return (gold["entry_point"],)
+    if gold["kind"] == "assertions":
+        tests = program_of(gold, "").tests
+        assert isinstance(tests, FunctionTests)
+        return tests.names
+    return (gold["function"],) if gold.get("function") else ()
 
 
 def program_of(gold: dict[str, Any], code: str) -> Program:
