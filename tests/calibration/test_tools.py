@@ -235,7 +235,7 @@ def test_offline_training_sums_the_models_own_tokens(table, anchors):
     args = {"output_dir": "unused", "max_steps": 1, "report_to": "none", "use_cpu": True}
     trainer = disa.OfflineTrainer(table[0], disa.OfflineConfig(**args), trajectories, processing_class=toy.tokenizer())
     batch = trajectories.batch(0, 30, "cpu", 13)
-    log_pi = trainer._sequence_log_probs(trainer.model, batch)
+    log_pi = trainer.sequence_log_probs(trainer.model, batch)
     assert log_pi.tolist() == pytest.approx(batch.log_ref.tolist(), abs=1e-5)
     assert batch.tokens[0] == batch.tool_mask.sum() < batch.completion_mask.sum()
     for changed, message in (

@@ -8,6 +8,7 @@ from disa.lm.loading import load_tokenizer, trainable_model
 from disa.recipe import load_recipe
 from disa.runs.records import Prompt, ScoredTrajectory, read_rows
 from disa.tasks import make_task
+from disa.training.build import TrainerInputs
 from disa.training.run import TaskReward, dataset
 from disa.training.stored import StoredTrajectories
 from disa.training.trajectory_weights import target_weights
@@ -38,6 +39,26 @@ class SmallRun:
         prompt_ids = {p.prompt_id: tokenizer(p.prompt)["input_ids"] for p in self.prompts}
         rows = [row for row in self.trajectories if row.prompt_id in prompt_ids]
         return StoredTrajectories(rows, prompt_ids, target_weights(rows, self.anchor, cap=8.0), seed=seed)
+
+    def inputs(self, **changes):
+        """What ``build_trainer`` makes an offline trainer of; ``changes`` replace fields."""
+        tokenizer = load_tokenizer(self.reference)
+        prompt_ids = {p.prompt_id: tokenizer(p.prompt)["input_ids"] for p in self.prompts}
+        settings = {
+            "config": self.recipe.training,
+            "sampling": self.recipe.sampling,
+            "task": self.task,
+            "prompt_ids": prompt_ids,
+            "reference": self.reference,
+            "anchor": self.anchor,
+            "trajectories": [row for row in self.trajectories if row.prompt_id in prompt_ids],
+            "arguments": {},
+            "generation": {},
+            "shared": {"model": trainable_model(self.reference), "processing_class": tokenizer},
+            "dataset": self.rows,
+            "reward": None,
+        }
+        return TrainerInputs(**settings | changes)
 
     def config(self, output_dir, **changes):
         settings = {

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import warnings
 from types import SimpleNamespace
 
 import pytest
@@ -17,6 +18,7 @@ from disa.errors import DisaError
 from disa.lm.digests import weights_digest
 from disa.lm.loading import load_model, load_tokenizer, trainable_model
 from disa.training import reference
+from disa.training.build import build_trainer
 from disa.training.run import TaskReward
 from small_architectures import small_architecture
 
@@ -353,3 +355,82 @@ def test_the_guard_lets_an_untouched_reference_pass_with_full_weights_and_with_a
         found = small_run.trainer(tmp_path, parts=parts, max_steps=2, save_strategy="steps", save_steps=1)
         found.train()
         assert found.state.global_step == 2
+
+
+def test_the_guard_tries_stored_trajectories_where_no_prompt_has_a_probe(small_run, tmp_path, unchecked, monkeypatch):
+    ids = {row["prompt_id"] for row in small_run.rows}
+    probes = {
+        k: dataclasses.replace(p, completion_ids=None, log_ref=None) if k in ids else p
+        for k, p in small_run.anchor.probes.items()
+    }
+    anchor = dataclasses.replace(small_run.anchor, probes=probes)
+    small_run.trainer(tmp_path, parts={"anchor": anchor}).train()
+    rows = small_run.rows.map(lambda row: {"prompt": row["prompt"][:-1]})
+    with pytest.raises(DisaError, match=OFF):
+        small_run.trainer(tmp_path, parts={"anchor": anchor, "train_dataset": rows}).train()
+
+
+def test_an_anchor_without_trajectories_of_the_prompts_says_so(small_run, tmp_path, caplog):
+    anchor = dataclasses.replace(small_run.anchor, probes={}, path=None)
+    small_run.trainer(tmp_path, parts={"anchor": anchor}).train()
+    assert "the anchor has no trajectory of these prompts to try the reference on" in caplog.text
+
+
+# Offline training
+
+
+OFFLINE = pytest.mark.parametrize("method", ["disa_forward", "disa_offline_balance"])
+
+
+def offline_trainer(small_run, tmp_path, method, **changes):
+    arguments = {
+        "output_dir": str(tmp_path),
+        "max_steps": 1,
+        "per_device_train_batch_size": 4,
+        "save_strategy": "no",
+        "report_to": "none",
+        "use_cpu": True,
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of the squared residual on offline trajectories
+        return build_trainer(method, small_run.inputs(arguments=arguments, **changes))
+
+
+@OFFLINE
+def test_offline_training_starts_at_the_reference(method, small_run, tmp_path):
+    found = offline_trainer(small_run, tmp_path, method)
+    found.train()
+    assert found.state.global_step == 1
+
+
+@OFFLINE
+def test_offline_training_refuses_edited_prompts(method, small_run, tmp_path):
+    ids = {name: row[:-1] for name, row in small_run.inputs().prompt_ids.items()}
+    with pytest.raises(DisaError, match="prompt or chat template changed"):
+        offline_trainer(small_run, tmp_path, method, prompt_ids=ids)
+
+
+@OFFLINE
+def test_the_start_guard_of_offline_training_sees_edited_prompts_and_dropout(method, small_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(Anchor, "verify_prompts", lambda *args: None)
+    start = "log pi of the policy before its first step, against the stored log pi_ref, is off by"
+    ids = {name: row[:-1] for name, row in small_run.inputs().prompt_ids.items()}
+    with pytest.raises(DisaError, match=start):
+        offline_trainer(small_run, tmp_path, method, prompt_ids=ids).train()
+    monkeypatch.setattr("disa.training.offline_trainer.without_dropout", lambda model: None)
+    shared = small_run.inputs().shared
+    for layer in shared["model"].model.layers:
+        layer.self_attn.attention_dropout = 0.5
+    with pytest.raises(DisaError, match=start):
+        offline_trainer(small_run, tmp_path, method, shared=shared).train()
+
+
+def test_dropout_is_off_in_offline_training_unless_it_is_asked_for(small_run, tmp_path):
+    shared = small_run.inputs().shared
+    for layer in shared["model"].model.layers:
+        layer.self_attn.attention_dropout = 0.5
+    found = offline_trainer(small_run, tmp_path, "disa_forward", shared=shared)
+    assert [layer.self_attn.attention_dropout for layer in found.model.model.layers] == [0.0] * len(
+        found.model.model.layers
+    )
+    found.train()

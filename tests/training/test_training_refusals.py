@@ -11,9 +11,9 @@ from trl import GRPOConfig
 from disa import DISAConfig
 from disa.errors import DisaError
 from disa.lm.hf_trainer import trainer_arguments
-from disa.lm.loading import load_tokenizer, trainable_model
+from disa.lm.loading import load_tokenizer
 from disa.tasks.reward_identity import reward_fingerprint
-from disa.training.build import TrainerInputs, build_trainer
+from disa.training.build import build_trainer
 from disa.training.config import TrainingConfig
 from disa.training.data import check_prompts
 from disa.training.disa_config import _REFUSED, _UNREAD
@@ -155,20 +155,8 @@ def test_an_anchor_estimated_under_another_condition_is_refused_by_name(field, s
 
 @pytest.mark.parametrize("field", OTHER_CONDITION)
 def test_offline_training_refuses_an_anchor_of_another_condition_as_well(field, small_run):
-    tokenizer = load_tokenizer(small_run.reference)
-    parts = TrainerInputs(
-        config=small_run.recipe.training,
-        sampling=small_run.recipe.sampling,
-        task=small_run.task,
-        prompt_ids={},
-        reference=small_run.reference,
-        anchor=small_run.anchor_for(**{field: OTHER_CONDITION[field]}),
-        trajectories=[],
-        arguments={},
-        generation={},
-        shared={"model": trainable_model(small_run.reference), "processing_class": tokenizer},
-        dataset=small_run.rows,
-        reward=None,
+    parts = small_run.inputs(
+        prompt_ids={}, trajectories=[], anchor=small_run.anchor_for(**{field: OTHER_CONDITION[field]})
     )
     with pytest.raises(DisaError, match=f"anchor does not fit: {field} is .*, the anchor was estimated for .*Fix: "):
         build_trainer("disa_forward", parts)

@@ -103,7 +103,7 @@ def test_log_probabilities_are_those_of_the_table(world, rows, tmp_path):
     stored = StoredTrajectories(rows, world.prompt_ids(), torch.ones(len(rows), dtype=torch.float64), seed=0)
     run = trainer(world, tmp_path, stored, forward_loss, steps=1)
     batch = stored.batch(0, 64, "cpu", world.tokenizer.pad_token_id)
-    found = run._sequence_log_probs(run.model, batch)
+    found = run.sequence_log_probs(run.model, batch)
     # The policy is still the reference; its float32 passes round at 1e-7 a token.
     torch.testing.assert_close(found, batch.log_ref, rtol=0, atol=1e-5)
 
@@ -113,10 +113,10 @@ def test_temperature_divides_the_logits(world, rows, tmp_path):
     run = trainer(world, tmp_path, stored, forward_loss, steps=1, temperature=2.0)
     batch = stored.batch(0, 64, "cpu", world.tokenizer.pad_token_id)
     with torch.no_grad():
-        hot = run._sequence_log_probs(run.model, batch)
+        hot = run.sequence_log_probs(run.model, batch)
         run.model.model.table.weight /= 2
         run.args.temperature = 1.0
-        halved = run._sequence_log_probs(run.model, batch)
+        halved = run.sequence_log_probs(run.model, batch)
     torch.testing.assert_close(hot, halved, rtol=0, atol=1e-5)
     assert (hot - batch.log_ref).abs().max() > 0.1
 

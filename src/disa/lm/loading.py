@@ -93,7 +93,7 @@ def load_config(path: str | Path) -> PretrainedConfig:
         Where the folder or hub id holds none, or holds adapters alone.
     """
     refuse_adapters(path)
-    with _refuse_unloadable(path):
+    with refuse_unloadable(path):
         return AutoConfig.from_pretrained(str(path))
 
 
@@ -136,7 +136,7 @@ def load_model(path: str | Path, compute: str = "checkpoint", device_map: Device
     """
     refuse_adapters(path)
     dtype = precision(compute, path)
-    with _refuse_unloadable(path):
+    with refuse_unloadable(path):
         model = AutoModelForCausalLM.from_pretrained(str(path), dtype=dtype, device_map=device_map)
     refuse_adapters(path, model)
     model = model.eval().requires_grad_(False)
@@ -172,7 +172,7 @@ def empty_model(path: str | Path) -> PreTrainedModel:
     DisaError
         Where the folder or hub id holds no such configuration.
     """
-    with _refuse_unloadable(path):
+    with refuse_unloadable(path):
         return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(str(path)))
 
 
@@ -208,7 +208,7 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     DisaError
         Where there is none.
     """
-    with _refuse_unloadable(path):
+    with refuse_unloadable(path):
         tokenizer = AutoTokenizer.from_pretrained(str(path), padding_side="left")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -224,7 +224,8 @@ def load_generation_config(path: str | Path) -> GenerationConfig:
 
 
 @contextlib.contextmanager
-def _refuse_unloadable(path: str | Path) -> Any:
+def refuse_unloadable(path: str | Path) -> Any:
+    """Turn whatever the libraries raise on loading into one line."""
     try:
         yield
     except Exception as error:  # whatever the libraries raise: SafetensorError, for one, is an Exception only

@@ -115,7 +115,8 @@ def chord(reward: np.ndarray, beta: float, reward_range: tuple[float, float]) ->
     """``log E exp(beta r)`` of rewards at the ends of their range with mean ``reward``: the most it can be."""
     low, high = reward_range
     share = np.clip((reward - low) / (high - low), 0.0, 1.0)
-    return beta * low + np.log1p(np.expm1(beta * (high - low)) * share)
+    with np.errstate(divide="ignore"):  # at either end one of the two has no share
+        return np.logaddexp(beta * low + np.log1p(-share), beta * high + np.log(share))
 
 
 def _draw(

@@ -22,6 +22,7 @@ from disa.training.balance_trainer import BalanceTrainer
 from disa.training.config import TrainingConfig
 from disa.training.disa_config import DISAConfig
 from disa.training.flags import flag_plan, with_frozen_log_z
+from disa.training.guard import StartGuard
 from disa.training.learned_log_z import Learned
 from disa.training.log_z import Contrast, Group, LogZ, gflowrl
 from disa.training.max_rl import MaxRLTrainer
@@ -135,7 +136,7 @@ def _disa_both(inputs: TrainerInputs) -> Trainer:
 
 def _disa_forward(inputs: TrainerInputs) -> Trainer:
     _verify(inputs)
-    return _offline(inputs, _towards_target(inputs, inputs.trajectories), forward_loss)
+    return _guarded(inputs, _towards_target(inputs, inputs.trajectories), forward_loss)
 
 
 def _disa_offline_balance(inputs: TrainerInputs) -> Trainer:
@@ -143,7 +144,7 @@ def _disa_offline_balance(inputs: TrainerInputs) -> Trainer:
     rows = inputs.trajectories
     log_z = conservative_log_z(inputs.frozen, [row.prompt_id for row in rows])
     stored = StoredTrajectories(rows, inputs.prompt_ids, equal_prompts(rows), seed=inputs.config.seed, log_z=log_z)
-    return _offline(inputs, stored, balance(inputs.config.inverse_temperature))
+    return _guarded(inputs, stored, balance(inputs.config.inverse_temperature))
 
 
 def _sft(inputs: TrainerInputs, *, kind: Literal["correct", "reward"] = "correct") -> Trainer:
@@ -259,9 +260,16 @@ def _compared(inputs: TrainerInputs) -> dict[str, Any]:
     return _online(inputs) | ({} if inputs.shared.get("peft_config") else {"reference": inputs.reference})
 
 
-def _offline(inputs: TrainerInputs, stored: StoredTrajectories, loss: OfflineLoss) -> Trainer:
+def _offline(inputs: TrainerInputs, stored: StoredTrajectories, loss: OfflineLoss) -> OfflineTrainer:
     args = OfflineConfig(temperature=inputs.sampling.temperature, **inputs.arguments)
     return OfflineTrainer(args=args, trajectories=stored, loss=loss, **inputs.shared)
+
+
+def _guarded(inputs: TrainerInputs, stored: StoredTrajectories, loss: OfflineLoss) -> OfflineTrainer:
+    """Offline training of a policy that starts at the reference, whose log-probabilities are known."""
+    trainer = _offline(inputs, stored, loss)
+    trainer.add_callback(StartGuard(trainer, stored, inputs.frozen.probe_bound))
+    return trainer
 
 
 def _verify(inputs: TrainerInputs) -> None:
@@ -275,3 +283,4 @@ def _verify(inputs: TrainerInputs) -> None:
         task=inputs.task.fingerprint,
     )
     inputs.frozen.verify(found)
+    inputs.frozen.verify_prompts(inputs.prompt_ids)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
 
+from disa.anchor import Anchor
 from disa.errors import DisaError
 from disa.training.disa_config import DISAConfig
 from disa.training.log_z import LogZ
@@ -19,6 +21,23 @@ def check_args(args: Any) -> None:
         raise DisaError(
             problem, where="args", fix="give disa.DISAConfig(inverse_temperature=..., ...); it takes TRL's too"
         )
+
+
+def check_given(anchor: Any, reward_funcs: Any) -> None:
+    """Refuse an anchor or a reward that is none."""
+    if not isinstance(anchor, Anchor | str | Path):
+        raise DisaError(
+            f"anchor is {type(anchor).__name__}, expected an Anchor or its folder",
+            where="anchor",
+            fix="give what disa.calibrate returned, or the folder RUN/5_anchor",
+        )
+    for function in reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]:
+        if not (callable(function) or isinstance(function, str)):
+            raise DisaError(
+                f"a reward function is {function!r}, expected a function, or a reward model and its name",
+                where="reward_funcs",
+                fix="give function(prompts=..., completions=..., **columns), as GRPOTrainer takes it",
+            )
 
 
 def check_steps(dataset: Dataset, args: DISAConfig) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +13,16 @@ from transformers import TrainerCallback
 from trl.trainer.utils import use_adapter
 
 from disa.anchor import Anchor
+from disa.anchor.probes import take_probes
 from disa.errors import DisaError
 from disa.lm.digests import weights_digest
 
 if TYPE_CHECKING:
     from disa.training.balance_trainer import BalanceTrainer
+    from disa.training.offline_trainer import OfflineTrainer
+    from disa.training.stored import StoredTrajectories
+
+_log = logging.getLogger(__name__)
 
 BFLOAT16_BOUND = 0.02
 """Nats per token, mean over the probes, where training computes in bfloat16: that of the parity check."""
@@ -35,6 +42,15 @@ class ReferenceGuard(TrainerCallback):
     def __init__(self, trainer: BalanceTrainer, anchor: Anchor, prompt_ids: Mapping[str, Sequence[int]]) -> None:
         self._trainer, self._anchor = trainer, anchor
         known = [p for p in anchor.probes.values() if p.prompt_id in prompt_ids]
+        if not any(p.completion_ids for p in known):
+            # Few prompts of many are trained on, none of which has a probe: their stored trajectories serve as well.
+            with contextlib.suppress(DisaError):  # an anchor outside its run directory has none
+                known = take_probes(prompt_ids, anchor.trajectories())
+        if not any(p.completion_ids for p in known):
+            _log.warning(
+                "training: the anchor has no trajectory of these prompts to try the reference on; its digest and the "
+                "prompts' digests alone say that nothing changed"
+            )
         self._log_ref = torch.tensor([p.log_ref for p in known if p.completion_ids], dtype=torch.float64)
         tried = [(p, p.completion_ids) for p in known if p.completion_ids]
         self._ids = [(prompt_ids[p.prompt_id], ids) for p, ids in tried]
@@ -72,14 +88,7 @@ class ReferenceGuard(TrainerCallback):
 
     def _refuse(self, difference: torch.Tensor, what: str, fix: str) -> None:
         bound = max(self._anchor.probe_bound, BFLOAT16_BOUND if self._trainer.args.bf16 else 0.0)
-        found = float((difference.abs() / self._tokens).mean())
-        if not found <= bound:
-            raise DisaError(
-                f"{what} is off by {found:.2g} nats per token (mean of {len(self._ids)}; largest sum "
-                f"{float(difference.abs().max()):.2g}), bound {bound:.2g}",
-                where="DISATrainer",
-                fix=fix,
-            )
+        _refuse(difference, self._tokens, bound, what, where="DISATrainer", fix=fix)
 
     @torch.no_grad()
     def _log_probs(self) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
@@ -110,3 +119,50 @@ class ReferenceGuard(TrainerCallback):
                 batch[f"{name}_{key}"] = padded.to(device)
         batch["tool_mask"] = pad_sequence(self._own, batch_first=True).to(device)
         return batch
+
+
+class StartGuard(TrainerCallback):
+    """Tries a policy that starts at the reference on stored trajectories, before its first step.
+
+    Parameters
+    ----------
+    trainer : OfflineTrainer
+    stored : StoredTrajectories
+    bound : float
+        Nats per token: the anchor's (:attr:`disa.anchor.Anchor.probe_bound`).
+    """
+
+    def __init__(self, trainer: OfflineTrainer, stored: StoredTrajectories, bound: float) -> None:
+        self._trainer, self._stored, self._bound = trainer, stored, bound
+
+    @torch.no_grad()
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Compare log pi in training mode with the stored log pi_ref; a resumed policy has moved."""
+        if state.global_step:
+            return
+        trainer = self._trainer
+        batch = self._stored.batch(0, args.per_device_train_batch_size, args.device, trainer.pad_token_id)
+        training = trainer.model.training
+        trainer.model.train()
+        log_pi = trainer.sequence_log_probs(trainer.model, batch)
+        trainer.model.train(training)
+        _refuse(
+            (log_pi - batch.log_ref).cpu(),
+            batch.tool_mask.sum(dim=1).cpu(),
+            max(self._bound, BFLOAT16_BOUND if args.bf16 else 0.0),
+            "log pi of the policy before its first step, against the stored log pi_ref,",
+            where="training",
+            fix="start from the reference, with its prompts and without dropout",
+        )
+
+
+def _refuse(difference: torch.Tensor, tokens: torch.Tensor, bound: float, what: str, *, where: str, fix: str) -> None:
+    """Refuse differences of sums that come to more than ``bound`` nats per token."""
+    found = float((difference.abs() / tokens).mean())
+    if not found <= bound:
+        raise DisaError(
+            f"{what} is off by {found:.2g} nats per token (mean of {len(difference)}; largest sum "
+            f"{float(difference.abs().max()):.2g}), bound {bound:.2g}",
+            where=where,
+            fix=fix,
+        )

@@ -20,7 +20,7 @@ from transformers import Trainer, TrainingArguments, set_seed
 
 from disa.anchor import Anchor
 from disa.errors import DisaError
-from disa.lm.loading import trainable_model
+from disa.lm.loading import trainable_model, without_dropout
 from disa.lm.shared_prefix import shared_attention
 from disa.objectives.forward_projection import forward_projection_loss
 from disa.objectives.supervised import supervised_loss
@@ -86,6 +86,7 @@ class OfflineConfig(TrainingArguments):
     temperature: float = field(
         default=1.0, metadata={"help": "Divides the logits, as it did when the trajectories were drawn."}
     )
+    disable_dropout: bool = field(default=True, metadata={"help": "Train the policy that samples, without dropout."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "There are no columns."})
 
 
@@ -139,7 +140,9 @@ class OfflineTrainer(Trainer):
             # Adapters start at random: from the seed, and alike in every process.
             set_seed(args.seed)
             model = get_peft_model(model, peft_config)
-        self._trajectories, self._loss, self._pad = trajectories, loss, processing_class.pad_token_id
+        if args.disable_dropout:
+            without_dropout(model)
+        self._trajectories, self._loss, self.pad_token_id = trajectories, loss, processing_class.pad_token_id
         rows = args.max_steps * args.gradient_accumulation_steps * args.world_size * args.per_device_train_batch_size
         super().__init__(
             model=model,
@@ -158,7 +161,7 @@ class OfflineTrainer(Trainer):
         # The engine hands out batches of numbers in turn: one of each process make up one batch of trajectories.
         number, parts = numbers[0] // len(numbers), self.args.world_size
         batch = self._trajectories.batch(
-            number // parts, len(numbers), "cpu", self._pad, part=number % parts, parts=parts
+            number // parts, len(numbers), "cpu", self.pad_token_id, part=number % parts, parts=parts
         )
         return vars(batch)
 
@@ -170,14 +173,14 @@ class OfflineTrainer(Trainer):
     ) -> Tensor:
         """Loss of one batch; the engine divides it by the accumulation steps."""
         batch = StoredBatch(**inputs)
-        return self._loss(self._sequence_log_probs(model, batch), batch)
+        return self._loss(self.sequence_log_probs(model, batch), batch)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """One micro-batch, the backward pass included, in which checkpointed layers are computed again."""
         with contextlib.nullcontext() if self.prompts_not_shared else shared_attention(self.model):
             return super().training_step(*args, **kwargs)
 
-    def _sequence_log_probs(self, model: Any, batch: StoredBatch) -> Tensor:
+    def sequence_log_probs(self, model: Any, batch: StoredBatch) -> Tensor:
         """``log pi(y | x)``, nats, float64; only positions that predict a completion token pass the LM head."""
         if self.prompts_not_shared is None:
             token_log_pi, _ = completion_log_probs(

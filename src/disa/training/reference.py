@@ -14,7 +14,7 @@ from trl.trainer.callbacks import SyncRefModelCallback
 
 from disa.errors import DisaError
 from disa.lm.digests import base_parameters, weights_digest
-from disa.lm.loading import load_model, precision, refuse_adapters
+from disa.lm.loading import load_model, precision, refuse_adapters, refuse_unloadable
 
 if TYPE_CHECKING:
     from disa.training.balance_trainer import BalanceTrainer
@@ -46,8 +46,11 @@ def policy(model: Any, reference: str | Path | None, peft_config: Any, args: GRP
     """
     if isinstance(model, (str, Path)):
         dtype = precision("checkpoint", model) if peft_config is not None and args.bf16 else "float32"
-        init = {"dtype": dtype} | (args.model_init_kwargs or {})
-        model = AutoModelForCausalLM.from_pretrained(str(model), **init)
+        init = {"dtype": dtype, **(args.model_init_kwargs or {})}
+        if "torch_dtype" in init:  # transformers' older name, which would lose to the default of the newer one
+            init["dtype"] = init.pop("torch_dtype")
+        with refuse_unloadable(model):
+            model = AutoModelForCausalLM.from_pretrained(str(model), **init)
     if isinstance(model, PeftModel):
         _check_own_adapters(model, reference, peft_config)
     else:

@@ -18,7 +18,7 @@ from disa.tasks.reward_identity import reward_fingerprint
 from disa.tasks.tools import TEMPLATE_ARGUMENTS, Tools
 from disa.training.anchors_own import anchors_own, reference_name
 from disa.training.balance_trainer import BalanceTrainer
-from disa.training.checks import check_args
+from disa.training.checks import check_args, check_given
 from disa.training.data import check_columns, check_datasets, check_prompts, keyed
 from disa.training.disa_config import DISAConfig
 from disa.training.flags import flag_plan, require_frozen_log_z
@@ -75,6 +75,7 @@ class DISATrainer(BalanceTrainer):
     ) -> None:
         check_args(args)
         self._tools = Tools(tools or (), environment_factory, rollout_func, args.max_tool_calling_iterations)
+        check_given(anchor, reward_funcs)
         if not isinstance(anchor, Anchor):
             anchor = Anchor.load(anchor)
         conditions = ("inverse_temperature", "temperature", "max_completion_length")

@@ -2,8 +2,8 @@ r"""What stands around a number: number words, unit, degree sign, currency, perc
 
 A label the other side leaves out is taken as given by the problem (``5`` answers ``5 \text{ cm}``); two labels must
 agree in kind, and their sizes count exactly (``100 cm`` is ``1 m``, ``5 m`` is not ``5 cm``). Nouns that are counted
-(``9 \text{ values}``) say nothing; words that are not known here are a kind of their own, which only the same words
-have. A percent sign is no label: it divides by 100.
+(``9 \text{ values}``) are of one kind, whatever they are; words that are not known here are a kind of their own, which
+only the same words have. A percent sign is no label: it divides by 100.
 """
 
 from __future__ import annotations
@@ -66,10 +66,10 @@ _SCALES = {"dozen": Fraction(12)} | {
 }  # fmt: skip
 # What is counted says nothing of size, and the problem has said what it is.
 _COUNTED = frozenset(
-    "unit value way number people person student child children boy girl man men woman women integer solution point "
+    "value way number people person student child children boy girl man men woman women integer solution points "
     "time piece coin apple orange book ball card marble game problem question answer result roots term element "
     "member set subset triangle square rectangle circle line segment edge vertex vertices face side digit factor "
-    "divisor multiple prime pair page word letter step move turn seat table chair ticket car bus box boxes bag "
+    "divisor multiple primes pair page word letter step move turn seat table chair ticket car bus box boxes bag "
     "bottle cup glass glasses cookie egg dog cat fish bird flower tree animal cow horse sheep chicken toy pencil "
     "pen stamp sticker block tile cube path route permutation combination arrangement possibility possibilities "
     "outcome choice team player match hand handshake intersection region diagonal ordered value function polynomial "
@@ -77,8 +77,10 @@ _COUNTED = frozenset(
     "colour employee worker teacher passenger guest friend".split()
 )
 _FILLERS = frozenset(
-    "distinct different possible more total real positive integer right of a in ordered whole the".split()
+    "unit distinct different possible more total real positive integer right of a in ordered whole the".split()
 )
+_COUNT: Kind = (("#", 1),)
+"""Of nouns that are counted, where nothing else says a kind."""
 _POWERS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3, "squared": 2, "cubed": 3}
 
 _PERCENT = re.compile(r"\s*%$")
@@ -157,7 +159,7 @@ def take_apart(text: str) -> Labelled:
         if re.match(rf"-?\s*{re.escape(sign)}", text):
             rest = take_apart(text.replace(sign, "", 1).strip())
             kind, size, _ = _unit(name)
-            return Labelled(rest.body, kind, size, rest.times) if rest.kind in (None, kind) else rest
+            return Labelled(rest.body, kind, size, rest.times) if rest.kind in (None, kind, _COUNT) else rest
     # The degree sign of \sin 10^\circ belongs to the 10.
     if (match := _DEGREES.search(text)) and (match[1] or not any(name in text for name in FUNCTIONS)):
         name = {"C": "celsius", "F": "fahrenheit", "K": "kelvin"}.get(match[1], "degree")
@@ -181,6 +183,7 @@ def _unit(text: str) -> tuple[Kind | None, Fraction, Fraction]:
     above, *below = re.split(r"\s*/\s*|\s+per\s+", words.strip(" .~"))
     unknown = (("?" + " ".join(words.lower().split()), 1),), Fraction(1), Fraction(1)
     kinds: dict[str, int] = {}
+    counted = False
     size, times, power = Fraction(1), Fraction(1), 1
     for sign, part in ((1, above), *((-1, part) for part in below)):
         names = re.sub(r"[{}]", "", part).replace("-", " " if "^" not in part else "-").split()
@@ -202,13 +205,14 @@ def _unit(text: str) -> tuple[Kind | None, Fraction, Fraction]:
                 for kind, count in known[0].items():
                     kinds[kind] = kinds.get(kind, 0) + count * whole
                 size, power = size * known[1] ** whole, 1
-            elif not {lower, lower.removesuffix("s"), lower.removesuffix("es")} & (_COUNTED | _FILLERS):
-                return unknown
+            elif (spellings := {lower, lower.removesuffix("s"), lower.removesuffix("es")}) & (_COUNTED | _FILLERS):
+                counted, power = counted or bool(spellings & _COUNTED), 1
             else:
-                power = 1
+                return unknown
         if power != 1:  # of the number itself: 5 squared is no 5
             return unknown
-    return tuple(sorted((kind, count) for kind, count in kinds.items() if count)) or None, size, times
+    made_of = tuple(sorted((kind, count) for kind, count in kinds.items() if count))
+    return made_of or (_COUNT if counted else None), size, times
 
 
 def unit_of(words: str) -> tuple[Kind | None, Fraction]:

@@ -192,6 +192,8 @@ class _Evaluator:
             raise LimitError
         if kind[0] == "\\" and x and c.mag(x) < -_VISIBLE and c.dps > 100:
             raise LimitError
+        if kind in ("\\cos", "\\sec", "\\cosh") and x and 2 * c.mag(x) < -_VISIBLE and c.dps > 100:
+            raise LimitError
         if kind in ("floor", "ceil") and c.im(x):
             raise UndefinedError
         if kind in ("floor", "ceil") and x and c.mag(x) > c.prec - 20:
