@@ -16,7 +16,7 @@ from disa.display.figures import png, running_mean, style
 from disa.evaluation.metrics import paired_difference, per_prompt
 from disa.partition.verdict import FLAGS
 from disa.report import ReportContent
-from disa.report.partition_figures import partition_figures
+from disa.report.partition_figures import chord, partition_figures
 from disa.report.stage import write_report
 from disa.report.verdict import changes, verdict_lines
 from disa.runs.records import EvaluationRecord, PartitionEstimate, Prompt
@@ -384,3 +384,10 @@ def test_reward_curves_are_means_of_what_came_before():
     assert smooth[:50].tolist() == [0.0] * 50  # a centred mean would know of the jump five steps earlier
     assert smooth[50:60] == pytest.approx(np.arange(1, 11) / 10, abs=1e-12)
     assert smooth[-1] == 1.0
+
+
+def test_the_largest_log_z_of_a_mean_reward_is_finite_for_any_range():
+    found = chord(np.array([0.0, 0.5, 100.0]), 10.0, (0.0, 100.0))
+    np.testing.assert_allclose(found, [0.0, 1000.0 + np.log(0.005), 1000.0])
+    few, share = chord(np.array([-1.0, 0.2, 1.0]), 2.0, (-1.0, 1.0)), np.array([0.0, 0.6, 1.0])
+    np.testing.assert_allclose(few, np.log((1 - share) * np.exp(-2) + share * np.exp(2)))

@@ -64,6 +64,25 @@ def test_trl_s_own_configuration_is_refused_by_name(small_run, tmp_path):
         small_run.trainer(tmp_path, parts={"args": args})
 
 
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"anchor": None}, "anchor is NoneType, expected an Anchor or its folder.*Fix: give what disa.calibrate"),
+        ({"reward_funcs": [3]}, "a reward function is 3, expected a function"),
+        ({"model": "/none/such"}, "/none/such: no loadable Hugging Face model"),
+    ],
+)
+def test_what_is_no_anchor_reward_or_model_is_refused_by_name(parts, message, small_run, tmp_path):
+    with pytest.raises(DisaError, match=message):
+        small_run.trainer(tmp_path, parts=parts)
+
+
+def test_the_older_name_of_a_precision_is_the_precision(small_run, tmp_path):
+    parts = {"model": str(small_run.reference)}
+    found = small_run.trainer(tmp_path, parts=parts, model_init_kwargs={"torch_dtype": "float64"})
+    assert found.model.dtype == torch.float64
+
+
 def test_model_and_anchor_may_be_paths_and_the_tokenizer_is_the_model_s(small_run, tmp_path):
     parts = {"model": small_run.reference, "anchor": small_run.anchor.path, "processing_class": None}
     small_run.trainer(tmp_path, parts=parts).train()

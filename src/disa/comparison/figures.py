@@ -87,7 +87,8 @@ def learning_curves(results: ComparisonResults, styles: Styles) -> list[Figure]:
     """
     curves = {method.method: reward_curve(method) for method in results.methods}
     k = largest_k(results.metrics("train"), "mean")
-    shown = [method for method in results.methods if k is not None or curves[method.method] is not None]
+    ends_of = {m.method: None if k is None else m.metric("train", f"mean@{k}") for m in results.methods}
+    shown = [m for m in results.methods if (ends_of[m.method] or curves[m.method]) is not None]
     if not shown:
         return []
     completions, seconds = (
@@ -98,8 +99,8 @@ def learning_curves(results: ComparisonResults, styles: Styles) -> list[Figure]:
     for method in shown:
         curve, look = curves[method.method], styles[method.method]
         if curve is None:
-            end = method.metric("train", f"mean@{k}")
-            assert end is not None  # else it is not shown
+            end = ends_of[method.method]
+            assert end is not None  # else the method is not shown
             for (_, axes), x in ((completions, method.budget.read), (seconds, method.seconds.value)):
                 axes.plot(x, end.value, **point_look(look), label=method.method)
             ends.append(f"{method.method} {end.value:.3f}")
