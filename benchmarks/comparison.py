@@ -14,7 +14,7 @@ import shutil
 from pathlib import Path
 
 from disa.comparison.config import read_comparison
-from disa.display.blocks import fill_block
+from disa.display.marked_block import fill_block
 from disa.display.table import Table
 from disa.recipe import load_recipe
 from disa.runs.folders import read_json

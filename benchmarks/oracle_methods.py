@@ -35,7 +35,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from disa import DISAConfig, DISATrainer, estimate_log_partition_batch
 from disa.anchor import Anchor
-from disa.display.blocks import fill_block
+from disa.display.marked_block import fill_block
 from disa.lm.digests import chat_template_digest, tokenizer_digest, weights_digest
 from disa.lm.hf_trainer import trainer_arguments
 from disa.objectives.log_z import group_log_z

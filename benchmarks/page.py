@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from disa.display.blocks import fill_block
+from disa.display.marked_block import fill_block
 from disa.display.table import Table
 
 PAGE = Path("docs/estimators.md")

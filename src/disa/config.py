@@ -30,7 +30,7 @@ class StageConfig(BaseModel):
     def _no_truth_value_for_a_number(cls, values: Any) -> Any:
         """Refuse ``steps: true``, which would count as 1."""
         for name, field in cls.model_fields.items():
-            types = types_in(field.annotation)
+            types = types_in_annotation(field.annotation)
             if types & {int, float} and not types & {bool, Any} and isinstance(values, dict):
                 if found := _truth_values(values.get(name)):
                     raise ValueError(f"{name} is {str(found[0]).lower()}, expected a number")
@@ -50,10 +50,10 @@ def speed_only(default: Any, **constraints: Any) -> Any:
     return Field(default, json_schema_extra=_SPEED_ONLY, **constraints)
 
 
-def types_in(annotation: Any) -> set[Any]:
+def types_in_annotation(annotation: Any) -> set[Any]:
     """Every plain type within a field's annotation."""
     parts = typing.get_args(annotation)
-    return set().union(*map(types_in, parts)) if parts else {annotation}
+    return set().union(*map(types_in_annotation, parts)) if parts else {annotation}
 
 
 def _truth_values(value: Any) -> list[bool]:

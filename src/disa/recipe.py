@@ -9,7 +9,7 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import ValidationError, model_validator
 
-from disa.config import StageConfig, speed_only, types_in
+from disa.config import StageConfig, speed_only, types_in_annotation
 from disa.errors import DisaError
 from disa.evaluation.config import EvaluationConfig
 from disa.lm.sampling_config import SamplingConfig
@@ -211,7 +211,9 @@ def _sections(models: list[Any]) -> dict[str, list[Any]]:
     found: dict[str, list[Any]] = {}
     for model in models:
         for name, field in model.model_fields.items():
-            inner = [m for m in types_in(field.annotation) if isinstance(m, type) and issubclass(m, StageConfig)]
+            inner = [
+                m for m in types_in_annotation(field.annotation) if isinstance(m, type) and issubclass(m, StageConfig)
+            ]
             if inner:
                 found.setdefault(name, []).extend(inner)
     return found

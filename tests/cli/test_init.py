@@ -8,7 +8,7 @@ from pydantic import BaseModel
 
 from disa.cli.main import main
 from disa.comparison.config import ComparisonConfig
-from disa.config import types_in
+from disa.config import types_in_annotation
 from disa.recipe import Recipe, load_recipe
 from disa.study.config import StudyConfig
 
@@ -64,7 +64,7 @@ def test_a_recipe_is_never_overwritten(init, tmp_path):
 
 
 def models(model):
-    inner = [t for f in model.model_fields.values() for t in types_in(f.annotation)]
+    inner = [t for f in model.model_fields.values() for t in types_in_annotation(f.annotation)]
     return {model}.union(*(models(t) for t in inner if isinstance(t, type) and issubclass(t, BaseModel)))
 
 

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from disa.cli.main import main
-from disa.comparison.grid import Cell, Grid
+from disa.comparison.grid import ComparisonCell, Grid
 from disa.errors import DisaError
 from disa.evaluation.metrics import kl_to_target
 from disa.pipeline import NotFinished, Pipeline
@@ -378,7 +378,7 @@ def test_a_search_by_distance_needs_log_z_of_the_validation_prompts(compared_cop
 def test_a_single_candidate_needs_no_search(compared):
     grid = Grid(load_recipe(compared / "recipe.yaml", ["comparison.search.points=[{learning_rate: 0.003}]"]))
     assert grid.candidates("sft") == []
-    assert grid.finals("sft", SEEDS) == [Cell("sft", (("learning_rate", 0.003),), seed) for seed in SEEDS]
+    assert grid.finals("sft", SEEDS) == [ComparisonCell("sft", (("learning_rate", 0.003),), seed) for seed in SEEDS]
 
 
 def test_the_budget_counts_the_trajectories_that_are_there(compared):

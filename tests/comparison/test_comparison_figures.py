@@ -7,7 +7,7 @@ from test_over_seeds import comparison, method
 
 from disa.comparison.budget import Budget
 from disa.comparison.figures import comparison_figures, reward_curve
-from disa.display.figures import Point, model_styles, png, quality_against_diversity, style
+from disa.display.figures import Point, as_png, figure_style, model_styles, quality_against_diversity
 from disa.training.methods import METHODS
 
 
@@ -34,7 +34,7 @@ def test_a_method_that_draws_nothing_has_no_curve():
 def test_methods_that_draw_have_curves_also_where_no_training_prompt_is_evaluated():
     rising = {0: logs([0.1, 0.2, 0.3])}
     drawing = [method(m, (0.5, 2, 0.1), logs=rising) for m in ("disa", "grpo")]
-    with style():
+    with figure_style():
         figures = {p.name: p for p in comparison_figures(comparison(*drawing, method("sft", (0.5, 2, 0.1))))}
     for name in ("reward_completions", "reward_time"):
         (axes,) = figures[name].drawing.axes
@@ -49,9 +49,9 @@ def test_distances_are_labelled_by_plain_numbers_a_few_of_them(distances):
     results = comparison(*methods)
     distance = results.reference["heldout"]["kl_to_target"]
     distance.update(dict.fromkeys(distance, sum(distances) / 2))  # its line widens the view of no case
-    with style():
+    with figure_style():
         (figure,) = [p for p in comparison_figures(results) if p.name == "kl_to_target"]
-        png(figure.drawing)
+        as_png(figure.drawing)
         (axes,) = figure.drawing.axes
         low, high = axes.get_xlim()
         ticks = axes.xaxis.get_major_ticks() + axes.xaxis.get_minor_ticks()
@@ -68,17 +68,17 @@ def test_every_method_at_once_is_drawn_without_a_warning():
             values["train"] = values["heldout"]
     results = comparison(*methods)
     results.reference["train"] = results.reference["heldout"]
-    with style():
+    with figure_style():
         figures = comparison_figures(results)
-        sizes = {figure.name: len(png(figure.drawing)) for figure in figures}
+        sizes = {figure.name: len(as_png(figure.drawing)) for figure in figures}
     assert sorted(sizes) == ["kl_to_target", "quality_diversity", "reward_completions", "reward_time"]
 
 
 def test_the_report_of_a_run_with_every_method_is_drawn_without_a_warning():
     points = [Point(name, (0.5, 0.1), (1.5, 0.1), split) for name in METHODS for split in ("heldout", "train")]
-    with style():
+    with figure_style():
         (figure,) = quality_against_diversity(points, "Mean@8", "")
-        assert png(figure.drawing)
+        assert as_png(figure.drawing)
         axes = figure.drawing.axes[0].get_position()
     # Room for the points: more than half of the figure's width and a third of its height, which grew by the names.
     assert axes.width > 0.5 and axes.height > 1 / 3
@@ -91,6 +91,6 @@ def test_styles_of_all_methods_differ():
 
 def test_drawing_leaves_matplotlib_s_settings_alone():
     before = dict(matplotlib.rcParams)
-    with style():
+    with figure_style():
         comparison_figures(comparison(method("disa", (0.5, 2, 0.1)), method("grpo", (0.5, 2, 0.1))))
     assert dict(matplotlib.rcParams) == before

@@ -8,15 +8,15 @@ import pytest
 from scipy import stats
 
 from disa.comparison.budget import Budget
-from disa.comparison.grid import best_of
+from disa.comparison.grid import best_point
 from disa.comparison.results import Candidate, ComparisonResults, MethodResult, best_mode, over_seeds
 from disa.comparison.tables import (
     budget_rows,
     comparison_tables,
     difference_rows,
     interval_text,
+    method_rows,
     rate_notes,
-    results_rows,
     seeds_text,
     verdict_lines,
 )
@@ -104,7 +104,7 @@ def test_the_best_mode_is_chosen_on_validation_prompts_whatever_held_out_ones_sa
 @pytest.mark.parametrize("lower", [True, False])
 def test_a_policy_that_diverged_is_never_the_best(lower):
     scores = {"a": math.nan, "b": 0.2, "c": 0.1, "d": 0.1, "e": math.nan}
-    assert best_of(scores, lower_is_better=lower) == ("c" if lower else "b")
+    assert best_point(scores, lower_is_better=lower) == ("c" if lower else "b")
     diverged, other = method("disa", (0.3, 2, math.nan)), method("disa_forward", (0.5, 2, 0.4))
     assert best_mode([diverged, other], "kl_to_target", lower_is_better=True) == "disa_forward"
 
@@ -149,7 +149,7 @@ OTHERS = [
 
 def test_the_best_mode_carries_a_mark_and_every_other_one_a_difference():
     results = comparison(method("disa", (0.5, 2, 0.1)), method("disa_both", (0.6, 2, 0.1)), *OTHERS)
-    assert [row[0] for row in results_rows(results)[1:]] == [
+    assert [row[0] for row in method_rows(results)[1:]] == [
         "reference",
         "disa",
         "disa_both *",
@@ -167,7 +167,7 @@ def test_without_countable_modes_there_is_no_column_for_them():
     results = comparison(method("disa", (0.5, 2, 0.1)), *OTHERS)
     for values in (results.reference, *(m.values[0] for m in results.methods)):
         values["heldout"].pop("effective_modes", None)
-    assert results_rows(results)[0] == ["method", "seeds", "Mean@8 ↑", "KL to target (nats) ↓"]
+    assert method_rows(results)[0] == ["method", "seeds", "Mean@8 ↑", "KL to target (nats) ↓"]
 
 
 def undefined(name, metric, *seeds):

@@ -11,7 +11,7 @@ import pytest
 
 from disa.errors import DisaError
 from disa.evaluation import compare as module
-from disa.evaluation.compare import compare, sign_flip_test
+from disa.evaluation.compare import compare_evaluations, sign_flip_test
 from disa.evaluation.metrics import AVERAGE
 
 EXACT = {"rel": 0, "abs": 1e-12}
@@ -61,7 +61,7 @@ def test_p_values_are_uniform_where_models_do_not_differ():
 
 def test_holm_multiplies_the_smallest_first_and_never_decreases():
     found = module._holm(
-        [module.Comparison("t", "m", str(p), "b", None, p, p) for p in (0.04, 0.01, 0.03)],
+        [module.EvaluationComparison("t", "m", str(p), "b", None, p, p) for p in (0.04, 0.01, 0.03)],
     )
     # 0.01 * 3, then 0.03 * 2, then max(0.06, 0.04 * 1).
     assert [c.p_holm for c in found] == pytest.approx([0.06, 0.03, 0.06], **EXACT)
@@ -71,7 +71,7 @@ def test_comparisons_are_paired_by_problem_and_adjusted_over_models():
     base = {f"p{i}": 0.5 for i in range(8)}
     better = {p: v + 0.25 for p, v in base.items()}
     better["unshared"] = 0.0
-    found = compare(values(base={"t": base}, x={"t": better}, y={"t": base}), "base", ["mean@4"])
+    found = compare_evaluations(values(base={"t": base}, x={"t": better}, y={"t": base}), "base", ["mean@4"])
     x, y = found
     assert (x.model, x.difference.value, x.difference.n_prompts) == ("x", 0.25, 8)
     assert x.difference.se == pytest.approx(0.0, **EXACT)
@@ -83,10 +83,12 @@ def test_comparisons_are_paired_by_problem_and_adjusted_over_models():
 
 def test_the_difference_of_averages_weighs_tasks_alike():
     tasks = {"large": {f"p{i}": float(i % 2) for i in range(100)}, "small": {"q0": 1.0, "q1": 0.5}}
-    found = compare(values(a=tasks, b={t: dict.fromkeys(v, 0.0) for t, v in tasks.items()}), "b", ["mean@4"])
+    found = compare_evaluations(
+        values(a=tasks, b={t: dict.fromkeys(v, 0.0) for t, v in tasks.items()}), "b", ["mean@4"]
+    )
     assert {c.task: c.difference.value for c in found}[AVERAGE] == pytest.approx(0.625, **EXACT)
 
 
 def test_an_unknown_baseline_is_refused():
     with pytest.raises(DisaError, match="'z'.*choose one of a"):
-        compare(values(a={"t": {"p": 1.0}}), "z", ["mean@4"])
+        compare_evaluations(values(a={"t": {"p": 1.0}}), "z", ["mean@4"])

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from disa.evaluation.judge import StrategyVerdict
+from disa.evaluation.judge_agreement import judge_agreement, wilson
 from disa.evaluation.lexical import self_bleu, vendi_score
-from disa.evaluation.strategies import judge_agreement, strategy_metrics, wilson
+from disa.evaluation.strategies import strategy_metrics
 
 EXACT = {"rel": 0, "abs": 1e-12}
 SAME, DIFFERENT = StrategyVerdict("same", "asked"), StrategyVerdict("different", "asked")

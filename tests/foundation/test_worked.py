@@ -51,15 +51,15 @@ def test_processes_that_work_at_once_count_once(tmp_path):
 
 def test_a_note_cut_by_a_kill_spoils_no_other(tmp_path, at):
     at(0)
-    worked.note(tmp_path, begins=True)
+    worked.note_work(tmp_path, begins=True)
     at(5)
-    worked.note(tmp_path)
+    worked.note_work(tmp_path)
     with (tmp_path / worked.FILE).open("a") as file:
         file.write('\n{"by": "host:1", "at": 7')
     at(50, process=2)
-    worked.note(tmp_path, begins=True)
+    worked.note_work(tmp_path, begins=True)
     at(53, process=2)
-    worked.note(tmp_path)
+    worked.note_work(tmp_path)
     assert worked.seconds_worked(tmp_path) == 5 + 3
 
 

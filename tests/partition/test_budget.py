@@ -12,7 +12,7 @@ from disa.errors import DisaError
 from disa.partition import estimate_log_partition_batch
 from disa.partition.allocation import allocate, least_variance_share, next_round, relative_spread
 from disa.partition.draws import collect_draws, trajectory_arrays
-from disa.partition.plan import plan_round, resample_flagged, resampled, spent, stopped_at_cap
+from disa.partition.plan import plan_round, resample_flagged, spent_budget, spent_resampling, stopped_at_cap
 from disa.runs.records import PartitionEstimate, ScoredTrajectory
 
 NO_CAP = 10**9
@@ -382,7 +382,7 @@ def test_what_a_budget_came_to_counts_prompts_that_reached_the_precision_and_the
     }
     assert stopped_at_cap(rows, made, cap=64, precision=0.1) == {"p1", "p2"}
     assert stopped_at_cap([], made, cap=64, precision=0.1) == set()
-    found = spent(rows, made, cap=64, precision=0.1)
+    found = spent_budget(rows, made, cap=64, precision=0.1)
     assert found == {
         "trajectories": 184,
         "from_reference": 16,
@@ -428,6 +428,6 @@ def test_what_drawing_again_came_to_counts_draws_and_the_prompts_still_flagged()
         for p in flags
     ]
     made = {("a", "reference"): 8, ("a", "proposal"): 24, ("b", "proposal"): 8, ("c", "reference"): 16}
-    found = resampled(estimates, made)
+    found = spent_resampling(estimates, made)
     assert (found["trajectories"], found["from_reference"], found["still_flagged"]) == (56, 24, 2)
     assert (found["fewest"], found["median"], found["most"]) == (8, 16.0, 32)

@@ -197,7 +197,7 @@ def train_after_a_worker(run_dir):
 
     def work(stage):
         (stage.path / f"worked.{processes.rank()}").touch()
-        processes.meet()
+        processes.wait_for_all()
         if processes.rank() == 0:
             stage.finish()
 
@@ -252,8 +252,8 @@ def test_processes_of_a_launch_agree_on_whether_a_stage_is_finished(tmp_path):
 def test_a_batch_that_the_processes_of_a_launch_cannot_share_is_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "5")
     with pytest.raises(DisaError, match="training.prompts_per_step is 3, which 5 processes cannot share.*Fix: "):
-        processes.share(3, "training.prompts_per_step")
-    assert processes.share(10, "any") == 2
+        processes.share_of_process(3, "training.prompts_per_step")
+    assert processes.share_of_process(10, "any") == 2
 
 
 def test_the_first_of_several_workers_finishes_a_stage(tmp_path):

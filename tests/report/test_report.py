@@ -12,7 +12,7 @@ import sys
 import numpy as np
 import pytest
 
-from disa.display.figures import png, running_mean, style
+from disa.display.figures import as_png, figure_style, running_mean
 from disa.evaluation.metrics import paired_difference, per_prompt
 from disa.partition.verdict import FLAGS
 from disa.report import ReportContent
@@ -354,7 +354,7 @@ def graded(content, low=-2.0, high=1.0):
 @pytest.mark.parametrize("binary", [True, False])
 def test_figures_know_the_range_of_the_reward(content, binary):
     other = graded(content)
-    with style():
+    with figure_style():
         figures = {f.name: f for f in partition_figures(other.estimates, BETA, other.reward_range, binary=binary)}
     assert "with rewards from -2 to 1 and beta = 3 it lies between -6 and 3" in figures["log_z"].caption
     caption = figures["log_z_pass_rate"].caption
@@ -369,9 +369,9 @@ def test_figures_know_the_range_of_the_reward(content, binary):
 
 def test_a_legend_covers_nothing(content):
     wide = [dataclasses.replace(e, interval_low=0.0, interval_high=BETA) for e in content.estimates]
-    with style():
+    with figure_style():
         for figure in partition_figures(wide, BETA, (0.0, 1.0), binary=True):
-            png(figure.drawing)
+            as_png(figure.drawing)
             (axes,) = figure.drawing.axes
             for legend in figure.drawing.legends:
                 assert legend.get_window_extent().y1 <= axes.get_window_extent().y0, figure.name

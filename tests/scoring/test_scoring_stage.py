@@ -16,7 +16,7 @@ from disa.runs.records import Prompt, ScoredTrajectory, Trajectory
 from disa.scoring import run as scoring
 from disa.scoring.config import ScoringConfig
 from disa.scoring.parity import check_parity, parity_report
-from disa.scoring.run import decided, run_scoring
+from disa.scoring.run import decided_rows, run_scoring
 from disa.tasks import Task
 from disa.tasks.checked_rewards import checked_rewards
 from disa.testing import Space, random_model
@@ -267,7 +267,7 @@ def test_undecided_completions_are_kept_as_null_and_counted(tmp_path, trajectori
     rows = stage.rows(ScoredTrajectory)
     assert len(rows) == len(trajectories)
     undecided = [row for row in rows if row.reward is None]
-    assert undecided and decided(rows) == [row for row in rows if row.reward == 1.0]
+    assert undecided and decided_rows(rows) == [row for row in rows if row.reward == 1.0]
     assert json.loads((tmp_path / "3_scoring" / "manifest.json").read_text())["undecided"] == len(undecided)
 
 

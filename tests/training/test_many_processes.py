@@ -66,7 +66,7 @@ def train(run_dir, folder, methods, changes):
         stage = StageFolder(Path(folder), method, version=1, identity={}, inputs={})
         if processes.rank() == 0:
             stage.begin()
-        processes.meet()
+        processes.wait_for_all()
         run_training(
             stage,
             method,
@@ -78,7 +78,7 @@ def train(run_dir, folder, methods, changes):
             small.anchor,
             [row for rows in by_prompt.values() for row in rows],
         )
-        processes.meet()
+        processes.wait_for_all()
 
 
 def train_spread(*arguments):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from disa.errors import DisaError
-from disa.training.flags import POLICIES, flag_plan, flagged, require_frozen_log_z, with_frozen_log_z
+from disa.training.flags import POLICIES, flag_plan, flagged_prompts, require_frozen_log_z, with_frozen_log_z
 
 
 class Anchor:
@@ -27,7 +27,7 @@ PROMPTS = ["bad", "good", "gated"]
 
 
 def test_a_prompt_is_flagged_by_any_flag_but_that_of_the_gate():
-    assert flagged(Anchor(), PROMPTS) == ["bad"]
+    assert flagged_prompts(Anchor(), PROMPTS) == ["bad"]
 
 
 @pytest.mark.parametrize(("policy", "source"), [("train", "anchor"), ("group", "group"), ("skip", "skip")])

@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 
 from disa.errors import DisaError
-from disa.evaluation.compare import compare
+from disa.evaluation.compare import compare_evaluations
 from disa.evaluation.generation import GenerationSettings
 from disa.evaluation.leaderboard import Results
 from disa.evaluation.metrics import Values, per_prompt, summarise
@@ -61,7 +61,7 @@ def evaluate(options: argparse.Namespace) -> int:
             )
         values = _values(folders, tasks, ks)
         metrics = dict.fromkeys([f"mean@{max(ks)}", *(f"pass@{k}" for k in ks if k > 1), "effective_modes"])
-        comparisons = compare(values, baseline, list(metrics))
+        comparisons = compare_evaluations(values, baseline, list(metrics))
         summary = summarise(values, average=True)
         results = Results(specs, tasks, settings, ks, folders, values, summary, comparisons, baseline)
         results.write(output)

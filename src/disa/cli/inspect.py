@@ -144,15 +144,15 @@ def _texts(anchor: Anchor) -> dict[str, str]:
 
 def _draw(anchor: Anchor, folder: Path) -> list[str]:
     # matplotlib takes a second to load, and only --figures needs it.
-    from disa.display.figures import png, style
+    from disa.display.figures import as_png, figure_style
     from disa.report.partition_figures import partition_figures
 
     folder.mkdir(parents=True, exist_ok=True)
     rows, beta, written = list(anchor.estimates.values()), anchor.fingerprint.inverse_temperature, []
     how: dict[str, Any] = {"binary": anchor.binary, "coverage": anchor.evidence.get("coverage")}
-    with style():
+    with figure_style():
         for figure in partition_figures(rows, beta, anchor.reward_range, **how):
             path = folder / f"{figure.name}.png"
-            path.write_bytes(png(figure.drawing))
+            path.write_bytes(as_png(figure.drawing))
             written.append(str(path))
     return written

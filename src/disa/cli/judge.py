@@ -12,11 +12,12 @@ from typing import Any
 
 from disa.cli.evaluate import checked_server
 from disa.errors import DisaError
-from disa.evaluation.compare import compare
+from disa.evaluation.compare import compare_evaluations
 from disa.evaluation.judge import Judge, JudgeCost, StrategyVerdict
+from disa.evaluation.judge_agreement import judge_agreement
 from disa.evaluation.metrics import summarise, summary_to_json
 from disa.evaluation.solutions import SolutionGroup, correct_solutions, diversity_values, labelled_pairs, verdict_rows
-from disa.evaluation.strategies import PairVerdict, judge_agreement
+from disa.evaluation.strategies import PairVerdict
 from disa.evaluation.tables import summary_text
 from disa.lm.openai_client import Endpoint, OpenAIClient, check_request
 from disa.runs.folders import write_json
@@ -62,7 +63,7 @@ def judge(options: argparse.Namespace) -> int:
         if groups:
             values = diversity_values(groups, verdicts)
             summary = summarise(values, average=True)
-            comparisons = compare(values, baseline, _METRICS)
+            comparisons = compare_evaluations(values, baseline, _METRICS)
             results |= {"summary": summary_to_json(summary), "comparisons": [c.as_json() for c in comparisons]}
             table = summary_text(summary, comparisons, detail=True)
         table = "\n\n".join(part for part in (table, _calibration_text(results.get("calibration"))) if part)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from disa.display.blocks import fill_block
+from disa.display.marked_block import fill_block
 from disa.recipe import load_recipe
 from disa.runs.folders import read_json
 from disa.runs.locks import shared

@@ -21,7 +21,7 @@ from disa.pipeline import NotFinished, Pipeline
 from disa.recipe import Recipe
 from disa.runs.folders import StageFolder
 from disa.runs.records import EvaluationRecord, Prompt, ScoredTrajectory
-from disa.scoring.run import decided
+from disa.scoring.run import decided_rows
 from disa.training.config import TrainingConfig
 
 FOLDER = "comparison"
@@ -31,7 +31,7 @@ FINAL_SPLITS = ("heldout", "validation", "train")
 
 
 @dataclasses.dataclass(frozen=True)
-class Cell:
+class ComparisonCell:
     """One policy, or the reference."""
 
     method: str
@@ -41,7 +41,7 @@ class Cell:
     """None for a candidate of the search, and for the reference."""
 
 
-REFERENCE = Cell("reference")
+REFERENCE = ComparisonCell("reference")
 
 
 class Grid:
@@ -100,7 +100,7 @@ class Grid:
     def _budgets(self) -> dict[str, Budget]:
         wanted = {p.prompt_id for p in self.prompts if p.split == "train"}
         folders = self._reader.scores().values()
-        rows = [r for f in folders for r in decided(f.rows(ScoredTrajectory)) if r.prompt_id in wanted]
+        rows = [r for f in folders for r in decided_rows(f.rows(ScoredTrajectory)) if r.prompt_id in wanted]
         configs: dict[str, TrainingConfig] = {
             m: point_training(self.recipe.training, m, {}) for m in self.comparison.methods
         }
@@ -112,17 +112,17 @@ class Grid:
         """The anchor's log Z by prompt, nats."""
         return {prompt_id: row.log_z for prompt_id, row in self.anchor.estimates.items()}
 
-    def candidates(self, method: str) -> list[Cell]:
+    def candidates(self, method: str) -> list[ComparisonCell]:
         """Cells of a method's search; none where there is nothing to choose."""
         points = self.comparison.points(method)
-        return [Cell(method, tuple(point.items())) for point in points] if len(points) > 1 else []
+        return [ComparisonCell(method, tuple(point.items())) for point in points] if len(points) > 1 else []
 
-    def finals(self, method: str, seeds: Sequence[int]) -> list[Cell]:
+    def finals(self, method: str, seeds: Sequence[int]) -> list[ComparisonCell]:
         """Cells of a method's chosen point; none while its search is not finished."""
         point = self.chosen(method)
-        return [] if point is None else [Cell(method, tuple(point.items()), seed) for seed in seeds]
+        return [] if point is None else [ComparisonCell(method, tuple(point.items()), seed) for seed in seeds]
 
-    def training_config(self, cell: Cell) -> TrainingConfig:
+    def training_config(self, cell: ComparisonCell) -> TrainingConfig:
         """Everything a policy is trained with."""
         search = self.comparison.search
         config = point_training(self.recipe.training, cell.method, dict(cell.point))
@@ -131,14 +131,14 @@ class Grid:
             return config.model_copy(update={"steps": search.steps or config.steps, "seed": search.seed})
         return config.model_copy(update={"seed": cell.seed})
 
-    def folder(self, cell: Cell) -> str:
+    def folder(self, cell: ComparisonCell) -> str:
         """Where a cell's training and evaluation go, relative to the run directory."""
         if cell == REFERENCE:
             return f"{FOLDER}/reference"
         point = point_name(self.training_config(cell), dict(cell.point))
         return f"{FOLDER}/{cell.method}/{point}/" + ("search" if cell.seed is None else f"seed-{cell.seed}")
 
-    def work(self, cell: Cell) -> None:
+    def work(self, cell: ComparisonCell) -> None:
         """Train and evaluate a cell, as far as that is not done."""
         trained = self._train(self._worker, cell)
         if trained is not None:
@@ -146,23 +146,23 @@ class Grid:
             shutil.rmtree(trained.path / "checkpoints", ignore_errors=True)
         self._evaluate(self._worker, cell, trained)
 
-    def trained(self, cell: Cell) -> StageFolder | None:
+    def trained(self, cell: ComparisonCell) -> StageFolder | None:
         """Folder of a finished cell's training; the reference has none."""
         return self._train(self._reader, cell)
 
-    def evaluated(self, cell: Cell) -> StageFolder | None:
+    def evaluated(self, cell: ComparisonCell) -> StageFolder | None:
         """Folder of a cell's evaluation, None where it is not finished."""
         try:
             return self._evaluate(self._reader, cell, self.trained(cell))
         except NotFinished:
             return None
 
-    def _train(self, pipeline: Pipeline, cell: Cell) -> StageFolder | None:
+    def _train(self, pipeline: Pipeline, cell: ComparisonCell) -> StageFolder | None:
         if cell == REFERENCE:
             return None
         return pipeline.train(cell.method, self.training_config(cell), f"{self.folder(cell)}/training")
 
-    def _evaluate(self, pipeline: Pipeline, cell: Cell, trained: StageFolder | None) -> StageFolder:
+    def _evaluate(self, pipeline: Pipeline, cell: ComparisonCell, trained: StageFolder | None) -> StageFolder:
         splits = SEARCH_SPLITS if cell.seed is None and cell != REFERENCE else FINAL_SPLITS
         return pipeline.evaluate(cell.method, trained, f"{self.folder(cell)}/evaluation", splits)
 
@@ -174,7 +174,7 @@ class Grid:
         scores = {cell: score for cell in candidates if (score := self.score(cell)) is not None}
         if len(scores) < len(candidates):
             return None
-        return dict(best_of(scores, lower_is_better=self.lower_is_better).point)
+        return dict(best_point(scores, lower_is_better=self.lower_is_better).point)
 
     @property
     def criterion(self) -> str:
@@ -187,7 +187,7 @@ class Grid:
         """Whether the criterion is a distance."""
         return self.comparison.search.criterion == "kl_to_target"
 
-    def score(self, cell: Cell) -> float | None:
+    def score(self, cell: ComparisonCell) -> float | None:
         """The criterion on the validation prompts, None where the cell is not finished."""
         folder = self.evaluated(cell)
         if folder is None:
@@ -212,7 +212,7 @@ class Grid:
         return values
 
 
-def best_of(scores: Mapping[Name, float], *, lower_is_better: bool) -> Name:
+def best_point(scores: Mapping[Name, float], *, lower_is_better: bool) -> Name:
     """Name of the best score, the first of equal ones; NaN, which a policy that diverged gives, is the worst."""
 
     def order(name: Name) -> tuple[bool, float]:

@@ -17,7 +17,7 @@ from scipy import stats
 
 from disa.comparison.budget import Budget
 from disa.comparison.config import Point
-from disa.comparison.grid import REFERENCE, Grid, best_of, undefined_criterion
+from disa.comparison.grid import REFERENCE, Grid, best_point, undefined_criterion
 from disa.evaluation.metrics import PromptValues, clustered_mean, paired_difference
 from disa.runs.records import EvaluationRecord
 from disa.runs.step_log import read_step_log
@@ -183,4 +183,4 @@ def best_mode(methods: Sequence[MethodResult], criterion: str, *, lower_is_bette
     scores = {method: number.value for method, number in found.items() if number is not None}
     if missing := [method for method in found if method not in scores]:
         raise undefined_criterion(criterion, missing[0])
-    return best_of(scores, lower_is_better=lower_is_better) if scores else None
+    return best_point(scores, lower_is_better=lower_is_better) if scores else None

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from disa.comparison.grid import FOLDER, REFERENCE, Cell, Grid
+from disa.comparison.grid import FOLDER, REFERENCE, ComparisonCell, Grid
 from disa.comparison.results import gather
 from disa.comparison.write import write_results
 from disa.errors import DisaError
@@ -59,7 +59,7 @@ def run_comparison(
         if work:
             _make_shared_stages(recipe, say)
             grid = Grid(recipe)
-            failed = work_through(grid, methods or grid.comparison.methods, seeds or grid.comparison.seeds, say)
+            failed = run_cells(grid, methods or grid.comparison.methods, seeds or grid.comparison.seeds, say)
         else:
             grid, failed = _finished_grid(recipe), {}
         results, error = gather(grid), failure(failed, FOLDER) if failed else None
@@ -84,7 +84,7 @@ def shared_run(recipe: Recipe) -> AbstractContextManager[None]:
     return shared(Path(recipe.run_dir), work)
 
 
-def work_through(
+def run_cells(
     grid: Grid, methods: Sequence[str], seeds: Sequence[int], say: Callable[[str], None]
 ) -> dict[str, DisaError]:
     """Finish every cell of these methods and seeds, together with whoever else works on them.
@@ -103,7 +103,7 @@ def work_through(
         cells = [cell for cell, folder in _known(grid, methods, seeds).items() if folder is None]
         return {grid.folder(cell): functools.partial(work, cell) for cell in cells}
 
-    def work(cell: Cell) -> None:
+    def work(cell: ComparisonCell) -> None:
         started, folder = time.monotonic(), grid.folder(cell)
         with exclusive(Path(grid.recipe.run_dir) / folder):
             if grid.evaluated(cell) is None:  # another process may have finished it since the list was made
@@ -119,7 +119,7 @@ def work_through(
     return {name.removeprefix(f"{FOLDER}/"): error for name, error in failed.items() if name in left}
 
 
-def _known(grid: Grid, methods: Sequence[str], seeds: Sequence[int]) -> dict[Cell, StageFolder | None]:
+def _known(grid: Grid, methods: Sequence[str], seeds: Sequence[int]) -> dict[ComparisonCell, StageFolder | None]:
     """Evaluations by cell, in the order of work, None where one is not finished.
 
     Seeds of a method are known once its search is finished.

@@ -30,7 +30,7 @@ def comparison_tables(results: ComparisonResults) -> list[Table]:
     unfinished = f" {results.missing} policies of the recipe are not finished and not in it." if results.missing else ""
     found = [
         Table(
-            results_rows(results),
+            method_rows(results),
             "Results",
             f"Held-out prompts, mean over training seeds ± one standard error over seeds.{unfinished}",
         ),
@@ -52,7 +52,7 @@ def comparison_tables(results: ComparisonResults) -> list[Table]:
     return [table for table in found if table.rows]
 
 
-def results_rows(results: ComparisonResults, split: str = "heldout") -> list[Row]:
+def method_rows(results: ComparisonResults, split: str = "heldout") -> list[Row]:
     """Header and one row per method: every metric as mean over seeds with its standard error."""
     metrics = _shown(results, split)
     rows = [["method", "seeds", *map(metric_label, metrics)]]

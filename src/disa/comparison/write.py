@@ -11,7 +11,7 @@ import yaml
 
 from disa.comparison.results import ComparisonResults, OverSeeds
 from disa.comparison.tables import comparison_tables, verdict_lines
-from disa.display.page import FigureBlock, Folded, Links, Section, Text, page
+from disa.display.page import Folded, Links, PageFigures, Section, Text, page
 from disa.recipe import Recipe
 from disa.runs.folders import write_json
 
@@ -22,14 +22,14 @@ def write_results(folder: Path, results: ComparisonResults, recipe: Recipe) -> s
     """Write ``results.json``, ``table.txt``, ``table.md``, ``figures/`` and ``report.html``; returns the text table."""
     # matplotlib takes a second to load
     from disa.comparison.figures import comparison_figures
-    from disa.display.figures import style, write_figures
+    from disa.display.figures import figure_style, write_figures
 
     tables = comparison_tables(results)
     text = "\n\n".join(table.text() for table in tables)
     write_json(folder / "results.json", as_json(results, recipe))
     (folder / "table.txt").write_text(text + "\n", encoding="utf-8")
     (folder / "table.md").write_text("\n\n".join(table.markdown() for table in tables) + "\n", encoding="utf-8")
-    with style():
+    with figure_style():
         drawn = write_figures(folder / "figures", comparison_figures(results))
     lead = (
         "All policies start from the same reference and train on the same prompts, with beta = "
@@ -39,7 +39,7 @@ def write_results(folder: Path, results: ComparisonResults, recipe: Recipe) -> s
     first, *others = tables
     sections = [
         Section("Verdict", [Text(verdict_lines(results))]),
-        Section(first.title, [first, FigureBlock(drawn)]),
+        Section(first.title, [first, PageFigures(drawn)]),
         *(Section(table.title, [table]) for table in others),
         Section("Files", [Links(files), Folded("Recipe", yaml.safe_dump(recipe.model_dump(mode="json")))]),
     ]

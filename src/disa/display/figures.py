@@ -74,7 +74,7 @@ class Figure:
     """Plain language, computed from the plotted numbers; also the description that a screen reader reads."""
 
 
-def style() -> AbstractContextManager[None]:
+def figure_style() -> AbstractContextManager[None]:
     """Context in which figures are drawn and saved."""
     return matplotlib.rc_context(_STYLE)
 
@@ -105,7 +105,7 @@ def plain_log(axis: Any) -> None:
     axis.set_minor_locator(NullLocator())
 
 
-def png(drawing: Drawing) -> bytes:
+def as_png(drawing: Drawing) -> bytes:
     """Return the drawing as a PNG, byte for byte the same for the same drawing."""
     FigureCanvasAgg(drawing)
     buffer = io.BytesIO()
@@ -113,7 +113,7 @@ def png(drawing: Drawing) -> bytes:
     return buffer.getvalue()
 
 
-def svg(figure: Figure) -> str:
+def as_svg(figure: Figure) -> str:
     """Return the drawing as an SVG element for a page: its colours follow the page's theme, its ids are its own."""
     FigureCanvasSVG(figure.drawing)
     buffer = io.StringIO()
@@ -137,8 +137,8 @@ def write_figures(folder: Path, figures: Iterable[Figure]) -> list[Illustration]
         old.unlink()
     drawn = []
     for figure in figures:
-        (folder / f"{figure.name}.png").write_bytes(png(figure.drawing))
-        drawn.append(Illustration(figure.name, svg(figure), figure.caption))
+        (folder / f"{figure.name}.png").write_bytes(as_png(figure.drawing))
+        drawn.append(Illustration(figure.name, as_svg(figure), figure.caption))
     return drawn
 
 

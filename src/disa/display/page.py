@@ -39,7 +39,7 @@ class Text:
 
 
 @dataclasses.dataclass(frozen=True)
-class FigureBlock:
+class PageFigures:
     """Figures side by side, each with its caption."""
 
     kind: ClassVar[str] = "figures"
@@ -83,7 +83,7 @@ class Folded:
     text: str
 
 
-Part = Text | Table | FigureBlock | Samples | Links | Folded
+Part = Text | Table | PageFigures | Samples | Links | Folded
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,7 +22,7 @@ _RESAMPLES = 20_000
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Comparison:
+class EvaluationComparison:
     """One model against the baseline, on one task and one metric."""
 
     task: str
@@ -44,7 +44,7 @@ class Comparison:
         return found | {"difference": measured.value, "se": se, "n_problems": measured.n_prompts}
 
 
-def compare(values: Values, baseline: str, metrics: Sequence[str]) -> list[Comparison]:
+def compare_evaluations(values: Values, baseline: str, metrics: Sequence[str]) -> list[EvaluationComparison]:
     """Every other model against the baseline on every task that both were evaluated on, and on their average.
 
     Raises
@@ -55,7 +55,7 @@ def compare(values: Values, baseline: str, metrics: Sequence[str]) -> list[Compa
     if baseline not in values:
         known = ", ".join(values)
         raise DisaError(f"no model is called '{baseline}'", where="--baseline", fix=f"choose one of {known}")
-    found: dict[tuple[str, str], list[Comparison]] = defaultdict(list)
+    found: dict[tuple[str, str], list[EvaluationComparison]] = defaultdict(list)
     for model in (m for m in values if m != baseline):
         for metric in metrics:
             differences = _differences(values[model], values[baseline], metric)
@@ -116,12 +116,12 @@ def _differences(
 
 def _comparison(
     task: str, metric: str, model: str, baseline: str, measured: Measured, groups: list[list[float]]
-) -> Comparison:
+) -> EvaluationComparison:
     p = sign_flip_test(groups)
-    return Comparison(task, metric, model, baseline, measured, p, p)
+    return EvaluationComparison(task, metric, model, baseline, measured, p, p)
 
 
-def _holm(group: list[Comparison]) -> list[Comparison]:
+def _holm(group: list[EvaluationComparison]) -> list[EvaluationComparison]:
     """Holm's step-down adjustment: the i-th smallest of m p-values times m - i, never below an earlier one."""
     order = sorted(range(len(group)), key=lambda i: group[i].p_value)
     adjusted, largest = dict.fromkeys(order, 1.0), 0.0

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from disa.evaluation.compare import Comparison
+from disa.evaluation.compare import EvaluationComparison
 from disa.evaluation.generation import GenerationSettings
 from disa.evaluation.metrics import AVERAGE, Summary, Values, prompt_value_rows, summary_to_json
 from disa.evaluation.models import ModelSpec, adapter_base
@@ -33,7 +33,7 @@ class Results:
     """model -> task -> its samples."""
     values: Values
     summary: Summary
-    comparisons: Sequence[Comparison]
+    comparisons: Sequence[EvaluationComparison]
     baseline: str
 
     @property

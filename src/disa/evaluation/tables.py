@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from disa.display.table import Table, aligned, with_error
-from disa.evaluation.compare import Comparison
+from disa.evaluation.compare import EvaluationComparison
 from disa.evaluation.metrics import Measured, Summary
 
 _LABELS = {
@@ -93,7 +93,7 @@ def marked(difference: Measured, metric: str = "") -> str:
 
 def summary_tables(
     summary: Summary,
-    comparisons: Sequence[Comparison] = (),
+    comparisons: Sequence[EvaluationComparison] = (),
     *,
     detail: bool = False,
     differences: Mapping[tuple[str, str, str], Measured] | None = None,
@@ -138,7 +138,7 @@ def summary_tables(
     return tables
 
 
-def summary_text(summary: Summary, comparisons: Sequence[Comparison] = (), *, detail: bool = False) -> str:
+def summary_text(summary: Summary, comparisons: Sequence[EvaluationComparison] = (), *, detail: bool = False) -> str:
     """The tables as aligned text."""
     return "\n\n".join(table.text() for table in summary_tables(summary, comparisons, detail=detail))
 

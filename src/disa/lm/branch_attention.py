@@ -33,7 +33,7 @@ _FUSED = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _FUSED_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
-class Kind(NamedTuple):
+class AttentionKind(NamedTuple):
     """What a layer's attention is beside causal."""
 
     scale: float
@@ -44,7 +44,7 @@ class Kind(NamedTuple):
     """c of scores that are capped by ``c tanh(z / c)``."""
 
 
-class Block(Protocol):
+class AttentionBlock(Protocol):
     """Rows of different lengths as a block padded on the right, and back."""
 
     def pad(self, flat: Tensor, padding: float | None = None) -> Tensor:
@@ -56,7 +56,7 @@ class Block(Protocol):
         ...
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, mask: Any, kind: Kind) -> Tensor:
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Any, kind: AttentionKind) -> Tensor:
     """Scaled dot-product attention where each key head may serve several query heads, keys not being copied for it.
 
     Parameters
@@ -80,7 +80,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Any, kind: Kind) -> 
     return out.unflatten(0, (rows, -1)).flatten(1, 2)
 
 
-def _capped(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, kind: Kind) -> Tensor:
+def _capped(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, kind: AttentionKind) -> Tensor:
     scores = softcap(query @ key.transpose(2, 3) * kind.scale, kind.cap)
     scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
     reduction = torch.promote_types(scores.dtype, torch.float32)
@@ -92,7 +92,7 @@ def softcap(scores: Tensor, limit: float | None) -> Tensor:
     return scores if limit is None else limit * (scores / limit).tanh()
 
 
-def causal(query: Tensor, key: Tensor, value: Tensor, kind: Kind) -> Tensor:
+def causal(query: Tensor, key: Tensor, value: Tensor, kind: AttentionKind) -> Tensor:
     """Attention of rows whose last query sees the last key, each tensor of shape (rows, heads, tokens, size)."""
     width, length = query.shape[2], key.shape[2]
     if kind.cap is not None or (kind.window is not None and kind.window < length):
@@ -104,8 +104,8 @@ def branch_attention(
     query: Tensor,
     trunk: tuple[Tensor, Tensor],
     own: tuple[Tensor, Tensor],
-    rows: Block,
-    kind: Kind,
+    rows: AttentionBlock,
+    kind: AttentionKind,
 ) -> Tensor:
     """Attention of all branches of one trunk.
 
@@ -140,7 +140,7 @@ def _fused(query: Tensor) -> bool:
     return query.device.type == "cpu"
 
 
-def _blocks(query: Tensor, key: Tensor, value: Tensor, kind: Kind) -> Tensor:
+def _blocks(query: Tensor, key: Tensor, value: Tensor, kind: AttentionKind) -> Tensor:
     """The same by blocks of queries with a small mask each."""
     ahead, width = key.shape[2] - query.shape[2], query.shape[2]
     size = kind.window or _BLOCK
@@ -173,7 +173,7 @@ class _Joined(torch.autograd.Function):
         trunk_value: Tensor,
         own_key: Tensor,
         own_value: Tensor,
-        rows: Block,
+        rows: AttentionBlock,
         scale: float,
     ) -> Tensor:
         shared = query.shape[1] // own_key.shape[1]
@@ -212,7 +212,7 @@ def _to_trunk(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor
     return _fold(query, shared), *(x.transpose(0, 1)[:, None] for x in (key, value))
 
 
-def _to_own(rows: Block, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _to_own(rows: AttentionBlock, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     shared = query.shape[1] // key.shape[1]
     return _by_key_head(rows.pad(query), shared), *(_for_queries(rows.pad(x), shared) for x in (key, value))
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from disa.lm.branch_attention import Kind, softcap
+from disa.lm.branch_attention import AttentionKind, softcap
 from disa.lm.shared_prefix import PackedGroups, hidden_states
 
 # Tokens that own keys and values get room for at first; the room doubles when it is used up.
@@ -61,7 +61,7 @@ class Decoding:
             self._lengths = self._lengths[prompts]
         self._group(parents)
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, kind: Kind) -> Tensor:
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, kind: AttentionKind) -> Tensor:
         """Attention of one layer, each tensor of shape (tokens, heads, size)."""
         if self._steps == 0:
             self._prompt[layer] = self._packed.trunks.pad(key), self._packed.trunks.pad(value)

@@ -48,7 +48,7 @@ DeviceMap = str | Mapping[str, int | str] | None
 """Where the parts of a model lie, as ``from_pretrained`` takes it; null for one device."""
 
 
-def stated(compute: str, model: str | Path | PreTrainedModel) -> str:
+def stated_precision(compute: str, model: str | Path | PreTrainedModel) -> str:
     """What ``compute`` asks for of a frozen model: ``bfloat16`` or ``float32``.
 
     Parameters
@@ -70,7 +70,7 @@ def precision(compute: str, model: str | Path | PreTrainedModel) -> str:
     Float32 takes the place of bfloat16 where a CPU would emulate it, tens of times slower; the log says so, once a
     process. It is the more exact of the two, so nothing else changes.
     """
-    return "bfloat16" if stated(compute, model) == "bfloat16" and not _emulates_bfloat16() else "float32"
+    return "bfloat16" if stated_precision(compute, model) == "bfloat16" and not _emulates_bfloat16() else "float32"
 
 
 @functools.cache

@@ -27,7 +27,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PretrainedC
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from disa.lm.branch_attention import Kind, attend, branch_attention, causal
+from disa.lm.branch_attention import AttentionKind, attend, branch_attention, causal
 
 ARCHITECTURES = frozenset(
     "cohere2 gemma2 gemma3_text granite llama mistral mixtral olmo2 phi phi3 qwen2 qwen3 qwen3_moe smollm3".split()
@@ -44,7 +44,7 @@ _DENSE = 2**20
 class Layout(Protocol):
     """Where the tokens of a flat row belong, and so what each may attend to."""
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, kind: Kind) -> Tensor:
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, kind: AttentionKind) -> Tensor:
         """Attention of one layer, each tensor of shape (tokens, heads, width)."""
         ...
 
@@ -94,7 +94,7 @@ def _attention(
         assert kwargs.get("softcap") is None, "SDPA knows no capped scores"
         return ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, attention_mask, **kwargs)
     query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))
-    kind = Kind(kwargs["scaling"], kwargs.get("sliding_window"), kwargs.get("softcap"))
+    kind = AttentionKind(kwargs["scaling"], kwargs.get("sliding_window"), kwargs.get("softcap"))
     return shared_prefix.attend(module.layer_idx, query, key, value, kind)[None], None
 
 
@@ -163,7 +163,7 @@ class PackedGroups:
         self._dense = size <= _DENSE
         self._groups = [] if self._dense else _groups(lengths, [len(b) for b in branches], parents, device)
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, kind: Kind) -> Tensor:
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, kind: AttentionKind) -> Tensor:
         """Attention of one layer, each tensor of shape (tokens, heads, width)."""
         # Padding stands on the right, where causal attention never looks.
         out = self.trunks.flat(causal(self.trunks.pad(query), self.trunks.pad(key), self.trunks.pad(value), kind))
@@ -178,7 +178,7 @@ class PackedGroups:
             parts.append(branch_attention(query[tokens], prompt, own, rows.within, kind))
         return torch.cat(parts)
 
-    def _dense_branches(self, query: Tensor, key: Tensor, value: Tensor, kind: Kind) -> Tensor:
+    def _dense_branches(self, query: Tensor, key: Tensor, value: Tensor, kind: AttentionKind) -> Tensor:
         """All branches in one call with a mask, which is quicker where there are many short ones."""
         key, value = (
             torch.cat([self.trunks.pad(x).index_select(0, self.parents), self.branches.pad(x)], dim=2)

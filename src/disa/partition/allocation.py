@@ -37,10 +37,10 @@ _HALVINGS = 100
 
 def capped(made: Counts, hits_ess: Array, *, cap: int, precision: float) -> NDArray[np.bool_]:
     """Prompts that got all the draws that one may have and still lack the precision, shape (prompts,)."""
-    return (made >= cap) & ~reached(hits_ess, precision)
+    return (made >= cap) & ~reached_precision(hits_ess, precision)
 
 
-def reached(hits_ess: Array, precision: float) -> NDArray[np.bool_]:
+def reached_precision(hits_ess: Array, precision: float) -> NDArray[np.bool_]:
     """Prompts whose relative error is about ``precision``, or less: ``hits_ess >= 1 / precision^2``."""
     return hits_ess >= precision**-2
 
@@ -82,7 +82,7 @@ def next_round(
     """
     reference_made = draws.reference_counts.astype(np.intp)
     closed = gated(draws, np.maximum(draws.counts - reference_made, outlook))
-    done = reached(effective_hits(draws), precision)
+    done = reached_precision(effective_hits(draws), precision)
     further = allocate(relative_spread(draws, b), draws.counts, budget, np.where(done, 0, cap))
     total = draws.counts + further
     share = np.where(closed, 1.0, least_variance_share(draws, reference_share))

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from disa.errors import DisaError
-from disa.partition.allocation import Counts, capped, next_round, reached
+from disa.partition.allocation import Counts, capped, next_round, reached_precision
 from disa.partition.draws import collect_draws, trajectory_columns
 from disa.partition.log_weights import Array
 from disa.partition.verdict import MENDED_BY_DRAWS
@@ -142,7 +142,7 @@ def stopped_at_cap(
     return {row.prompt_id for row, mark in zip(estimates, marks, strict=True) if mark}
 
 
-def spent(
+def spent_budget(
     estimates: Sequence[PartitionEstimate], made: Mapping[tuple[str, str], int], *, cap: int, precision: float
 ) -> dict[str, Any]:
     """What an adaptive budget came to, as plain JSON values: counts per prompt, and how many stopped at the cap.
@@ -153,12 +153,12 @@ def spent(
     return _counted(estimates, made) | {
         "cap": cap,
         "precision": precision,
-        "reached": int(reached(_hits(estimates), precision).sum()),
+        "reached": int(reached_precision(_hits(estimates), precision).sum()),
         "capped": len(stopped_at_cap(estimates, made, cap=cap, precision=precision)),
     }
 
 
-def resampled(estimates: Sequence[PartitionEstimate], made: Mapping[tuple[str, str], int]) -> dict[str, Any]:
+def spent_resampling(estimates: Sequence[PartitionEstimate], made: Mapping[tuple[str, str], int]) -> dict[str, Any]:
     """What drawing again came to, as plain JSON values: counts per prompt, and how many are flagged still.
 
     The arguments are those of :func:`stopped_at_cap`.

@@ -13,7 +13,7 @@ from disa.partition.config import PartitionConfig
 from disa.partition.diagnostics import bennett_null_test, coverage_profile
 from disa.partition.draws import collect_draws, trajectory_columns
 from disa.partition.estimate import LogPartition, LogPartitionBatch, estimate_log_partition_batch
-from disa.partition.plan import count_draws, resampled, spent, stopped_at_cap
+from disa.partition.plan import count_draws, spent_budget, spent_resampling, stopped_at_cap
 from disa.partition.regression import PromptFeatures, regress
 from disa.partition.verdict import verdict
 from disa.partition.weighable import weighable
@@ -128,9 +128,9 @@ def run_partition(
     ]
     stage.write_part("estimates", estimates, PartitionEstimate)
 
-    budget = spent(drawn, made, **limits) if limits else None
+    budget = spent_budget(drawn, made, **limits) if limits else None
     if resample:
-        budget = resampled([row for row in estimates if row.split == "train"], made)
+        budget = spent_resampling([row for row in estimates if row.split == "train"], made)
     draws = collect_draws(**arrays, beta=beta, reward_range=reward_range)
     profile = coverage_profile(draws, COVERAGE_THRESHOLDS)
     stage.finish(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from disa.lm.loading import load_generation_config, stated
+from disa.lm.loading import load_generation_config, stated_precision
 from disa.lm.sampling_config import SamplingConfig, declared_stop_token_ids
 from disa.proposals.config import ProposalsConfig
 from disa.proposals.imported import ImportedTrajectories
@@ -50,7 +50,7 @@ def make_engines(
             if endpoint
         }
     models = {
-        path: VLLMEngine(path, sampling, stops, stated(config.compute, path), config.vllm)
+        path: VLLMEngine(path, sampling, stops, stated_precision(config.compute, path), config.vllm)
         for path in map(str, paths.values())
     }
     return {source: models[str(path)] for source, path in paths.items()}

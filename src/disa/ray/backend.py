@@ -86,7 +86,7 @@ class RayBackend:
         data = ray.data.from_items(items, override_num_blocks=parts)
         if first:
             given = {"function": cloudpickle.dumps(first), "expected": expected}
-            data = data.map_batches(workers.judge, fn_kwargs=given, num_cpus=1 if gpus else 1 - _MODEL_CPU, **one)
+            data = data.map_batches(workers.judge_rows, fn_kwargs=given, num_cpus=1 if gpus else 1 - _MODEL_CPU, **one)
         pool = ray.data.ActorPoolStrategy(
             min_size=1, max_size=min(gpus or cpus, parts), max_tasks_in_flight_per_actor=2
         )

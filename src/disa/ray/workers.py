@@ -30,7 +30,7 @@ def versions() -> dict[str, str]:
     return found | {"disa": digest({str(p.relative_to(root)): file_digest(p) for p in sorted(root.rglob("*.py"))})}
 
 
-def judge(batch: Batch, *, function: bytes, expected: dict[str, str]) -> Batch:
+def judge_rows(batch: Batch, *, function: bytes, expected: dict[str, str]) -> Batch:
     """What needs no model: verifiers."""
     return _each(batch, expected, lambda block: _loaded(function)(block))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
-from disa.display.page import FigureBlock, Folded, Illustration, Links, Sample, Samples, Section, Text, cut, page
+from disa.display.page import Folded, Illustration, Links, PageFigures, Sample, Samples, Section, Text, cut, page
 from disa.display.table import Table, with_error
 from disa.evaluation.tables import MARK, largest_k, models_in_order, summary_tables
 from disa.partition.verdict import FLAGS
@@ -37,12 +37,12 @@ def report_page(content: ReportContent, figures: Mapping[str, list[Illustration]
                 [
                     *_results(content),
                     *certificate_table(content.certificates),
-                    FigureBlock(figures.get("evaluation", [])),
+                    PageFigures(figures.get("evaluation", [])),
                 ],
             ),
-            Section("Partition function", [FigureBlock(figures.get("partition", []))]),
+            Section("Partition function", [PageFigures(figures.get("partition", []))]),
             Section("Prompts", _prompts(content)),
-            Section("Training", [FigureBlock(figures.get("training", [])), *_last_step(content)]),
+            Section("Training", [PageFigures(figures.get("training", [])), *_last_step(content)]),
             Section("Example completions", _examples(content)),
             Section("Sampler against scorer", _parity(content.parity)),
             Section("What the anchor is frozen to", [Table(facts)] if content.anchor_facts else []),

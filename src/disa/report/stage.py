@@ -23,7 +23,7 @@ from disa.runs.folders import StageFolder, write_json
 from disa.runs.records import SOURCES, EvaluationRecord, Prompt, PromptValue, ScoredTrajectory, write_rows
 from disa.runs.stage import Stage
 from disa.runs.step_log import read_step_log
-from disa.scoring.run import decided
+from disa.scoring.run import decided_rows
 
 VERSION = 4
 CERTIFICATES = "certificates.json"
@@ -50,7 +50,7 @@ def report_stage(
             records=[row for folder in evaluation for row in folder.rows(EvaluationRecord)],
             parity=_parity(scores),
             finished=finished(),
-            trajectories=[r for folder in scores.values() for r in decided(folder.rows(ScoredTrajectory))],
+            trajectories=[r for folder in scores.values() for r in decided_rows(folder.rows(ScoredTrajectory))],
         )
 
     inputs = {stage.name: stage for stage in (*scores.values(), anchor, *training, *evaluation)}
@@ -129,12 +129,12 @@ def write_report(report_dir: Path, content: ReportContent) -> Path:
     The same content gives the same bytes with the same version of matplotlib.
     """
     # matplotlib takes a second to load and only this stage needs it
-    from disa.display.figures import style, write_figures
+    from disa.display.figures import figure_style, write_figures
     from disa.report.evaluation_figures import evaluation_figures
     from disa.report.partition_figures import partition_figures
     from disa.report.training_figures import training_figures
 
-    with style():
+    with figure_style():
         figures = {
             "evaluation": evaluation_figures(content),
             "partition": partition_figures(

@@ -109,7 +109,7 @@ class StageFolder:
                 self._supersede()
             self.path.mkdir(parents=True, exist_ok=True)
             write_json(marker, self._contract | {"fingerprint": self.fingerprint, "started_at": time.time()})
-        worked.note(self.path, begins=True)
+        worked.note_work(self.path, begins=True)
 
     def _supersede(self) -> None:
         attic = self._run_dir / "superseded"
@@ -135,7 +135,7 @@ class StageFolder:
     def write_part(self, key: str, rows: list[Row], row_type: type[Row]) -> None:
         """Write one part whole."""
         write_rows(self.part(key), rows, row_type)
-        worked.note(self._worked)
+        worked.note_work(self._worked)
 
     def alone(self, waiting: Callable[[], None] = lambda: None) -> contextlib.AbstractContextManager[None]:
         """Hold this stage among all processes that work in the run directory.
@@ -224,7 +224,7 @@ class StageFolder:
 
     def finish(self, **facts: Any) -> None:
         """Write the manifest: from here on the stage is skipped until something it depends on changes."""
-        worked.note(self.path)
+        worked.note_work(self.path)
         for left in self.path.rglob(".*.tmp"):
             if left.is_dir():  # a model whose saving was killed
                 shutil.rmtree(left)

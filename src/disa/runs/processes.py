@@ -31,7 +31,7 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
-def share(total: int, setting: str) -> int:
+def share_of_process(total: int, setting: str) -> int:
     """One process's part of a batch that all processes of the launch make together.
 
     Raises
@@ -64,7 +64,7 @@ def refuse_launch(command: str) -> None:
         )
 
 
-def meet() -> None:
+def wait_for_all() -> None:
     """Wait until every process of the launch has come here; each must come within the time-out of their group."""
     if count() > 1:
         _state().wait_for_everyone()

@@ -44,9 +44,9 @@ def by_launch(stage: StageFolder, work: Work, waiting: Callable[[], None]) -> No
         if not stage.finished:
             if first:
                 stage.begin()
-            processes.meet()
+            processes.wait_for_all()
             work(stage)
-            processes.meet()
+            processes.wait_for_all()
 
 
 SHARING = {"one": by_one, "parts": by_parts, "launch": by_launch}

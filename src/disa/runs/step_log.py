@@ -58,7 +58,7 @@ class StepLog(TrainerCallback):
         line = {"step": state.global_step, "wall_time": round(seconds, 3), **logs}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
-        worked.note(self.path.parent)
+        worked.note_work(self.path.parent)
 
     def close(self) -> None:
         """Close the bar; transformers calls no callback where training raises, so whoever trains does."""

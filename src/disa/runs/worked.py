@@ -16,7 +16,7 @@ from pathlib import Path
 FILE = ".worked"
 
 
-def note(folder: Path, *, begins: bool = False) -> None:
+def note_work(folder: Path, *, begins: bool = False) -> None:
     """Note that this process begins to work in a folder, or that what it has done so far is kept."""
     line = {"by": f"{socket.gethostname()}:{os.getpid()}", "at": time.time(), "begins": begins}
     with (folder / FILE).open("a", encoding="utf-8") as file:

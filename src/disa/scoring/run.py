@@ -82,7 +82,7 @@ def _says(folder: StageFolder) -> list[str]:
     rows = folder.thin_rows(ScoredTrajectory)
     rewards = {source: [r.reward for r in rows if r.reward is not None and r.source == source] for source in SOURCES}
     means = ", ".join(f"{source} {sum(found) / len(found):.3f}" for source, found in rewards.items() if found)
-    undecided = len(rows) - len(decided(rows))
+    undecided = len(rows) - len(decided_rows(rows))
     lines = [
         f"mean reward: {means or 'none'}" + (f"; undecided {share_text(undecided, len(rows))}" if undecided else "")
     ]
@@ -179,7 +179,7 @@ def run_scoring(
 
     make_parts(stage, blocks, len, make, ScoredTrajectory, "scoring: trajectories", read=read_scored, first=judge)
     rows = stage.thin_rows(ScoredTrajectory)
-    if verdict_needed and rows and not decided(rows):
+    if verdict_needed and rows and not decided_rows(rows):
         raise DisaError(
             f"the reward is None, undecided, for all {len(rows)} completions",
             where=f"task {task.name}, field reward",
@@ -189,11 +189,11 @@ def run_scoring(
     report = parity_report(rows, bound, SOURCES if blends else tuple(models))
     write_json(stage.path / "parity.json", report)
     check_parity(report)
-    undecided = len(rows) - len(decided(rows))
+    undecided = len(rows) - len(decided_rows(rows))
     stage.finish(trajectories=len(rows), undecided=undecided, parity=report, prompts_not_shared=plain)
 
 
-def decided(rows: Sequence[ScoredTrajectory]) -> list[ScoredTrajectory]:
+def decided_rows(rows: Sequence[ScoredTrajectory]) -> list[ScoredTrajectory]:
     """The rows with a verdict: an undecided one is no failure, and no estimate may take it for one."""
     return [row for row in rows if row.reward is not None]
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
-from disa.display.figures import style, write_figures
-from disa.display.page import FigureBlock, Folded, Links, Section, Text, page
+from disa.display.figures import figure_style, write_figures
+from disa.display.page import Folded, Links, PageFigures, Section, Text, page
 from disa.display.table import with_error
 from disa.runs.folders import StageFolder, write_json
 from disa.runs.locks import exclusive
@@ -72,12 +72,12 @@ def _write(folder: Path, results: dict[str, Any], recipe: str) -> None:
     tables = study_tables(results)
     text = "\n\n".join(f"{table.title}\n{table.text()}" for table in tables)
     (folder / "summary.txt").write_text(text + "\n", encoding="utf-8")
-    with style():
+    with figure_style():
         drawn = write_figures(folder / "figures", study_figures(results))
     sections = [
         Section("Verdict", [Text(verdict_lines(results))]),
         *(Section(table.title, [table]) for table in tables),
-        Section("Figures", [FigureBlock(drawn)]),
+        Section("Figures", [PageFigures(drawn)]),
         Section(
             "Files", [Links({"every number": "results.json", "the tables": "summary.txt"}), Folded("Recipe", recipe)]
         ),

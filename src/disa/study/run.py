@@ -24,7 +24,7 @@ from disa.runs.cells import failure, share_cells
 from disa.runs.folders import StageFolder, write_json
 from disa.runs.locks import exclusive
 from disa.runs.records import Prompt, ScoredTrajectory
-from disa.scoring.run import decided
+from disa.scoring.run import decided_rows
 from disa.study.config import read_study
 from disa.study.errors import Pool, cell_error, in_block, truth_from_reference, whole_blocks
 from disa.warmup.run import supervise
@@ -285,7 +285,7 @@ class Study:
         pipeline = self.truth if name == "truth" else self.pool(name)
         ids = [row.prompt_id for row in self.heldout()]
         wanted = set(ids)
-        rows = [row for row in decided(pipeline.scoring().rows(ScoredTrajectory)) if row.prompt_id in wanted]
+        rows = [row for row in decided_rows(pipeline.scoring().rows(ScoredTrajectory)) if row.prompt_id in wanted]
         return Pool(trajectory_columns(ids, rows), np.array([row.draw for row in rows]))
 
     def true_log_z(self, beta: float) -> dict[str, float]:

@@ -85,7 +85,7 @@ def check_prompts(datasets: Sequence[Dataset]) -> None:
         prompt before it, or another form or system prompt than the first one.
     """
     first = None
-    fix = "build all rows by disa.training.run.dataset(prompts, task, sampling)"
+    fix = "build all rows by disa.training.run.prompt_rows(prompts, task, sampling)"
     for prompt_id, prompt in (row for d in datasets for row in zip(d["prompt_id"], d["prompt"], strict=True)):
         if not isinstance(prompt_id, str):
             problem = f"prompt_id is {prompt_id!r}, expected text, as in the anchor"

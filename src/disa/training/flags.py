@@ -43,7 +43,7 @@ class FlagPlan:
         return sum(found == source for found in self.source.values())
 
 
-def flagged(anchor: Anchor, prompt_ids: Sequence[str]) -> list[str]:
+def flagged_prompts(anchor: Anchor, prompt_ids: Sequence[str]) -> list[str]:
     """Prompts with any flag that is not harmless, in the given order.
 
     Raises
@@ -63,7 +63,7 @@ def flag_plan(anchor: Anchor, prompt_ids: Sequence[str], policy: FlagPolicy, *, 
     DisaError
         With ``refuse``, where a prompt is flagged; with ``skip``, where fewer than ``prompts_per_step`` are not.
     """
-    marked = set(flagged(anchor, prompt_ids))
+    marked = set(flagged_prompts(anchor, prompt_ids))
     if policy == "refuse" and marked:
         named = ", ".join(sorted(marked)[:5]) + (", ..." if len(marked) > 5 else "")
         raise DisaError(

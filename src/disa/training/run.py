@@ -175,7 +175,9 @@ def _card(trainer: Any, method: str, task: Task, reference: str, inputs: Trainer
 
 def _arguments(method: str, config: TrainingConfig, reference: str | Path, output_dir: Path) -> dict[str, Any]:
     # Groups stay whole: a process gets all completions of its prompts.
-    own = processes.share(config.prompts_per_step, "training.prompts_per_step") * config.completions_per_prompt
+    own = (
+        processes.share_of_process(config.prompts_per_step, "training.prompts_per_step") * config.completions_per_prompt
+    )
     micro_batch = min(config.micro_batch or own, own)
     if own % micro_batch:
         raise DisaError(

@@ -169,7 +169,7 @@ def _matches(key: str, patterns: tuple[str, ...]) -> bool:
 def _from_recipe(recipe: Recipe, reference: str, folder: Path, prompts: int, prompt_length: int) -> dict[str, Any]:
     """What the recipe's own sections mean in verl's names; the section ``verl`` may change these."""
     sampling, training, method = recipe.sampling, recipe.training, "disa"
-    from disa.lm.loading import stated
+    from disa.lm.loading import stated_precision
 
     steps = training.method_steps(method)
     if training.method_uses(method) > 1 or training.replay_share:
@@ -178,7 +178,7 @@ def _from_recipe(recipe: Recipe, reference: str, folder: Path, prompts: int, pro
             where="recipe, fields training.steps_per_completion and replay_share",
             fix="use 1 and 0 with verl",
         )
-    dtype = stated(training.compute, reference)
+    dtype = stated_precision(training.compute, reference)
     values: dict[str, Any] = {
         "data.train_files": str(folder / "train.parquet"),
         "data.val_files": str(folder / "validation.parquet"),

@@ -95,7 +95,7 @@ def supervise(
         args=SFTConfig(
             output_dir=str(checkpoints),
             max_steps=steps,
-            per_device_train_batch_size=processes.share(config.batch_size, "warmup.batch_size"),
+            per_device_train_batch_size=processes.share_of_process(config.batch_size, "warmup.batch_size"),
             learning_rate=config.learning_rate,
             lr_scheduler_type="cosine",
             warmup_steps=max(1, steps // 20),
@@ -113,7 +113,7 @@ def supervise(
     with closing(log):
         trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
     save_trained_model(trainer, folder / name)
-    processes.meet()
+    processes.wait_for_all()
 
 
 def demonstrations(
