@@ -9,7 +9,7 @@ from disa.recipe import load_recipe
 from disa.runs.records import Prompt, ScoredTrajectory, read_rows
 from disa.tasks import make_task
 from disa.training.build import TrainerInputs
-from disa.training.run import TaskReward, dataset
+from disa.training.run import TaskReward, prompt_rows
 from disa.training.stored import StoredTrajectories
 from disa.training.trajectory_weights import target_weights
 
@@ -26,7 +26,7 @@ class SmallRun:
         self.anchor = Anchor.load(run_dir / "5_anchor")
         self.prompts = read_rows(run_dir / "1_tasks" / "train.parquet", Prompt)
         self.trajectories = read_rows(run_dir / "3_scoring", ScoredTrajectory)
-        self.rows = dataset(self.prompts, self.task, self.recipe.sampling)
+        self.rows = prompt_rows(self.prompts, self.task, self.recipe.sampling)
 
     def anchor_for(self, **fields):
         """The anchor, as if estimated under other conditions; its probes, scored under its own, are left out."""

@@ -50,7 +50,7 @@ class TaskReward:
         return checked_rewards(self._task, [Prompt.from_row(row) for row in columns["record"]], texts)
 
 
-def dataset(prompts: list[Prompt], task: Task, sampling: SamplingConfig) -> Dataset:
+def prompt_rows(prompts: list[Prompt], task: Task, sampling: SamplingConfig) -> Dataset:
     """Rows for TRL: the prompt in the trainer's form, the anchor's key, and the prompt record itself."""
     return Dataset.from_list(
         [
@@ -120,7 +120,7 @@ def run_training(
             "peft_config": _peft_config(lora),
             "callbacks": [log],
         },
-        dataset=dataset(prompts, task, sampling),
+        dataset=prompt_rows(prompts, task, sampling),
         reward=TaskReward(task),
     )
     trainer = build_trainer(method, inputs)
