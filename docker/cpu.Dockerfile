@@ -1,5 +1,5 @@
 # docker build -f docker/cpu.Dockerfile -t disa:cpu .
-# docker run --rm -v "$PWD/runs:/runs/runs" disa:cpu run /opt/disa/recipes/quickstart.yaml
+# docker run --rm -v "$PWD/runs:/home/disa/runs" disa:cpu run /opt/disa/recipes/quickstart.yaml
 # The code verifier's sandbox needs user namespaces: add --security-opt seccomp=unconfined.
 FROM python:3.11-slim-bookworm
 
@@ -16,8 +16,8 @@ COPY src /opt/disa/src
 COPY recipes /opt/disa/recipes
 RUN uv pip install --no-cache /opt/disa
 
-RUN useradd --create-home --uid 1000 disa && mkdir /work && chown disa /work
+RUN useradd --create-home --uid 1000 disa
 USER 1000
-WORKDIR /work
+WORKDIR /home/disa
 ENTRYPOINT ["disa"]
 CMD ["--help"]

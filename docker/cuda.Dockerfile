@@ -1,5 +1,5 @@
 # docker build -f docker/cuda.Dockerfile -t disa:cuda .
-# docker run --rm --gpus all --shm-size 8g -v "$PWD/runs:/runs/runs" disa:cuda run /opt/disa/recipes/quickstart.yaml
+# docker run --rm --gpus all --shm-size 8g -v "$PWD/runs:/home/disa/runs" disa:cuda run /opt/disa/recipes/quickstart.yaml
 # Torch brings the CUDA libraries; the host has to have the driver and the NVIDIA container toolkit.
 # The code verifier's sandbox needs user namespaces: add --security-opt seccomp=unconfined.
 FROM python:3.11-slim-bookworm
@@ -17,8 +17,8 @@ COPY src /opt/disa/src
 COPY recipes /opt/disa/recipes
 RUN uv pip install --no-cache '/opt/disa[vllm]'
 
-RUN useradd --create-home --uid 1000 disa && mkdir /work && chown disa /work
+RUN useradd --create-home --uid 1000 disa
 USER 1000
-WORKDIR /work
+WORKDIR /home/disa
 ENTRYPOINT ["disa"]
 CMD ["--help"]
