@@ -27,6 +27,7 @@ from disa.lm.loading import empty_model, load_model, load_tokenizer
 from disa.lm.log_probs import PackedCompletions, sequence_log_probs, token_log_probs
 from disa.lm.sampler import sample, uniforms
 from disa.lm.sampling_config import encode_prompt
+from disa.partition.pilot import passes_per_token
 from disa.recipe import Recipe, load_recipe, read_section
 from disa.tasks import make_task
 from disa.training.config import TrainingConfig
@@ -84,7 +85,7 @@ def stages(recipe: Recipe, counts: dict[str, int], pace: Pace, size: float, sour
     """Processor seconds by stage, search and seeds included."""
     config, evaluation = recipe.proposals, recipe.evaluation
     comparison = read_section(ComparisonConfig, recipe.comparison or {}, "recipe", "comparison")
-    streams = {"proposal": 1 + size, "bridge": 1 + size, "hinted": 2.0, "tempered": 1.0}[source]
+    streams = passes_per_token(source, size)
     own = size if source == "proposal" else streams
     drawn = counts["train"] * config.per_prompt
     others = (counts["validation"] + counts["heldout"]) * config.per_heldout_prompt
@@ -114,8 +115,8 @@ def stages(recipe: Recipe, counts: dict[str, int], pace: Pace, size: float, sour
 
 
 def _step(method: str, training: TrainingConfig, budget: Any, pace: Pace) -> float:
-    """One batch: drawn, scored by the reference but for GRPO and GSPO, and trained on as often as it is used."""
-    reference = 0.0 if method in ("grpo", "gspo") else pace.score
+    """One batch: drawn, scored by the reference where the method reads it, and trained on as often as it is used."""
+    reference = pace.score if METHODS[method].reference else 0.0
     trained = (budget.drawn_per_step + budget.stored_per_step) * training.method_uses(method) * pace.train
     return budget.drawn_per_step * (pace.draw + reference) + trained
 

@@ -98,6 +98,7 @@ def preflight(
 
 
 def _check_optimiser(name: str) -> None:
+    from transformers import Trainer, TrainingArguments
     from transformers.training_args import OptimizerNames
 
     where, known = "recipe, field training.optim", [kind.value for kind in OptimizerNames]
@@ -106,10 +107,11 @@ def _check_optimiser(name: str) -> None:
         raise DisaError(
             f"transformers has no optimiser {name!r}", where=where, fix=f"use one of {', '.join(near or known)}"
         )
-    library = "bitsandbytes" if name.startswith("paged_") or name.endswith("_8bit") else None
-    library = "torchao" if name.startswith("adamw_torch_") and name.endswith("bit") else library
-    if library and find_spec(library) is None:
-        raise DisaError(f"optimiser {name} needs {library}", where=where, fix=f"pip install {library}")
+    try:
+        Trainer.get_optimizer_cls_and_kwargs(TrainingArguments("unused", optim=name, optim_target_modules="all-linear"))
+    except (ImportError, ValueError) as error:
+        problem = f"optimiser {name} cannot be made: {str(error).splitlines()[0]}"
+        raise DisaError(problem, where=where, fix="install what it names, or choose another") from error
 
 
 def _given_models(recipe: Recipe) -> dict[str, str]:

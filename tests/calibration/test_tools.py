@@ -303,7 +303,7 @@ class Moody(toy.Oracle):
         ({"environment_factory": {"a": toy.Oracle}}, {}, None, "several environments .* not supported yet"),
         ({"environment_factory": Moody}, {}, None, "drawn from a rendered prompt of"),
         ({"tools": [toy.ask]}, {"use_vllm": True}, None, "use_vllm and tools.* not supported together yet"),
-        ({"tools": [toy.ask]}, {"reward_range": [0, 0.1]}, None, "the reward is .*, expected a number in .0, 0.1."),
+        ({"tools": [toy.ask]}, {"reward_range": [0, 0.1]}, None, "a reward is .*, expected a number in .0, 0.1."),
         ({"tools": [len]}, {}, None, "what tool len computes cannot be told .*attribute fingerprint"),
     ],
 )

@@ -280,3 +280,10 @@ def test_a_bad_value_behind_the_first_group_is_named_by_its_row_in_the_file(tmp_
     for thin in (False, True):
         with pytest.raises(DisaError, match=r"part-0.parquet, row 270: field 'log_sampler' is NaN"):
             read_rows(tmp_path, Trajectory, thin=thin)
+
+
+def test_thin_rows_of_a_file_that_was_written_again_read_the_new_ids(tmp_path):
+    for ids in ([1, 2], [7, 8, 9]):
+        write_rows(tmp_path / "a.parquet", [Trajectory("p0", 0, "reference", "", ids, False, -1.0)], Trajectory)
+        (row,) = read_rows(tmp_path, Trajectory, thin=True)
+        assert list(row.completion_ids) == ids

@@ -66,13 +66,11 @@ def test_images_copy_what_the_build_needs_and_do_not_run_as_root(path):
     assert set(let_through) == set(copied)
     assert re.search(r"^USER (\d+)$", text, re.MULTILINE)[1] != "0"
     assert text.index("USER ") < text.index('ENTRYPOINT ["disa"]')
+    (mounted,) = re.findall(r'-v "\$PWD/runs:(\S+)"', text)
+    assert mounted == re.search(r"^WORKDIR (\S+)$", text, re.MULTILINE)[1] + "/runs"  # a recipe's run_dir is runs/NAME
     recipes = re.findall(r"/opt/disa/(recipes/\S+)", text)
     assert recipes and all((ROOT / name).is_file() for name in recipes)
     assert [e for e in re.findall(r"/opt/disa\[(\w+)\]", text) if e not in PROJECT["optional-dependencies"]] == []
-
-
-def test_there_is_an_image_for_cpus_and_one_for_gpus():
-    assert [path.name for path in DOCKERFILES] == ["cpu.Dockerfile", "cuda.Dockerfile"]
 
 
 @pytest.mark.parametrize("name", ["bug", "feature"])

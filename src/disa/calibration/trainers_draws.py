@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import random
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,11 +24,9 @@ from disa.lm.loading import load_model
 from disa.lm.models import Origin
 from disa.lm.sampler import Draw
 from disa.proposals.protocol import Job
+from disa.tasks.checked_rewards import check_range
 from disa.tasks.tools import Tools
 from disa.training.shared_prompt_trainer import SharedPromptTrainer
-
-_SLACK = 1e-5
-"""Of rewards at the ends of their range, relative: TRL keeps them in float32."""
 
 
 class TrainersDraws:
@@ -56,7 +55,7 @@ class TrainersDraws:
     ) -> None:
         self._model, self._tokenizer, self._row_of, self._tools, self._args = model, tokenizer, row_of, tools, args
         self._rewards = {"reward_funcs": reward_funcs, "reward_processing_classes": reward_processing_classes}
-        self._trainer: _Sampler | None = None
+        self._trainer: SharedPromptTrainer | None = None
 
     def draw(self, jobs: Sequence[Job]) -> list[Draw]:
         """One trajectory per job, judged."""
@@ -97,19 +96,17 @@ class TrainersDraws:
 
     def _reward(self, i: int, job: Job) -> float | None:
         assert self._trainer is not None
-        weights = self._trainer.reward_weights.to(self._trainer.judged.device)
-        reward = float(torch.where(weights == 0, 0.0, self._trainer.judged[i] * weights).sum())
+        reward = float(self._trainer.raw_rewards()[i])
         low, high = self._args.reward_range
-        slack = _SLACK * max(1.0, abs(low), abs(high))
-        if reward == reward and not low - slack <= reward <= high + slack:
-            raise DisaError(
-                f"the reward is {reward:g}, expected a number in [{low:g}, {high:g}], or None where it stays undecided",
-                where=f"prompt {job.prompt_id}, reward_funcs",
-                fix="set CalibrationConfig.reward_range to the smallest and largest weighted sum of rewards",
-            )
-        return None if reward != reward else min(max(reward, low), high)
+        check_range(
+            reward,
+            (low, high),
+            where=f"reward_funcs, prompt {job.prompt_id}",
+            fix="set CalibrationConfig.reward_range to the smallest and largest weighted sum of rewards",
+        )
+        return None if math.isnan(reward) else min(max(reward, low), high)
 
-    def _sampler(self, row: Mapping[str, Any]) -> _Sampler:
+    def _sampler(self, row: Mapping[str, Any]) -> SharedPromptTrainer:
         own = self._args
         config = GRPOConfig(
             output_dir=str(Path(tempfile.gettempdir()) / "disa-draws"),  # nothing is written
@@ -125,7 +122,7 @@ class TrainersDraws:
             per_device_eval_batch_size=own.batch_size,
         )
         model = load_model(self._model, own.compute) if isinstance(self._model, str | Path) else self._model
-        sampler = _Sampler(
+        sampler = SharedPromptTrainer(
             model,
             args=config,
             train_dataset=Dataset.from_list([{"prompt": row["prompt"]}]),
@@ -135,16 +132,6 @@ class TrainersDraws:
         )
         sampler.model.eval()
         return sampler
-
-
-class _Sampler(SharedPromptTrainer):
-    """Keeps the rewards of a batch, per completion and function."""
-
-    judged: torch.Tensor
-
-    def _calculate_rewards(self, *given: Any) -> torch.Tensor:
-        self.judged = super()._calculate_rewards(*given)
-        return self.judged
 
 
 @contextlib.contextmanager

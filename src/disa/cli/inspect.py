@@ -106,15 +106,12 @@ def _log_z_at(anchor: Anchor) -> Any:
 
 def _scored(anchor: Anchor, prompt_ids: Sequence[str]) -> list[ScoredTrajectory] | None:
     """Decided trajectories behind the estimates of some prompts, None where the anchor lies outside a run."""
-    scoring = None if anchor.path is None else anchor.path.parent / "3_scoring"
-    if scoring is None or not scoring.is_dir():
+    try:
+        rows = anchor.trajectories(thin=True)
+    except DisaError:
         return None
-    # Rounds lie in folders of their own; those of another recipe may still be there.
-    inputs = read_json(scoring.parent / "4_partition" / "manifest.json")["inputs"]
-    folders = [scoring, *(scoring / name for name in inputs if name != "scoring")]
-    files = [file for folder in folders for file in sorted(folder.glob("*.parquet"))]
     wanted = set(prompt_ids)
-    return [r for r in read_rows(files, ScoredTrajectory, thin=True) if r.prompt_id in wanted and r.reward is not None]
+    return [row for row in rows if row.prompt_id in wanted]
 
 
 def _divergence(anchor: Anchor) -> dict[str, Any]:

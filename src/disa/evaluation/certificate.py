@@ -33,7 +33,7 @@ _FLOOR = 12.0
 
 @dataclasses.dataclass(frozen=True)
 class Certificate:
-    """Bounds on means over the prompts, each parts of ``kl``."""
+    """Bounds on means over the prompts; ``kl`` is the estimate plus both margins."""
 
     kl: float
     """Upper bound on the mean KL(policy || target), nats, a completion's log-ratio to the target counting at most

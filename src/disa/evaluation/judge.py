@@ -94,7 +94,7 @@ class Judge:
     def judge(
         self, groups: Sequence[tuple[str, Sequence[str]]], mode: str, advance: Callable[[], None]
     ) -> list[dict[tuple[int, int], StrategyVerdict]]:
-        """StrategyVerdict on every pair of solutions of every (problem, solutions), by their positions i < j.
+        """Verdict on every pair of solutions of every (problem, solutions), by their positions i < j.
 
         Parameters
         ----------

@@ -76,7 +76,7 @@ def measure_candidate(
 
     Returns
     -------
-    Measured and array, shape (prompts,)
+    MeasuredCandidate and array, shape (prompts,)
         ``gain`` being 0, and each prompt's error.
     """
     weight = pooled_weights(pool)
@@ -100,7 +100,7 @@ def compare_candidates(found: list[tuple[MeasuredCandidate, Array]]) -> tuple[li
 
     Returns
     -------
-    list of Measured, int and str
+    list of MeasuredCandidate, int and str
         The candidates, which one is chosen, and why.
     """
     reference = found[0][1]

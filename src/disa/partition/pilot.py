@@ -15,7 +15,7 @@ from disa.lm.models import Models
 from disa.lm.sampling_config import SamplingConfig, encode_prompt
 from disa.partition.candidates import MeasuredCandidate, Pool, compare_candidates, measure_candidate
 from disa.partition.log_weights import Array
-from disa.proposals.blends import BlendEngine, Blends, blends_of
+from disa.proposals.blends import BlendEngine, Blends, blends_of, even_mixture
 from disa.proposals.config import ProposalsConfig
 from disa.proposals.run import draw_block
 from disa.runs.folders import StageFolder
@@ -118,7 +118,7 @@ def run_pilot(
 
     Returns
     -------
-    list of (Measured, dict), int and str
+    list of (MeasuredCandidate, dict), int and str
         Candidates with the settings that choose them, which is chosen, and why.
 
     Raises
@@ -155,7 +155,7 @@ def run_pilot(
         success=(np.array([rewards[i] for i in kept], dtype=np.float64) - low) / (high - low),
         log_ref=log_ref,
         source=np.array(source)[kept],
-        log_sources=np.stack([log_ref, *map(_mixture, parts.values())], axis=1),
+        log_sources=np.stack([log_ref, *map(even_mixture, parts.values())], axis=1),
     )
     found = pilot_candidates(config, laws, parts, here, models.has_proposal)
     budget = found[0].cost * config.per_prompt
@@ -212,7 +212,7 @@ def pilot_candidates(
     for source, (variant, law) in laws.items():
         cost = _cost(source, size, alpha)
         if law is None:
-            found.append(Candidate(source, _mixture(parts[source]), alpha, cost, {"source": source}))
+            found.append(Candidate(source, even_mixture(parts[source]), alpha, cost, {"source": source}))
             continue
         field = "temperatures" if source == "tempered" else "lambdas"
         values = getattr(variant.blend, field)
@@ -220,16 +220,17 @@ def pilot_candidates(
             own = [values[j] for j in subset]
             name = f"{source} {', '.join(f'{value:g}' for value in own)}"
             settings = {"source": source, "blend": variant.blend.model_dump() | {field: own}}
-            found.append(Candidate(name, _mixture(parts[source][:, subset]), alpha, cost, settings))
+            found.append(Candidate(name, even_mixture(parts[source][:, subset]), alpha, cost, settings))
     return found
 
 
-def _mixture(log_probs: Array) -> Array:
-    return np.logaddexp.reduce(log_probs, axis=1) - np.log(log_probs.shape[1])
+def passes_per_token(source: str, size: float) -> float:
+    """Forward passes of the reference that scoring under both laws takes; those of the proposal count by its size."""
+    return {"proposal": 1 + size, "bridge": 1 + size, "hinted": 2.0, "tempered": 1.0}[source]
 
 
 def _cost(source: str, size: float, alpha: float) -> float:
     """Drawn by one stream or two, scored under the reference and mu; the proposal's passes count by its size."""
-    streams = {"proposal": 1 + size, "bridge": 1 + size, "hinted": 2.0, "tempered": 1.0}[source]
+    streams = passes_per_token(source, size)
     draw = size if source == "proposal" else streams
     return alpha * (1 + streams) + (1 - alpha) * (draw + streams)

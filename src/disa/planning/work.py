@@ -16,9 +16,6 @@ _BLOCK_LOGITS = 2**24
 _STREAMS = {"bridge": 2, "hinted": 2, "tempered": 1, "auto": 2}
 """Passes per token of a blend, in drawing as in scoring; a pilot's choice may need one."""
 
-_WITHOUT_REFERENCE = ("grpo", "gspo", "max_rl")
-"""Methods that draw and read no reference."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Lengths:
@@ -132,7 +129,7 @@ def count_work(recipe: Recipe, shape: ModelShape, lengths: Lengths, prompts: dic
         uses = training.method_uses(method) if METHODS[method].generates else 1
         rows = training.optimizer_steps(method) // uses * training.completions_per_step
         row, lora = METHODS[method], training.method_lora(method) is not None
-        reference = row.generates and method not in _WITHOUT_REFERENCE
+        reference = row.generates and row.reference
         micro_batch = training.micro_batch or training.completions_per_step
         # Forward and backward count three in each step; those of the reference, and of the sampler where completions
         # are used again, one in all; the forward projection is a batch of its own.

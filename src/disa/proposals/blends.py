@@ -29,6 +29,11 @@ from disa.tasks import Task
 _REFERENCE: Weights = (1.0, 0.0)
 
 
+def even_mixture(log_probs: np.ndarray) -> np.ndarray:
+    """``log mean_j mu_j``, shape (rows,), from the components' log-probabilities, shape (rows, components)."""
+    return np.logaddexp.reduce(log_probs, axis=1) - np.log(log_probs.shape[1])
+
+
 @dataclasses.dataclass(frozen=True)
 class Blends:
     """The components of mu, and the second stream that they lean on.
@@ -59,10 +64,6 @@ class Blends:
         second = encoded if self.hinted is None else [self.hinted[prompt_id] for prompt_id in prompt_ids]
         return [Stream(models["reference"], encoded), Stream(models[self.second], second)]
 
-    def mixture(self, log_probs: np.ndarray) -> np.ndarray:
-        """``log mean_j mu_j``, shape (rows,), from the components' log-probabilities, shape (rows, components)."""
-        return np.logaddexp.reduce(log_probs, axis=1) - np.log(log_probs.shape[1])
-
     def log_probs(
         self,
         models: Mapping[str, PreTrainedModel],
@@ -83,7 +84,7 @@ class Blends:
         streams = self.streams(models, ids, [encoded[i] for i in ids])
         weights = (_REFERENCE, *self.weights)
         found = blended_sequence_log_probs(streams, [row.completion_ids for row in rows], weights, **how)
-        return np.stack([found[:, 0], self.mixture(found[:, 1:])], axis=1)
+        return np.stack([found[:, 0], even_mixture(found[:, 1:])], axis=1)
 
 
 def blends_of(
@@ -160,7 +161,7 @@ class BlendEngine:
             stops,
             temperature=self._law.temperature,
         )
-        found = blends.mixture(log_probs).tolist()
+        found = even_mixture(log_probs).tolist()
         return [Draw(ids, ids[-1] not in stops, log_p) for ids, log_p in zip(rows, found, strict=True)]
 
     def _first(self, prompt_id: str, count: int) -> int:

@@ -50,7 +50,7 @@ def report_stage(
             records=[row for folder in evaluation for row in folder.rows(EvaluationRecord)],
             parity=_parity(scores),
             finished=finished(),
-            trajectories=[r for folder in scores.values() for r in decided_rows(folder.rows(ScoredTrajectory))],
+            trajectories=[r for folder in scores.values() for r in decided_rows(folder.thin_rows(ScoredTrajectory))],
         )
 
     inputs = {stage.name: stage for stage in (*scores.values(), anchor, *training, *evaluation)}
@@ -76,7 +76,7 @@ def run_report(
     finished: list[StageFolder],
     trajectories: list[ScoredTrajectory],
 ) -> None:
-    """Write ``report.html``, ``figures/``, ``summary``s, ``certificates.json`` and ``values.parquet``."""
+    """Write the page, ``figures/``, ``summary.json``, ``summary.txt``, ``certificates.json`` and ``values.parquet``."""
     beta = recipe.training.inverse_temperature
     values = per_prompt(
         records,

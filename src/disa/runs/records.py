@@ -307,9 +307,10 @@ class StoredIds(Sequence[int]):
 
     def _read(self) -> list[int]:
         start = 0
-        for group, count in enumerate(_group_sizes(self._path)):
+        written = self._path.stat().st_mtime_ns
+        for group, count in enumerate(_group_sizes(self._path, written)):
             if self._row < start + count:
-                return _group_ids(self._path, group)[self._row - start].as_py()
+                return _group_ids(self._path, written, group)[self._row - start].as_py()
             start += count
         raise IndexError(self._row)
 
@@ -319,13 +320,14 @@ _ROW_GROUP = 256
 
 
 @functools.lru_cache(maxsize=4096)
-def _group_sizes(path: Path) -> list[int]:
+def _group_sizes(path: Path, written: int) -> list[int]:
+    """Of the file as it was written at that time: a stage may be made again in one process."""
     metadata = _parquet(path).metadata
     return [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
 
 
 @functools.lru_cache(maxsize=64)
-def _group_ids(path: Path, group: int) -> pa.ChunkedArray:
+def _group_ids(path: Path, written: int, group: int) -> pa.ChunkedArray:
     return _parquet(path).read_row_group(group, columns=["completion_ids"]).column(0)
 
 

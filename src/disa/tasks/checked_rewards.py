@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import numbers
 from collections.abc import Sequence
 
@@ -40,6 +41,21 @@ def checked_rewards(task: Task, prompts: Sequence[Prompt], completions: Sequence
                 fix=f"{fix} (here {completion[:60]!r})",
             )
     return [None if reward is None else float(reward) for reward in rewards]
+
+
+def check_range(reward: float, reward_range: tuple[float, float], *, where: str, fix: str) -> None:
+    """Refuse a number outside of the range that log Z is estimated for, but for rounding: TRL sums rewards in float32.
+
+    NaN passes: the completion is undecided.
+    """
+    low, high = reward_range
+    slack = 1e-5 * max([1.0, *(abs(end) for end in reward_range if math.isfinite(end))])
+    if not (math.isnan(reward) or (math.isfinite(reward) and low - slack <= reward <= high + slack)):
+        raise DisaError(
+            f"a reward is {reward:g}, expected a number in [{low:g}, {high:g}], or None where undecided",
+            where=where,
+            fix=fix,
+        )
 
 
 def _first_that_raises(task: Task, prompts: Sequence[Prompt], completions: Sequence[str]) -> str:

@@ -55,7 +55,7 @@ class TrainingConfig(StageConfig):
     """Bound on the importance weight pi / pi_sampler of a completion that is used again. Of methods with a log Z."""
     min_ess: float = Field(0.2, ge=0, lt=1)
     """A batch is used in no further step once the effective share of its completions, (sum w)^2 / (n sum w^2) of their
-    weights before the cap, falls below this; the steps left are then no steps. Of methods with a log Z."""
+    weights before the cap, falls below this; its remaining steps are skipped. Of methods with a log Z."""
     replay_share: float = Field(0.0, ge=0, lt=1)
     """Share of earlier batches' completions in a step, on top of its own. Of methods with a log Z."""
     replay_generations: int = Field(4, ge=1)

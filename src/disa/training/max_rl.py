@@ -24,14 +24,9 @@ def max_rl_advantage(reward: Tensor, group_size: int) -> Tensor:
 class MaxRLTrainer(SharedPromptTrainer):
     """GRPO's trainer with MaxRL's advantages; the loss is what its arguments make it."""
 
-    def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
-        self._gathered = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        return self._gathered
-
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         batch = super()._generate_and_score_completions(inputs)
-        reward = (self._gathered * self.reward_weights.to(self._gathered.device)).sum(dim=1)
         size = self.num_generations if self.model.training else self.num_generations_eval
         first = self.accelerator.process_index * len(inputs)
-        batch["advantages"] = max_rl_advantage(reward, size)[first : first + len(inputs)]
+        batch["advantages"] = max_rl_advantage(self.raw_rewards(), size)[first : first + len(inputs)]
         return batch

@@ -29,6 +29,8 @@ class Method:
     prompt's value is taken from. ``disa`` learns from them with ``offline_share``."""
     generates: bool = True
     """Draws completions in training."""
+    reference: bool = True
+    """Compares the policy with the reference where it draws."""
     repeats_prompts: bool = False
     """Takes a prompt as often in a step as there are too few; the others need distinct ones."""
     allows_group_of_one: bool = True
@@ -81,9 +83,9 @@ METHODS: dict[str, Method] = {
         repeats_prompts=True,
     ),
     "ctb": Method("Contrastive balance: pairs of a group, no log Z", _RESIDUAL, allows_group_of_one=False),
-    "max_rl": Method("MaxRL: advantage (r - mean) / mean", allows_group_of_one=False),
-    "grpo": Method("GRPO", allows_group_of_one=False),
-    "gspo": Method("GSPO", allows_group_of_one=False),
+    "max_rl": Method("MaxRL: advantage (r - mean) / mean", reference=False, allows_group_of_one=False),
+    "grpo": Method("GRPO", reference=False, allows_group_of_one=False),
+    "gspo": Method("GSPO", reference=False, allows_group_of_one=False),
     "sft": Method("Supervised on the correct trajectories", reads="all", generates=False),
     "sft_reward": Method("Supervised on trajectories in proportion to reward", reads="all", generates=False),
     "lora_sft": Method(

@@ -39,6 +39,7 @@ class SharedPromptTrainer(GRPOTrainer):
 
     rollout_bound: float | None = None
     _generations = 0
+    _rewards_per_func = torch.empty(0)
 
     def __init__(self, model: Any, *others: Any, args: GRPOConfig, **settings: Any) -> None:
         with policy_precision(model, args):
@@ -64,6 +65,18 @@ class SharedPromptTrainer(GRPOTrainer):
         """One micro-batch, the backward pass included, in which checkpointed layers are computed again."""
         with contextlib.nullcontext() if self.prompts_not_shared else shared_attention(self.model):
             return super().training_step(*args, **kwargs)
+
+    def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
+        self._rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        return self._rewards_per_func
+
+    def raw_rewards(self) -> Tensor:
+        """Weighted sums of the newest rewards, of all processes' rows in their order, shape (rows,).
+
+        A function of weight 0 does not count. NaN where one that counts left the completion undecided.
+        """
+        weights = self.reward_weights.to(self._rewards_per_func.device)
+        return torch.where(weights == 0, 0.0, self._rewards_per_func * weights).sum(dim=1)
 
     # Completions that are still in use belong to a checkpoint: TRL would draw others, and count its steps from 0.
 

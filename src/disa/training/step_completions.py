@@ -6,14 +6,13 @@ replaced: all go on around ``super()``.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from disa.errors import DisaError
 from disa.objectives.trajectory_balance import anchored_baseline, clip_gap, trajectory_balance_residual
+from disa.tasks.checked_rewards import check_range
 from disa.training.completions_table import CompletionsTable
 from disa.training.log_z import LogZ
 from disa.training.log_z_module import LogZModuleTrainer
@@ -34,25 +33,17 @@ class StepCompletions(LogZModuleTrainer):
 
     def __init__(self, *others: Any, log_z: LogZ, args: Any, **settings: Any) -> None:
         self.log_z, self._reuse = log_z, Reuse(args)
-        self._rewards_per_func = torch.empty(0)
         self._sampler: SignalSampler | None = None
         self._sampler_state: Any = None
         self._table = CompletionsTable(self)
         super().__init__(*others, args=args, **settings)
 
-    def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
-        self._rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        return self._rewards_per_func
-
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         batch = super()._generate_and_score_completions(inputs)
         device, own = batch["completion_ids"].device, self.own_rows(len(inputs))
-        # Rewards come gathered over processes, in their order; this process's rows are one slice.
-        rewards = self._rewards_per_func[own]
-        weights = self.reward_weights.to(device)
-        # A row that a function which counts left undecided is NaN, has no residual, and is not in the loss.
-        batch["raw_reward"] = torch.where(weights == 0, 0.0, rewards * weights).sum(dim=1)
-        undecided = self.accelerator.gather(batch["raw_reward"]).isnan()
+        rewards = self.raw_rewards()
+        # An undecided row has no residual, and is not in the loss.
+        batch["raw_reward"], undecided = rewards[own], rewards.isnan()
         self._check_rewards(batch["raw_reward"], inputs)
         # Decided rows per process and micro-batch, by which every micro-batch's sum is divided.
         parts = self.args.steps_per_generation if self.model.training else 1
@@ -81,15 +72,13 @@ class StepCompletions(LogZModuleTrainer):
 
     def _check_rewards(self, rewards: Tensor, rows: list[dict[str, Any]]) -> None:
         """Refuse rewards that log Z was not estimated for, before they reach the weights."""
-        low, high = self.log_z.reward_range
-        slack = 1e-5 * max(1.0, *(abs(end) for end in (low, high) if math.isfinite(end)), 1.0)  # float32 in TRL
         for row, reward in zip(rows, rewards.tolist(), strict=True):
-            if not (math.isnan(reward) or (math.isfinite(reward) and low - slack <= reward <= high + slack)):
-                raise DisaError(
-                    f"a reward is {reward:g}, expected a number in [{low:g}, {high:g}], or None where undecided",
-                    where=f"reward_funcs, prompt {row.get('prompt_id', row['prompt'])!r}",
-                    fix="return rewards in the range that log Z was estimated for",
-                )
+            check_range(
+                reward,
+                self.log_z.reward_range,
+                where=f"reward_funcs, prompt {row.get('prompt_id', row['prompt'])!r}",
+                fix="return rewards in the range that log Z was estimated for",
+            )
 
     # Log-probabilities and baselines
 

@@ -83,7 +83,7 @@ class StoredTrajectories:
         self.prompts = frozenset(row.prompt_id for row in rows)
         self._prompt_of, self._prompt_ids = [row.prompt_id for row in rows], prompt_ids
         self._completion_ids = [row.completion_ids for row in rows]  # those on disk stay there
-        self._tool_mask = [row.tool_mask for row in rows]
+        self._own_length, self._tool_mask = [row.own_length for row in rows], [row.tool_mask for row in rows]
         self._log_ref = torch.tensor([row.log_ref for row in rows], dtype=torch.float64)
         self._reward = torch.tensor([row.reward for row in rows], dtype=torch.float64)
         self._log_z = torch.full_like(self._reward, torch.nan) if log_z is None else log_z
@@ -93,11 +93,6 @@ class StoredTrajectories:
 
     def __len__(self) -> int:
         return len(self._completion_ids)
-
-    def _own(self, row: int) -> int:
-        """Number of tokens that the model wrote."""
-        mask = self._tool_mask[row]
-        return len(self._completion_ids[row]) if mask is None else sum(mask)
 
     def batch(
         self,
@@ -116,7 +111,7 @@ class StoredTrajectories:
         """
         rng = np.random.default_rng([self._seed, number])
         whole = rng.choice(len(self), size=size * parts, p=self._probability)
-        tokens = sum(self._own(i) for i in whole) / parts
+        tokens = sum(self._own_length[i] for i in whole) / parts
         rows = whole[part * size : (part + 1) * size]
         prompts = [torch.tensor(self._prompt_ids[self._prompt_of[i]]) for i in rows]
         completions = [torch.tensor(list(self._completion_ids[i])) for i in rows]
@@ -133,6 +128,6 @@ class StoredTrajectories:
             log_ref=self._log_ref[rows].to(device),
             reward=self._reward[rows].to(device),
             log_z=self._log_z[rows].to(device),
-            tool_mask=pad([torch.tensor(self._tool_mask[i] or [1] * self._own(i)) for i in rows], 0, "right"),
+            tool_mask=pad([torch.tensor(self._tool_mask[i] or [1] * self._own_length[i]) for i in rows], 0, "right"),
             tokens=torch.full((size,), tokens, dtype=torch.float64, device=device),
         )
