@@ -6,8 +6,7 @@
 Mutants are drawn with a seed, in equal numbers per package. A first run of the packages' tests, which must pass, notes
 which tests execute which lines and how long each takes. A mutant then runs the tests that execute its line (of a line
 that runs on import: those that execute any line of its file), quickest first, then the others of the same test files,
-until one fails. The log keeps every
-verdict: a second call goes on where the first one stopped.
+until one fails. The log keeps every verdict: a second call goes on where the first one stopped.
 """
 
 import argparse

@@ -28,7 +28,7 @@ WORKS = ("scoring's reading", "partition", "forward projection")
 
 
 def write(folder: Path, number: int) -> None:
-    """Parts of scored trajectories, and a finished partition's estimates are not needed."""
+    """Write scored trajectories in parts."""
     from disa.runs.records import ScoredTrajectory, write_rows
 
     generator = np.random.default_rng(0)

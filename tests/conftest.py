@@ -2,7 +2,7 @@
 
 import os
 
-# Before torch and transformers are imported: no look-ups on a hub, one thread on a shared machine.
+# Before torch and transformers are imported: no look-ups on a hub, one thread per test.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"

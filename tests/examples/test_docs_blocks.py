@@ -1,4 +1,7 @@
-"""Every Python block and every command of README and docs/ is run, on small stand-ins for what it names."""
+"""Every Python block of README and docs/ is run, on small stand-ins for what it names; every command is parsed.
+
+Those commands that need no cluster, server or download are run.
+"""
 
 import re
 import runpy

@@ -28,7 +28,7 @@ _BETS = 0.5 ** np.arange(9.0)
 _PILOT_STRENGTH = 2.0
 """Samples' worth of the prompts' common mean in every prompt's pilot: one of 0 would make its tangent steep."""
 _FLOOR = 12.0
-"""Nats below the smallest possible -beta r that f is cut at: ``P_pi(log pi - log pi_ref < -t) <= exp(-t)``."""
+"""Nats below the smallest possible -beta r at which f is cut off: ``P_pi(log pi - log pi_ref < -t) <= exp(-t)``."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -99,8 +99,10 @@ class FrozenModels(Mapping[str, "PreTrainedModel"]):
 
     def distinct(self) -> list[str]:
         """One role of each model that differs from those before it."""
-        seen = [*dict.fromkeys(self._paths.values())]
-        return [next(role for role, path in self._paths.items() if path == one) for one in seen]
+        first: dict[Origin, str] = {}
+        for role, path in self._paths.items():
+            first.setdefault(path, role)
+        return list(first.values())
 
     def shapes(self) -> dict[str, PreTrainedModel]:
         """The models without their weights, for what can be said of their architectures."""

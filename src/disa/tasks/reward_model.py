@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
+from disa.lm.loading import refuse_unloadable
 from disa.tasks.reward_identity import reward_fingerprint
 
 BATCH = 16
@@ -33,7 +33,8 @@ class RewardModel:
         self, model: str | PreTrainedModel, processing_class: Any, chat_template_kwargs: Mapping[str, Any]
     ) -> None:
         if isinstance(model, str):
-            model = AutoModelForSequenceClassification.from_pretrained(model, num_labels=1, dtype=torch.float32)
+            with refuse_unloadable(model):
+                model = AutoModelForSequenceClassification.from_pretrained(model, num_labels=1, dtype=torch.float32)
         self._model = model.eval()
         self._tokenizer = processing_class or AutoTokenizer.from_pretrained(model.config._name_or_path)
         self._template = dict(chat_template_kwargs)
@@ -57,6 +58,5 @@ class RewardModel:
         if isinstance(prompt, str):
             text = prompt + completion
         else:
-            messages = copy.deepcopy(prompt) + completion
-            text = self._tokenizer.apply_chat_template(messages, tokenize=False, **self._template)
+            text = self._tokenizer.apply_chat_template(prompt + completion, tokenize=False, **self._template)
         return self._tokenizer(text, add_special_tokens=False)["input_ids"]

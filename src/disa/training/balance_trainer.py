@@ -21,6 +21,7 @@ others are extended around ``super()``. Nothing of TRL's is copied.
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -305,7 +306,7 @@ class BalanceTrainer(StepCompletions):
         logs.update(self.log_z.facts())  # in place, as TRL does it: evaluate returns what is logged
         if mode == "eval":
             # TRL names the metrics of all evaluation sets alike; the loss has its set's name.
-            own = next((name[5:-4] for name in logs if name.startswith("eval_") and name.endswith("_loss")), "")
+            own = next((found[1] for name in logs if (found := re.match("eval_(.+_)loss$", name))), "")
             named = {own + name: values for name, values in self._metrics["eval"].items()}
             self._metrics["eval"] = defaultdict(list, named)
         shown: bool = self.log_completions
