@@ -29,7 +29,8 @@ WORKS = ("scoring's reading", "partition", "forward projection")
 
 def write(folder: Path, number: int) -> None:
     """Write scored trajectories in parts."""
-    from disa.runs.records import ScoredTrajectory, write_rows
+    from disa.runs.parquet_rows import write_rows
+    from disa.runs.records import ScoredTrajectory
 
     generator = np.random.default_rng(0)
     for start in range(0, number, PER_PART):
@@ -58,7 +59,8 @@ def write(folder: Path, number: int) -> None:
 def work(name: str, folder: Path) -> None:
     """One of the three."""
     from disa.runs.folders import StageFolder
-    from disa.runs.records import Prompt, ScoredTrajectory, StoredRows, read_rows
+    from disa.runs.parquet_rows import StoredRows, read_rows
+    from disa.runs.records import Prompt, ScoredTrajectory
 
     if name == "scoring's reading":
         stored = StoredRows(folder, ScoredTrajectory)

@@ -13,7 +13,8 @@ from disa.anchor.probes import PROBES, prompt_digest, take_probes
 from disa.errors import DisaError
 from disa.partition.features import features_fingerprint
 from disa.partition.regressor_fit import fit_regressor
-from disa.runs.records import Prompt, ScoredTrajectory, read_rows
+from disa.runs.parquet_rows import read_rows
+from disa.runs.records import Prompt, ScoredTrajectory
 
 
 def scored(prompt_id, source, ids=(1, 2), log_ref=-1.0):

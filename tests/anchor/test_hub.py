@@ -10,7 +10,8 @@ from huggingface_hub.errors import OfflineModeIsEnabled
 
 from disa.anchor import Anchor
 from disa.errors import DisaError
-from disa.runs.records import PartitionEstimate, read_rows, write_rows
+from disa.runs.parquet_rows import read_rows, write_rows
+from disa.runs.records import PartitionEstimate
 
 
 @pytest.fixture

@@ -8,7 +8,8 @@ import yaml
 
 import disa
 from disa.errors import DisaError
-from disa.runs.records import Prompt, ScoredTrajectory, read_rows
+from disa.runs.parquet_rows import read_rows
+from disa.runs.records import Prompt, ScoredTrajectory
 from disa.tasks import make_task
 from disa.tasks.config import GraphColoringConfig
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from disa.runs.records import PartitionEstimate, Prompt, ScoredTrajectory, read_rows
+from disa.runs.parquet_rows import read_rows
+from disa.runs.records import PartitionEstimate, Prompt, ScoredTrajectory
 
 SCRIPT = Path(__file__).with_name("calibration_script.py")
 

@@ -9,7 +9,8 @@ import disa
 from disa.errors import DisaError
 from disa.lm.hf_trainer import trainer_arguments
 from disa.lm.loading import load_tokenizer
-from disa.runs.records import Prompt, read_rows
+from disa.runs.parquet_rows import read_rows
+from disa.runs.records import Prompt
 from disa.tasks.reward_functions import RewardFunctions
 
 

@@ -11,7 +11,8 @@ import disa
 from disa.errors import DisaError
 from disa.lm.hf_trainer import trainer_arguments
 from disa.proposals.answers import varied_answers
-from disa.runs.records import Prompt, read_rows
+from disa.runs.parquet_rows import read_rows
+from disa.runs.records import Prompt
 from disa.testing.hf import oracle_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:You are using '(rollout_func|environment_factory)'")  # TRL's

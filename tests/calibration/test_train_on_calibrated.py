@@ -6,7 +6,8 @@ from datasets import Dataset
 import disa
 from disa.errors import DisaError
 from disa.lm.hf_trainer import trainer_arguments
-from disa.runs.records import Prompt, read_rows
+from disa.runs.parquet_rows import read_rows
+from disa.runs.records import Prompt
 
 
 def ones_share(completions, **_):

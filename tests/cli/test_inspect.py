@@ -9,7 +9,8 @@ import pytest
 from disa.cli.inspect_text import MOST_FLAGGED, fitness
 from disa.cli.main import main
 from disa.partition.gate import CHANCE, SAFETY
-from disa.runs.records import PartitionEstimate, Prompt, ScoredTrajectory, read_rows
+from disa.runs.parquet_rows import read_rows
+from disa.runs.records import PartitionEstimate, Prompt, ScoredTrajectory
 
 GOOD = PartitionEstimate("p", "train", 1.0, 0.1, 0.5, 1.5, 8, 4, 0.2, 6.0, 6.0, 1.0, None, "mixture", [])
 

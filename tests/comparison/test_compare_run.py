@@ -21,7 +21,8 @@ from disa.evaluation.metrics import kl_to_target
 from disa.pipeline import NotFinished, Pipeline
 from disa.recipe import load_recipe
 from disa.runs.locks import RunDirectoryBusy, claim, exclusive
-from disa.runs.records import EvaluationRecord, PartitionEstimate, Prompt, ScoredTrajectory, read_rows, write_rows
+from disa.runs.parquet_rows import read_rows, write_rows
+from disa.runs.records import EvaluationRecord, PartitionEstimate, Prompt, ScoredTrajectory
 
 METHODS, SEEDS = ("sft", "vargrad", "disa"), (0, 1)
 

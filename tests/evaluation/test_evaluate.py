@@ -21,7 +21,8 @@ from disa.evaluation.nucleus import pick_in_nucleus
 from disa.evaluation.task_prompts import TaskPrompts, chosen_prompts
 from disa.lm.loading import load_model, load_tokenizer
 from disa.lm.sampler import draw_rows
-from disa.runs.records import EvaluationRecord, PromptValue, read_rows
+from disa.runs.parquet_rows import read_rows
+from disa.runs.records import EvaluationRecord, PromptValue
 from disa.tasks import make_task
 from disa.tasks.config import GraphColoringConfig
 from disa.tasks.graph_coloring import GraphColoring

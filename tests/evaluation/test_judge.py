@@ -12,7 +12,8 @@ from disa.evaluation.judge_protocol import label_messages, pair_messages, read_l
 from disa.evaluation.strategies import PairVerdict
 from disa.lm.openai_client import Endpoint, OpenAIClient
 from disa.runs.folders import write_json
-from disa.runs.records import EvaluationRecord, Prompt, read_rows, write_rows
+from disa.runs.parquet_rows import read_rows, write_rows
+from disa.runs.records import EvaluationRecord, Prompt
 
 PROBLEM = "Show that 1 + 2 + ... + n = n (n + 1) / 2."
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from disa.anchor import Anchor
-from disa.runs.records import Prompt, read_rows
+from disa.runs.parquet_rows import read_rows
+from disa.runs.records import Prompt
 from disa.warmup.config import SmallModelConfig
 from disa.warmup.small_model import character_tokenizer, small_model
 

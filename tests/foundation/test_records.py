@@ -9,18 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from disa.errors import DisaError
-from disa.runs.records import (
-    EvaluationRecord,
-    PartitionEstimate,
-    Prompt,
-    PromptValue,
-    ScoredTrajectory,
-    StoredRows,
-    Trajectory,
-    read_rows,
-    schema,
-    write_rows,
-)
+from disa.runs.parquet_rows import StoredRows, read_rows, schema, write_rows
+from disa.runs.records import EvaluationRecord, PartitionEstimate, Prompt, PromptValue, ScoredTrajectory, Trajectory
 
 # The text has a newline, a quote, an emoji and a NUL: completions hold whatever a model writes.
 TEXT = 'a "quoted"\nline \U0001f600 \x00 end'

@@ -51,7 +51,8 @@ def test_the_workflow_runs_what_make_test_runs():
 def test_only_the_job_that_publishes_may_ask_for_an_identity():
     jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "release.yml").read_text())["jobs"]
     asked = {name: job.get("permissions", {}) for name, job in jobs.items()}
-    assert asked == {"build": {}, "publish": {"id-token": "write"}}
+    assert asked == {"build": {}, "tests": {}, "publish": {"id-token": "write"}}
+    assert jobs["publish"]["needs"] == ["build", "tests"]
     assert not any("secrets." in path.read_text() for path in WORKFLOWS)
 
 

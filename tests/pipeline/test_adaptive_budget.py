@@ -18,7 +18,8 @@ from disa.partition.draws import trajectory_columns
 from disa.pipeline import Pipeline
 from disa.proposals.config import AdaptiveConfig, ProposalsConfig
 from disa.recipe import load_recipe
-from disa.runs.records import PartitionEstimate, Prompt, ScoredTrajectory, Trajectory, read_rows
+from disa.runs.parquet_rows import read_rows
+from disa.runs.records import PartitionEstimate, Prompt, ScoredTrajectory, Trajectory
 
 ADAPTIVE = {"pilot": 4, "cap": 40, "precision": 0.01, "rounds": 2}
 ROUNDS = ["2_proposals/round-1", "3_scoring/round-1", "2_proposals/round-2", "3_scoring/round-2"]

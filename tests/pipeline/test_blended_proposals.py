@@ -8,7 +8,8 @@ from disa.partition.log_weights import balance_log_weights
 from disa.pipeline import Pipeline
 from disa.recipe import load_recipe
 from disa.runs.folders import read_json
-from disa.runs.records import PartitionEstimate, Prompt, ScoredTrajectory, read_rows
+from disa.runs.parquet_rows import read_rows
+from disa.runs.records import PartitionEstimate, Prompt, ScoredTrajectory
 
 HINT = "{prompt}{solution}"
 

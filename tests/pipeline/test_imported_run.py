@@ -10,7 +10,8 @@ import pytest
 from disa.errors import DisaError
 from disa.pipeline import Pipeline
 from disa.recipe import load_recipe
-from disa.runs.records import PartitionEstimate, Prompt, ScoredTrajectory, Trajectory, read_rows
+from disa.runs.parquet_rows import read_rows
+from disa.runs.records import PartitionEstimate, Prompt, ScoredTrajectory, Trajectory
 
 
 def export(run, path, *fields):

@@ -22,7 +22,8 @@ from disa.recipe import load_recipe
 from disa.runs import processes
 from disa.runs.folders import StageFolder
 from disa.runs.locks import shared
-from disa.runs.records import Prompt, ScoredTrajectory, Trajectory, read_rows
+from disa.runs.parquet_rows import read_rows
+from disa.runs.records import Prompt, ScoredTrajectory, Trajectory
 from disa.runs.sharing import by_launch
 from disa.runs.step_log import read_step_log
 from launched import launch

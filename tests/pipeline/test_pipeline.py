@@ -11,7 +11,8 @@ from disa.errors import DisaError
 from disa.lm.loading import load_model, load_tokenizer
 from disa.pipeline import Pipeline
 from disa.recipe import load_recipe
-from disa.runs.records import EvaluationRecord, PartitionEstimate, Prompt, ScoredTrajectory, Trajectory, read_rows
+from disa.runs.parquet_rows import read_rows
+from disa.runs.records import EvaluationRecord, PartitionEstimate, Prompt, ScoredTrajectory, Trajectory
 
 FOLDERS = [
     "1_tasks",

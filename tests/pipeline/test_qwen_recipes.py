@@ -9,7 +9,8 @@ import yaml
 from disa.pipeline import Pipeline
 from disa.recipe import load_recipe
 from disa.runs.folders import read_json
-from disa.runs.records import Prompt, ScoredTrajectory, read_rows
+from disa.runs.parquet_rows import read_rows
+from disa.runs.records import Prompt, ScoredTrajectory
 from disa.tasks import dataset as dataset_task
 from tiny_qwen import data, write_model
 

@@ -20,7 +20,8 @@ from disa.partition.verdict import MENDED_BY_DRAWS
 from disa.pipeline import Pipeline
 from disa.proposals.config import ProposalsConfig, ResampleConfig
 from disa.recipe import load_recipe
-from disa.runs.records import PartitionEstimate, Prompt, ScoredTrajectory, read_rows
+from disa.runs.parquet_rows import read_rows
+from disa.runs.records import PartitionEstimate, Prompt, ScoredTrajectory
 
 FIRST = 12
 """Trajectories of a training prompt before the rounds: some prompts have enough hits among them, others have not."""

@@ -20,7 +20,8 @@ from disa.planning.rehearsal import Rehearsal, _of_parts, _of_steps, rehearse
 from disa.planning.work import Lengths, StageWork, _activation_bytes, _cache_bytes, _training_bytes, count_work
 from disa.recipe import load_recipe
 from disa.runs.folders import read_json, write_json
-from disa.runs.records import EvaluationRecord, Trajectory, read_rows, write_rows
+from disa.runs.parquet_rows import read_rows, write_rows
+from disa.runs.records import EvaluationRecord, Trajectory
 from disa.warmup.config import SmallModelConfig
 from disa.warmup.small_model import character_tokenizer, small_model
 

@@ -13,7 +13,8 @@ from disa.lm.sampler import Draw
 from disa.lm.sampling_config import SamplingConfig
 from disa.proposals.imported import ImportedTrajectories, files_digest
 from disa.proposals.protocol import Job
-from disa.runs.records import Prompt, Trajectory, write_rows
+from disa.runs.parquet_rows import write_rows
+from disa.runs.records import Prompt, Trajectory
 from disa.testing import Space
 from disa.testing.hf import oracle_tokenizer
 

@@ -14,7 +14,8 @@ import yaml
 from disa.pipeline import Pipeline
 from disa.recipe import load_recipe
 from disa.runs.folders import read_json
-from disa.runs.records import Prompt, ScoredTrajectory, read_rows
+from disa.runs.parquet_rows import read_rows
+from disa.runs.records import Prompt, ScoredTrajectory
 from ray_cluster import Cluster
 
 if importlib.util.find_spec("ray") is None:

@@ -20,7 +20,8 @@ from disa.recipe import load_recipe
 from disa.runs import cells
 from disa.runs.cells import share_cells
 from disa.runs.locks import RunDirectoryBusy, exclusive
-from disa.runs.records import EvaluationRecord, Prompt, ScoredTrajectory, read_rows
+from disa.runs.parquet_rows import read_rows
+from disa.runs.records import EvaluationRecord, Prompt, ScoredTrajectory
 from disa.study import run as study_run
 from disa.study.config import read_study
 from disa.study.report import write_report

@@ -7,7 +7,8 @@ import pytest
 
 from disa.pipeline import Pipeline
 from disa.recipe import load_recipe
-from disa.runs.records import EvaluationRecord, PartitionEstimate, Prompt, ScoredTrajectory, read_rows
+from disa.runs.parquet_rows import read_rows
+from disa.runs.records import EvaluationRecord, PartitionEstimate, Prompt, ScoredTrajectory
 
 REWARD = """
 async def reward(prompts, completions, letter, **columns):

@@ -6,7 +6,8 @@ from disa import Anchor, DISAConfig, DISATrainer
 from disa.lm.hf_trainer import trainer_arguments
 from disa.lm.loading import load_tokenizer, trainable_model
 from disa.recipe import load_recipe
-from disa.runs.records import Prompt, ScoredTrajectory, read_rows
+from disa.runs.parquet_rows import read_rows
+from disa.runs.records import Prompt, ScoredTrajectory
 from disa.tasks import make_task
 from disa.training.build import TrainerInputs
 from disa.training.run import TaskReward, prompt_rows

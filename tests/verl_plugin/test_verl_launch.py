@@ -32,7 +32,8 @@ from disa.errors import DisaError
 from disa.lm.loading import load_model, load_tokenizer
 from disa.lm.sampling_config import encode_prompt
 from disa.recipe import load_recipe
-from disa.runs.records import Prompt, read_rows
+from disa.runs.parquet_rows import read_rows
+from disa.runs.records import Prompt
 from disa.tasks import make_task
 from disa.verl.export import export_checkpoint
 from disa.verl.launch import check_registry, launch

@@ -21,7 +21,8 @@ from disa.lm.log_probs import sequence_log_probs
 from disa.lm.sampling_config import decode_completion, encode_prompt
 from disa.objectives.trajectory_balance import anchored_baseline, trajectory_balance_loss, trajectory_balance_residual
 from disa.recipe import load_recipe
-from disa.runs.records import Prompt, read_rows
+from disa.runs.parquet_rows import read_rows
+from disa.runs.records import Prompt
 from disa.tasks import make_task
 from ray_cluster import Cluster
 

@@ -15,7 +15,8 @@ from disa.cli.main import main
 from disa.errors import DisaError
 from disa.pipeline import Pipeline
 from disa.recipe import load_recipe
-from disa.runs.records import EvaluationRecord, Trajectory, read_rows
+from disa.runs.parquet_rows import read_rows
+from disa.runs.records import EvaluationRecord, Trajectory
 from disa.warmup.config import SmallModelConfig
 from disa.warmup.small_model import character_tokenizer, small_model
 

@@ -15,8 +15,9 @@ from disa.anchor.probes import Probe, prompt_digest
 from disa.errors import DisaError
 from disa.runs.files import file_digest, whole_file
 from disa.runs.folders import read_json, write_json
+from disa.runs.parquet_rows import read_rows, write_rows
 from disa.runs.provenance import Fingerprint
-from disa.runs.records import PartitionEstimate, Prompt, ScoredTrajectory, read_rows, write_rows
+from disa.runs.records import PartitionEstimate, Prompt, ScoredTrajectory
 
 VERSION = 3
 """Raised whenever a frozen anchor would say something else; 3: it knows its prompts' token ids."""
@@ -272,7 +273,7 @@ class Anchor:
         Parameters
         ----------
         thin : bool
-            As :func:`disa.runs.records.read_rows` takes it.
+            As :func:`disa.runs.parquet_rows.read_rows` takes it.
 
         Raises
         ------

@@ -19,7 +19,8 @@ from disa.partition.sweep import sweep_log_partition
 from disa.partition.verdict import verdict
 from disa.partition.weighable import weighable
 from disa.runs.folders import read_json
-from disa.runs.records import Prompt, ScoredTrajectory, read_rows
+from disa.runs.parquet_rows import read_rows
+from disa.runs.records import Prompt, ScoredTrajectory
 
 
 def inspect(options: argparse.Namespace) -> int:

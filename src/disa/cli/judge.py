@@ -22,7 +22,7 @@ from disa.evaluation.tables import summary_text
 from disa.lm.openai_client import Endpoint, OpenAIClient, check_request
 from disa.runs.folders import write_json
 from disa.runs.locks import exclusive
-from disa.runs.records import write_rows
+from disa.runs.parquet_rows import write_rows
 
 _METRICS = ("simpson", "effective_strategies", "self_bleu", "vendi")
 

@@ -16,7 +16,8 @@ from disa.evaluation.models import ModelSpec, adapter_base
 from disa.evaluation.tables import summary_text
 from disa.evaluation.task_prompts import TaskPrompts
 from disa.runs.folders import StageFolder, write_json
-from disa.runs.records import PromptValue, write_rows
+from disa.runs.parquet_rows import write_rows
+from disa.runs.records import PromptValue
 
 TEST = "two-sided sign-flip permutation test on differences paired by problem, Holm-adjusted over models"
 

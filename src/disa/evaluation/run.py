@@ -13,8 +13,9 @@ from disa.evaluation.sources import LocalSource, Source
 from disa.evaluation.task_prompts import TaskPrompts
 from disa.lm.sampling_config import SamplingConfig
 from disa.runs.folders import StageFolder
+from disa.runs.parquet_rows import write_rows
 from disa.runs.parts import Advance, blocks_of, make_parts
-from disa.runs.records import CORRECT_REWARD, EvaluationRecord, Prompt, write_rows
+from disa.runs.records import CORRECT_REWARD, EvaluationRecord, Prompt
 from disa.tasks import Task
 from disa.tasks.checked_rewards import checked_rewards
 

@@ -15,7 +15,8 @@ from disa.evaluation.metrics import Values, without_idle_bounds
 from disa.evaluation.strategies import PairVerdict, strategy_metrics
 from disa.evaluation.task_prompts import chosen_prompts
 from disa.runs.folders import read_json
-from disa.runs.records import EvaluationRecord, Prompt, read_rows
+from disa.runs.parquet_rows import read_rows
+from disa.runs.records import EvaluationRecord, Prompt
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,7 +26,8 @@ from disa.planning.work import Lengths
 from disa.recipe import Recipe
 from disa.runs.folders import read_json
 from disa.runs.locks import exclusive
-from disa.runs.records import Prompt, Trajectory, read_rows
+from disa.runs.parquet_rows import read_rows
+from disa.runs.records import Prompt, Trajectory
 from disa.runs.step_log import read_step_log
 from disa.training.methods import METHODS
 

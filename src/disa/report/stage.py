@@ -20,7 +20,8 @@ from disa.report.certificates import certificates
 from disa.report.content import ReportContent
 from disa.report.sections import report_page
 from disa.runs.folders import StageFolder, write_json
-from disa.runs.records import SOURCES, EvaluationRecord, Prompt, PromptValue, ScoredTrajectory, write_rows
+from disa.runs.parquet_rows import write_rows
+from disa.runs.records import SOURCES, EvaluationRecord, Prompt, PromptValue, ScoredTrajectory
 from disa.runs.stage import Stage
 from disa.runs.step_log import read_step_log
 from disa.scoring.run import decided_rows

@@ -29,8 +29,9 @@ from disa.errors import DisaError
 from disa.runs import worked
 from disa.runs.files import file_digest, whole_file
 from disa.runs.locks import WAIT, awaited, offered, try_lock
+from disa.runs.parquet_rows import StoredRows, read_rows, write_rows
 from disa.runs.provenance import digest
-from disa.runs.records import Row, StoredRows, read_rows, write_rows
+from disa.runs.records import Row
 
 if TYPE_CHECKING:
     from disa.runs.parts import Backend
@@ -215,7 +216,7 @@ class StageFolder:
         return read_rows(self.path, row_type)
 
     def thin_rows(self, row_type: type[Row]) -> list[Row]:
-        """The same without texts and token ids, as :func:`disa.runs.records.read_rows` makes them thin."""
+        """The same without texts and token ids, as :func:`disa.runs.parquet_rows.read_rows` makes them thin."""
         return read_rows(self.path, row_type, thin=True)
 
     def stored_rows(self, row_type: type[Row]) -> StoredRows[Row]:

@@ -16,8 +16,9 @@ from disa.lm.shared_prefix import unsupported
 from disa.proposals.blends import Blends, blends_of
 from disa.proposals.config import ProposalsConfig
 from disa.runs.folders import StageFolder, write_json
+from disa.runs.parquet_rows import StoredRows, read_rows
 from disa.runs.parts import Advance, blocks_of, make_parts
-from disa.runs.records import SOURCES, LogProb, Prompt, ScoredTrajectory, StoredRows, Trajectory, read_rows
+from disa.runs.records import SOURCES, LogProb, Prompt, ScoredTrajectory, Trajectory
 from disa.runs.stage import Stage, share_text
 from disa.scoring.config import ScoringConfig
 from disa.scoring.parity import check_parity, parity_report

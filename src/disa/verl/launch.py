@@ -16,7 +16,8 @@ from disa.lm.fingerprint import take_fingerprint
 from disa.lm.loading import load_model, load_tokenizer
 from disa.lm.sampling_config import check_context, encode_prompt
 from disa.recipe import Recipe
-from disa.runs.records import Prompt, read_rows
+from disa.runs.parquet_rows import read_rows
+from disa.runs.records import Prompt
 from disa.tasks import make_task
 from disa.training.flags import flag_plan
 
