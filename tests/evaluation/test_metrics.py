@@ -98,7 +98,7 @@ def test_standard_error_is_clustered_by_prompt_and_not_by_sample():
     rows = [record("sure", d, "a") for d in range(50)] + [record("never", d, None) for d in range(50)]
     measured = summarise(rows, {"sure": 4, "never": 4}, [8])["disa"]["heldout"]["mean@8"]
     # two prompts with values 1 and 0: sd = sqrt(1/2), se = sd / sqrt(2); 100 independent samples would give 0.05
-    assert measured == metrics.Measured(0.5, pytest.approx(0.5, **EXACT), 2)
+    assert measured == metrics.MetricValue(0.5, pytest.approx(0.5, **EXACT), 2)
 
 
 def test_one_prompt_has_no_standard_error_and_no_prompt_no_mean():
@@ -144,7 +144,7 @@ def test_paired_difference_removes_the_difficulty_of_prompts_and_uses_shared_pro
     easy_to_hard = {f"p{i}": i / 10 for i in range(10)}
     better = {p: v + 0.05 for p, v in easy_to_hard.items()} | {"unshared": 9.0}
     difference = metrics.paired_difference(better, easy_to_hard)
-    assert difference == metrics.Measured(pytest.approx(0.05, **EXACT), pytest.approx(0.0, **EXACT), 10)
+    assert difference == metrics.MetricValue(pytest.approx(0.05, **EXACT), pytest.approx(0.0, **EXACT), 10)
     assert metrics.clustered_mean(easy_to_hard.values()).se > 0.09
     with pytest.raises(DisaError, match="share no prompt"):
         metrics.paired_difference({"a": 1.0}, {"b": 1.0})

@@ -8,9 +8,18 @@ from scipy.stats import beta as beta_distribution
 from scipy.stats import binom
 
 from disa.errors import DisaError
-from disa.evaluation.metrics import Measured
+from disa.evaluation.metrics import MetricValue
 from disa.partition.config import PartitionConfig
-from disa.study.errors import Pool, Truth, cell_error, decompose, in_block, root, truth_from_reference, whole_blocks
+from disa.study.errors import (
+    Pool,
+    Truth,
+    cell_error,
+    decompose,
+    in_block,
+    root_mean_square,
+    truth_from_reference,
+    whole_blocks,
+)
 from disa.testing import (
     PROPOSALS,
     Space,
@@ -178,6 +187,6 @@ def test_a_proposal_that_follows_the_values_lowers_the_error_of_the_default_esti
 
 
 def test_the_root_of_a_mean_square_has_the_delta_methods_error_and_none_at_0():
-    assert root(Measured(4.0, 0.4, 9)) == Measured(2.0, 0.1, 9)
-    assert root(Measured(-0.1, 0.4, 9)).value == 0.0
-    assert math.isnan(root(Measured(-0.1, 0.4, 9)).se)
+    assert root_mean_square(MetricValue(4.0, 0.4, 9)) == MetricValue(2.0, 0.1, 9)
+    assert root_mean_square(MetricValue(-0.1, 0.4, 9)).value == 0.0
+    assert math.isnan(root_mean_square(MetricValue(-0.1, 0.4, 9)).se)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from disa.errors import DisaError
-from disa.evaluation.metrics import AVERAGE, Measured, PromptValues, Values, clustered_mean, mean_of
+from disa.evaluation.metrics import AVERAGE, MetricValue, PromptValues, Values, clustered_mean, mean_of
 
 _RESAMPLES = 20_000
 """Random sign patterns where there are too many to list: p-values near 0.05 are good to 0.0015 (binomial)."""
@@ -29,7 +29,7 @@ class EvaluationComparison:
     metric: str
     model: str
     baseline: str
-    difference: Measured
+    difference: MetricValue
     """Model minus baseline over the problems both define the metric on."""
     p_value: float
     """Two-sided sign-flip permutation test of no difference."""
@@ -115,7 +115,7 @@ def _differences(
 
 
 def _comparison(
-    task: str, metric: str, model: str, baseline: str, measured: Measured, groups: list[list[float]]
+    task: str, metric: str, model: str, baseline: str, measured: MetricValue, groups: list[list[float]]
 ) -> EvaluationComparison:
     p = sign_flip_test(groups)
     return EvaluationComparison(task, metric, model, baseline, measured, p, p)

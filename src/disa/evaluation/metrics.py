@@ -25,7 +25,7 @@ AVERAGE = "average"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Measured:
+class MetricValue:
     """A metric: never a bare float."""
 
     value: float
@@ -39,7 +39,7 @@ PromptValues = dict[str, float]
 """One metric of one model: value by ``prompt_id``, without the prompts it is undefined on."""
 Values = dict[str, dict[str, dict[str, PromptValues]]]
 """model -> split or task -> metric -> prompt_id -> value."""
-Summary = dict[str, dict[str, dict[str, Measured]]]
+Summary = dict[str, dict[str, dict[str, MetricValue]]]
 """model -> split or task -> metric -> measured."""
 
 
@@ -134,16 +134,16 @@ def kl_to_target(log_pi: ArrayLike, log_ref: ArrayLike, reward: ArrayLike, *, lo
     return float(np.mean(residual - beta * np.asarray(reward, np.float64)))
 
 
-def clustered_mean(values: Iterable[float]) -> Measured:
+def clustered_mean(values: Iterable[float]) -> MetricValue:
     """Mean of per-prompt values with its standard error ``sd / sqrt(n_prompts)`` (sd with n - 1)."""
     x = np.fromiter(values, dtype=np.float64)
     if x.size == 0:
         raise ValueError("no prompt to average over")
     se = float(x.std(ddof=1) / math.sqrt(x.size)) if x.size > 1 else math.nan
-    return Measured(float(x.mean()), se, int(x.size))
+    return MetricValue(float(x.mean()), se, int(x.size))
 
 
-def paired_difference(first: Mapping[str, float], second: Mapping[str, float]) -> Measured:
+def paired_difference(first: Mapping[str, float], second: Mapping[str, float]) -> MetricValue:
     """``first - second`` over the prompts both are defined on.
 
     Pairing removes the spread of difficulty between prompts from the standard error.
@@ -245,10 +245,10 @@ def summarise(values: Values, *, average: bool = False) -> Summary:
     return summary
 
 
-def mean_of(parts: Sequence[Measured]) -> Measured:
+def mean_of(parts: Sequence[MetricValue]) -> MetricValue:
     """Mean of independent measurements, each weighing the same."""
     se = math.sqrt(sum(m.se**2 for m in parts)) / len(parts)
-    return Measured(sum(m.value for m in parts) / len(parts), se, sum(m.n_prompts for m in parts))
+    return MetricValue(sum(m.value for m in parts) / len(parts), se, sum(m.n_prompts for m in parts))
 
 
 def summary_to_json(summary: Summary) -> dict[str, Any]:

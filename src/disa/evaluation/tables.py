@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from disa.display.table import Table, aligned, with_error
 from disa.evaluation.compare import EvaluationComparison
-from disa.evaluation.metrics import Measured, Summary
+from disa.evaluation.metrics import MetricValue, Summary
 
 _LABELS = {
     "mean": "Mean ↑",
@@ -74,19 +74,19 @@ def shown_metrics(present: Iterable[str], *, idle: Collection[str] = _MISSING, d
     return sorted((m for m in present if m not in hidden), key=lambda m: order.index(_parts(m)[0]))
 
 
-def measured_text(measured: Measured | None, metric: str = "", sign: str = "") -> str:
+def measured_text(measured: MetricValue | None, metric: str = "", sign: str = "") -> str:
     """``0.312 ± 0.011``; nothing where it was not measured."""
     if measured is None:
         return ""
     return with_error(measured.value, measured.se, 1 if metric == "tokens" else 3, sign)
 
 
-def significant(difference: Measured) -> bool:
+def significant(difference: MetricValue) -> bool:
     """Whether a difference is more than two of its standard errors from 0."""
     return abs(difference.value) > 2.0 * difference.se
 
 
-def marked(difference: Measured, metric: str = "") -> str:
+def marked(difference: MetricValue, metric: str = "") -> str:
     """``+0.031 ± 0.011 *``, with the mark where it is significant."""
     return measured_text(difference, metric, sign="+") + (f" {MARK}" if significant(difference) else "")
 
@@ -96,7 +96,7 @@ def summary_tables(
     comparisons: Sequence[EvaluationComparison] = (),
     *,
     detail: bool = False,
-    differences: Mapping[tuple[str, str, str], Measured] | None = None,
+    differences: Mapping[tuple[str, str, str], MetricValue] | None = None,
 ) -> list[Table]:
     """A table per split or task, held-out prompts first: a row per metric, a column per model, the reference first.
 
@@ -148,7 +148,7 @@ def models_in_order(names: Iterable[str]) -> list[str]:
     return sorted(names, key=lambda name: name != "reference")
 
 
-def _prompts(cells: Mapping[str, Mapping[str, Measured]], metrics: Iterable[str]) -> str:
+def _prompts(cells: Mapping[str, Mapping[str, MetricValue]], metrics: Iterable[str]) -> str:
     counts = {found[name].n_prompts for found in cells.values() for name in metrics if name in found}
     return str(min(counts)) if len(counts) == 1 else f"{min(counts)} to {max(counts)}"
 

@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from disa.errors import DisaError
-from disa.lm.openai_replies import Reply, TryAgain, from_json, from_stream, lines_of
+from disa.lm.openai_replies import Reply, TryAgain, lines_of, reply_from_json, reply_from_stream
 
 PREFIX = "openai:"
 KEY_VARIABLE = "OPENAI_API_KEY"
@@ -168,13 +168,13 @@ class OpenAIClient:
             with self._opener.open(request, timeout=self.timeout) as response:
                 pieces = _pieces(response, deadline)
                 if self.stream and "event-stream" in response.headers.get("Content-Type", ""):
-                    return from_stream(lines_of(pieces), self.endpoint.model)
+                    return reply_from_stream(lines_of(pieces), self.endpoint.model)
                 data = b"".join(pieces)
                 expected = response.headers.get("Content-Length")
                 # read1 does not report a connection that closes early, as read does.
                 if expected is not None and len(data) != int(expected):
                     raise TryAgain(f"the reply is cut, {len(data)} of {expected} bytes")
-                return from_json(data, self.endpoint.model)
+                return reply_from_json(data, self.endpoint.model)
         except urllib.error.HTTPError as error:
             raise self._refusal(error, address) from error
         except (TimeoutError, urllib.error.URLError, http.client.HTTPException, ConnectionError) as error:

@@ -45,7 +45,7 @@ def lines_of(pieces: Iterable[bytes]) -> Iterator[bytes]:
         yield from lines
 
 
-def from_json(data: bytes, model: str) -> Reply:
+def reply_from_json(data: bytes, model: str) -> Reply:
     """Read the completion of a whole reply; ``model`` is its name where the server names none."""
     value = _load(data)
     try:
@@ -58,7 +58,7 @@ def from_json(data: bytes, model: str) -> Reply:
         raise TryAgain(f"the reply is no completion: {data[:200].decode(errors='replace')!r}") from error
 
 
-def from_stream(lines: Iterable[bytes], model: str) -> Reply:
+def reply_from_stream(lines: Iterable[bytes], model: str) -> Reply:
     """Join server-sent events; without a finish reason or the final ``[DONE]`` the stream was cut."""
     texts: list[str] = []
     finish: str | None = None

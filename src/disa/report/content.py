@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from disa.evaluation.certificate import Certificate
-from disa.evaluation.metrics import Measured, Summary, Values, paired_difference, summarise
+from disa.evaluation.metrics import MetricValue, Summary, Values, paired_difference, summarise
 from disa.evaluation.tables import direction, models_in_order, shown_metrics
 from disa.runs.records import EvaluationRecord, PartitionEstimate, Prompt
 
@@ -56,7 +56,7 @@ class ReportContent:
         return summarise(self.values)
 
     @functools.cached_property
-    def differences(self) -> dict[tuple[str, str, str], Measured]:
+    def differences(self) -> dict[tuple[str, str, str], MetricValue]:
         """Each policy's (model, split, metric) less the reference's, paired by prompt."""
         reference, found = self.values.get("reference", {}), {}
         for model, splits in self.values.items():

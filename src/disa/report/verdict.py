@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from disa.evaluation.metrics import Measured
+from disa.evaluation.metrics import MetricValue
 from disa.evaluation.tables import direction, measured_text, metric_label, significant
 from disa.report.content import ReportContent
 
@@ -20,10 +20,10 @@ def verdict_lines(content: ReportContent) -> list[str]:
     return [*_policies(content), *_flags(content), *_cost(content)]
 
 
-def changes(content: ReportContent, model: str, split: str) -> tuple[dict[str, Measured], dict[str, Measured]]:
+def changes(content: ReportContent, model: str, split: str) -> tuple[dict[str, MetricValue], dict[str, MetricValue]]:
     """Differences to the reference beyond two standard errors, by metric: the better and the worse ones."""
-    better: dict[str, Measured] = {}
-    worse: dict[str, Measured] = {}
+    better: dict[str, MetricValue] = {}
+    worse: dict[str, MetricValue] = {}
     for metric in content.judged_metrics(split):
         difference = content.differences.get((model, split, metric))
         if difference is not None and significant(difference):

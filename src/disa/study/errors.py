@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from disa.errors import DisaError
-from disa.evaluation.metrics import Measured, clustered_mean
+from disa.evaluation.metrics import MetricValue, clustered_mean
 from disa.partition.config import PartitionConfig
 from disa.partition.draws import collect_draws
 from disa.partition.estimate import LogPartitionBatch, estimate_log_partition_batch
@@ -157,7 +157,7 @@ def cell_error(
         "flagged": np.any(list(raised.values()), axis=0).mean(axis=0),
     }
     found = {name: clustered_mean(values) for name, values in (by_prompt | _proposal(pool, beta, reward_range)).items()}
-    found["rmse"] = root(found["mse"])
+    found["rmse"] = root_mean_square(found["mse"])
     return {name: measured_json(measured) for name, measured in found.items()} | {
         "flags": {name: float(marks.mean()) for name, marks in raised.items() if marks.any()},
         "truth_se": float(np.sqrt(truth.variance.mean())),
@@ -177,13 +177,13 @@ def _proposal(pool: Pool, beta: float, reward_range: tuple[float, float]) -> dic
     return {"proposal_reward": reward} | ({"divergence": d[np.isfinite(d)]} if np.isfinite(d).any() else {})
 
 
-def root(square: Measured) -> Measured:
+def root_mean_square(square: MetricValue) -> MetricValue:
     """Square root of a mean, with its error by the delta method; a square that chance left below 0 counts as 0."""
     value = math.sqrt(max(square.value, 0.0))
-    return Measured(value, square.se / (2.0 * value) if value else math.nan, square.n_prompts)
+    return MetricValue(value, square.se / (2.0 * value) if value else math.nan, square.n_prompts)
 
 
-def measured_json(measured: Measured) -> dict[str, float | None]:
+def measured_json(measured: MetricValue) -> dict[str, float | None]:
     """Value and standard error, null where it is undefined."""
     return {"value": measured.value, "se": None if math.isnan(measured.se) else measured.se}
 
