@@ -35,6 +35,15 @@ class ModelsConfig(StageConfig):
     takes it (``auto``); null puts a whole model on one device. Training spreads weights by its launch."""
 
 
+PRETRAINED_LENGTH = 1024
+"""Default of ``sampling.max_completion_length`` where models are given."""
+
+
+def pretrained_rate(lora: bool) -> float:
+    """Default of ``training.learning_rate`` where models are given: TRL's for GRPO, and more with adapters."""
+    return 2e-5 if lora else 1e-6
+
+
 class Recipe(StageConfig):
     """Everything a run depends on. Sections are the stages, in pipeline order."""
 
@@ -64,6 +73,20 @@ class Recipe(StageConfig):
     """The cells of ``disa study``, in the fields of ``StudyConfig``; no other command reads it."""
     verl: dict[str, Any] = {}
     """For ``disa verl`` alone: settings in verl's own names, such as ``trainer: {nnodes: 2}``."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fit_to_pretrained_models(cls, values: Any) -> Any:
+        """Without a warm-up the models are pretrained, which want other lengths and rates than a small one."""
+        if not isinstance(values, dict) or values.get("warmup"):
+            return values
+        training = values.get("training")
+        presets: dict[str, dict[str, Any]] = {
+            "sampling": {"max_completion_length": PRETRAINED_LENGTH},
+            "training": {"learning_rate": pretrained_rate(isinstance(training, dict) and bool(training.get("lora")))},
+        }
+        unset = {name for name in presets if values.get(name) is None or isinstance(values[name], dict)}
+        return values | {name: presets[name] | (values.get(name) or {}) for name in unset}
 
     @model_validator(mode="after")
     def _one_origin_of_models(self) -> Recipe:

@@ -215,3 +215,18 @@ def test_merged_keys_are_taken_and_may_be_set_again(tmp_path):
     recipe = load_recipe(path)
     assert recipe.training.steps == 3
     assert recipe.comparison["search"] == {"steps": 4, "seed": 5}
+
+
+@pytest.mark.parametrize(
+    ("changes", "length", "rate"),
+    [
+        ({"models": {"reference": "a"}}, 1024, 1e-6),
+        ({"models": {"reference": "a"}, "training": {"lora": {"rank": 4}}}, 1024, 2e-5),
+        ({"models": {"reference": "a"}, "training": {"learning_rate": 0.1}, "sampling": None}, 1024, 0.1),
+        ({"warmup": {"base": "small"}}, 24, 1e-3),
+    ],
+)
+def test_lengths_and_rates_fit_pretrained_models_where_models_are_given(changes, length, rate):
+    found = Recipe.model_validate({"run_dir": "r", "tasks": {"name": "countdown"}} | changes)
+    assert (found.sampling.max_completion_length, found.training.learning_rate) == (length, rate)
+    assert Recipe.model_validate(found.model_dump(mode="json")) == found

@@ -12,7 +12,7 @@ import yaml
 from disa.comparison.config import ComparisonConfig
 from disa.config import StageConfig
 from disa.errors import DisaError
-from disa.recipe import Recipe, load_recipe
+from disa.recipe import PRETRAINED_LENGTH, Recipe, load_recipe, pretrained_rate
 from disa.study.config import StudyConfig
 from disa.tasks import TASKS
 from disa.tasks.benchmarks import BENCHMARKS
@@ -40,9 +40,9 @@ _SHOWN = {
 }
 """Sections and fields that a first recipe shows."""
 _VALUES: dict[str, dict[str, Any]] = {
-    "sampling": {"max_completion_length": 1024, "conversational": True},
+    "sampling": {"max_completion_length": PRETRAINED_LENGTH, "conversational": True},
     "proposals": {"per_prompt": 32, "per_heldout_prompt": 0},
-    "training": {"methods": ["disa"], "learning_rate": 1e-6, "micro_batch": 8},
+    "training": {"methods": ["disa"], "learning_rate": pretrained_rate(False), "micro_batch": 8},
     "evaluation": {"samples_per_prompt": 4, "ks": [1, 4]},
 }
 """Where a pretrained language model wants something else than the defaults, which suit a small model."""

@@ -25,7 +25,7 @@ class SamplingConfig(StageConfig):
     temperature: float = Field(1.0, gt=0)
     """Divides the logits, in sampling and in every log-probability."""
     max_completion_length: int = Field(24, ge=1)
-    """Length limit in tokens; a completion cut there is kept and marked as truncated."""
+    """Length limit in tokens; a completion cut there is kept and marked as truncated. With ``models`` given 1024."""
     conversational: bool = False
     """Send prompts through the chat template (one user message) instead of as plain text."""
     system_prompt: str | None = None

@@ -72,7 +72,7 @@ class TrainingConfig(StageConfig):
     """Completions of one forward and backward pass; null for a whole step at once. A divisor of
     prompts_per_step * completions_per_prompt."""
     learning_rate: float = Field(1e-3, gt=0)
-    """Peak learning rate (AdamW)."""
+    """Peak learning rate (AdamW). With ``models`` given 1e-6, with adapters 2e-5."""
     learning_rates: dict[MethodName, Annotated[float, Field(gt=0)]] = {}
     """Peak learning rates of single methods, where they are not learning_rate."""
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
