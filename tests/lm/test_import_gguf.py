@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
+from transformers import AutoModelForCausalLM
 
 from disa.cli.main import main
 from disa.errors import DisaError
@@ -46,6 +47,16 @@ def test_the_folder_gives_the_log_probs_of_the_model_that_was_written(kind, writ
     # Six completion tokens at up to 20 nats, two float32 passes that add up the same numbers in the same order.
     bound = 6 * 20 * 2.0**-22
     assert sequence_log_probs(converted, *rows) == pytest.approx(sequence_log_probs(original, *rows), abs=bound)
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_the_weights_are_those_that_transformers_reads_from_the_file(kind, written, tmp_path):
+    path = written(kind)
+    import_gguf(path, tmp_path / "model", dtype="float32")
+    theirs = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+    read = dict(theirs.named_parameters())
+    for name, mine in load_model(tmp_path / "model").named_parameters():
+        assert torch.equal(mine, read[name]), name
 
 
 def test_two_tables_of_one_embedding_are_tied_again_and_the_finer_is_kept(written, tmp_path):
