@@ -133,7 +133,7 @@ def main() -> None:
     models = Models(recipe.models.reference, recipe.models.proposal, made_here=False)
     prompts = task.prompts("train")[: sizes.prompts]
     here = models.load(together=True)
-    laws = possible_laws(config, sampling, task, models, prompts, seed=POOL_SEED)
+    laws, _ = possible_laws(config, sampling, task, models, prompts, seed=POOL_SEED)
     plain = config.model_copy(update={"source": "proposal", "seed": TRUTH_SEED})
     truth = draw_pool(recipe, "truth", "reference", sizes.truth, plain, None, models, here, prompts)
     pools = {"reference": (plain.model_copy(update={"seed": POOL_SEED}), None)} | laws

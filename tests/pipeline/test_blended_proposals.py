@@ -105,6 +105,7 @@ def test_a_pilot_measures_every_candidate_chooses_and_says_why(run_copy, tiny_re
     hinted = [name.replace("bridge", "hinted") for name in bridges]
     assert names == ["reference", "proposal", *bridges, *hinted, "tempered 1.5"]
     assert any(said["why"] in line and said["chosen"] in line for line in lines)
+    assert said["left_out"] == {}
     best = min(said["candidates"], key=lambda row: row["error"])
     clear = best["gain"] > best["gain_error"]
     assert said["chosen"] == (best["name"] if clear else "reference")
@@ -115,3 +116,23 @@ def test_a_pilot_measures_every_candidate_chooses_and_says_why(run_copy, tiny_re
     again = []
     Pipeline(load_recipe(write_recipe(recipe)), say=again.append).run("scoring")
     assert not any("done in" in line for line in again), "what is finished is drawn again"
+
+
+def test_a_pilot_says_which_source_is_no_candidate_and_why(run_copy, tiny_recipe, write_recipe, monkeypatch):
+    from disa.partition import pilot
+
+    def blends(config, *others):
+        if config.source == "hinted":
+            raise DisaError("prompt p1 has no worked solution")
+        return blends_of(config, *others)
+
+    blends_of = pilot.blends_of
+    monkeypatch.setattr(pilot, "blends_of", blends)
+    _, run_dir = run_copy
+    own = {"source": "auto", "pilot": {"prompts": 4, "draws": 6}, "per_prompt": 24}
+    recipe = tiny_recipe | {"run_dir": str(run_dir), "proposals": tiny_recipe["proposals"] | own}
+    lines = []
+    Pipeline(load_recipe(write_recipe(recipe)), say=lines.append).run("proposals")
+    reason = "prompt p1 has no worked solution"
+    assert read_json(run_dir / "pilot" / "manifest.json")["left_out"] == {"hinted": reason}
+    assert any(line.strip() == f"hinted is no candidate: {reason}" for line in lines)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -24,13 +23,11 @@ from disa.runs.stage import Stage
 from disa.tasks import Task
 from disa.tasks.checked_rewards import checked_rewards
 
-VERSION = 1
+VERSION = 2
 _SOURCES = ("proposal", "bridge", "hinted", "tempered")
 """The first two need a proposal model."""
 _APART = 2**32
 """Added to the seed: what is drawn later must not be what the choice was made by."""
-
-_log = logging.getLogger(__name__)
 
 
 def pilot_stage(
@@ -50,9 +47,15 @@ def pilot_stage(
     """
 
     def work(stage: StageFolder) -> None:
-        rows, chosen, why = run_pilot(config, sampling, task, models, prompts()[: config.pilot.prompts])
-        candidates = [row._asdict() | {"settings": settings} for row, settings in rows]
-        stage.finish(candidates=candidates, choice=rows[chosen][1], chosen=rows[chosen][0].name, why=why)
+        found = run_pilot(config, sampling, task, models, prompts()[: config.pilot.prompts])
+        rows, best = found.candidates, found.candidates[found.best]
+        stage.finish(
+            candidates=[row._asdict() | {"settings": settings} for row, settings in rows],
+            choice=best[1],
+            chosen=best[0].name,
+            why=found.why,
+            left_out=found.left_out,
+        )
 
     identity = {"proposals": config.identity(), "sampling": sampling.identity(), "reward": task.reward_fingerprint}
     identity |= models.identity("reference", "proposal")
@@ -66,6 +69,7 @@ def _says(folder: StageFolder) -> list[str]:
         f"cost {row['cost']:.1f}, error {row['error']:.3f}"
         for row in rows
     ]
+    lines += [f"{name} is no candidate: {reason}" for name, reason in folder.manifest["left_out"].items()]
     return [*lines, f"chosen: {folder.manifest['chosen']}; {folder.manifest['why']}"]
 
 
@@ -99,27 +103,35 @@ def possible_laws(
     prompts: Sequence[Prompt],
     *,
     seed: int,
-) -> Laws:
-    """Every source that these models and prompts allow."""
+) -> tuple[Laws, dict[str, str]]:
+    """Every source that these models and prompts allow, and why the others do not."""
     found: Laws = {}
+    left_out: dict[str, str] = {}
     for name in _SOURCES if models.has_proposal else _SOURCES[2:]:
         variant = config.model_copy(update={"source": name, "seed": seed})
         try:
             found[name] = variant, blends_of(variant, sampling, task, prompts, models.tokenizer())
         except (DisaError, NotImplementedError) as error:  # no worked solutions, or none that the tokenizer knows
-            _log.info("%s is no candidate here: %s", name, error)
-    return found
+            left_out[name] = str(error)
+    return found, left_out
+
+
+class Pilot(NamedTuple):
+    """What a pilot found."""
+
+    candidates: list[tuple[MeasuredCandidate, dict[str, Any]]]
+    """With the settings that choose each."""
+    best: int
+    """Index of the one that is chosen."""
+    why: str
+    left_out: dict[str, str]
+    """By source, why it is no candidate."""
 
 
 def run_pilot(
     config: ProposalsConfig, sampling: SamplingConfig, task: Task, models: Models, prompts: Sequence[Prompt]
-) -> tuple[list[tuple[MeasuredCandidate, dict[str, Any]]], int, str]:
+) -> Pilot:
     """Draw, judge, score and compare.
-
-    Returns
-    -------
-    list of (MeasuredCandidate, dict), int and str
-        Candidates with the settings that choose them, which is chosen, and why.
 
     Raises
     ------
@@ -127,7 +139,7 @@ def run_pilot(
         Where no draw has a verdict.
     """
     tokenizer, here = models.tokenizer(), models.load(compute=config.compute, together=True)
-    laws = possible_laws(config, sampling, task, models, prompts, seed=config.seed + _APART)
+    laws, left_out = possible_laws(config, sampling, task, models, prompts, seed=config.seed + _APART)
     drawn: list[Trajectory] = []
     source: list[int] = []
     for k, (role, variant, law) in enumerate(
@@ -159,7 +171,7 @@ def run_pilot(
     )
     found = pilot_candidates(config, laws, parts, here, models.has_proposal)
     budget = found[0].cost * config.per_prompt
-    rows_, best, why = compare_candidates(
+    measured, best, why = compare_candidates(
         [
             measure_candidate(
                 pool, one.name, one.log_mu, reference_share=one.reference_share, cost=one.cost, budget=budget
@@ -167,7 +179,7 @@ def run_pilot(
             for one in found
         ]
     )
-    return [(row, one.settings) for row, one in zip(rows_, found, strict=True)], best, why
+    return Pilot([(row, one.settings) for row, one in zip(measured, found, strict=True)], best, why, left_out)
 
 
 def score_under(
