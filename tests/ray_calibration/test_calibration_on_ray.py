@@ -48,7 +48,7 @@ def local(tmp_path_factory) -> Path:
             "batch_size": 32,
         },
         "sampling": {"max_completion_length": 7},
-        "proposals": {"per_prompt": 8, "per_heldout_prompt": 8, "prompts_per_part": 2},
+        "proposals": {"per_prompt": 8, "per_heldout_prompt": 8},
         "scoring": {"trajectories_per_part": 16},
         "training": {"methods": ["disa"], "inverse_temperature": 2, "prompts_per_step": 4},
     }
@@ -165,3 +165,33 @@ def test_a_node_without_the_rewards_package_ends_the_run_with_node_and_package(c
         cluster.environment["PYTHONPATH"] = cluster.environment["PYTHONPATH"].removesuffix(f":{tmp_path / 'head'}")
     said = (tmp_path / "log.txt").read_text()
     assert "disa: node " in said and "cannot import only_here (ModuleNotFoundError" in said
+
+
+CALIBRATE = """
+import sys
+import disa
+from disa.runs.parquet_rows import read_rows
+from disa.runs.records import Prompt
+
+
+def shares_a_colour(completions, **columns):
+    return [float("1" in c) for c in completions]
+
+
+run, output, backend = sys.argv[1:4]
+rows = [{"prompt": p.prompt} for p in read_rows(f"{run}/1_tasks/train.parquet", Prompt)[:12]]
+settings = {"inverse_temperature": 2, "max_completion_length": 7, "num_generations": 8}
+disa.calibrate(
+    sys.argv[4], shares_a_colour, rows, disa.CalibrationConfig(output, **settings), backend=backend or None
+)
+"""
+
+
+def test_calibrate_from_python_on_ray_makes_the_anchor_that_it_makes_here(cluster, local, tmp_path):
+    script, reference = tmp_path / "script.py", str(local / "models" / "warmup" / "reference")
+    script.write_text(CALIBRATE)
+    for name, backend in (("here", ""), ("there", f"ray:{cluster.address}")):
+        command = [sys.executable, str(script), str(local / "run"), str(tmp_path / name), backend, reference]
+        done = subprocess.run(command, env=cluster.environment, capture_output=True, text=True, timeout=900)
+        assert done.returncode == 0, done.stderr
+    assert contents(tmp_path / "there") == contents(tmp_path / "here")
