@@ -30,9 +30,9 @@ class SmallRun:
         self.rows = prompt_rows(self.prompts, self.task, self.recipe.sampling)
 
     def anchor_for(self, **fields):
-        """The anchor, as if estimated under other conditions; its probes, scored under its own, are left out."""
+        """The anchor, as if estimated under other conditions; without probes and run, scored under its own."""
         fingerprint = dataclasses.replace(self.anchor.fingerprint, **fields)
-        return dataclasses.replace(self.anchor, fingerprint=fingerprint, probes={})
+        return dataclasses.replace(self.anchor, fingerprint=fingerprint, probes={}, path=None)
 
     def offline(self, seed=0):
         """The training prompts' trajectories for the forward projection."""

@@ -42,8 +42,8 @@ def tokens_of():
 def test_a_step_computes_each_prompt_once_in_sampling_reference_and_loss_and_nothing_else(
     small_run, tmp_path, tokens_of
 ):
-    # Without probes, which are tried once before the first step.
-    without_probes = {"anchor": dataclasses.replace(small_run.anchor, probes={})}
+    # Without probes and stored trajectories, which are tried once before the first step.
+    without_probes = {"anchor": dataclasses.replace(small_run.anchor, probes={}, path=None)}
     trainer = small_run.trainer(tmp_path, parts=without_probes, trainer_class=RecordingTrainer)
     assert trainer.prompts_not_shared is None
     policy, reference = tokens_of(trainer.model), tokens_of(trainer.ref_model)

@@ -287,10 +287,9 @@ class Anchor:
                 where=str(self.path or "anchor"),
                 fix="keep the folder that disa.calibrate or disa run made, 3_scoring and 4_partition included",
             )
-        folders = [
-            run / "3_scoring" / ("" if name == "scoring" else name)
-            for name in read_json(run / "4_partition" / "manifest.json")["inputs"]
-        ]
+        # Rounds lie in folders of their own; those of another recipe may still be there.
+        rounds = [name for name in read_json(run / "4_partition" / "manifest.json")["inputs"] if name != "scoring"]
+        folders = [run / "3_scoring" / name for name in ("", *rounds)]
         rows = read_rows((path for f in folders for path in sorted(f.glob("*.parquet"))), ScoredTrajectory, thin=thin)
         return [row for row in rows if row.reward is not None]
 

@@ -112,7 +112,7 @@ def _scored(anchor: Anchor, prompt_ids: Sequence[str]) -> list[ScoredTrajectory]
     except DisaError:
         return None
     wanted = set(prompt_ids)
-    return [row for row in rows if row.prompt_id in wanted]
+    return [row for row in rows if row.prompt_id in wanted] or None
 
 
 def _divergence(anchor: Anchor) -> dict[str, Any]:

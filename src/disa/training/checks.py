@@ -9,6 +9,7 @@ from datasets import Dataset
 
 from disa.anchor import Anchor
 from disa.errors import DisaError
+from disa.tasks.tools import Tools
 from disa.training.disa_config import DISAConfig
 from disa.training.log_z import LogZ
 from disa.training.stored import StoredTrajectories
@@ -23,14 +24,16 @@ def check_args(args: Any) -> None:
         )
 
 
-def check_given(anchor: Any, reward_funcs: Any) -> None:
-    """Refuse an anchor or a reward that is none."""
+def check_given(anchor: Any, reward_funcs: Any, tools: Tools) -> None:
+    """Refuse an anchor or a reward that is none; an environment may bring its own."""
     if not isinstance(anchor, Anchor | str | Path):
         raise DisaError(
             f"anchor is {type(anchor).__name__}, expected an Anchor or its folder",
             where="anchor",
             fix="give what disa.calibrate returned, or the folder RUN/5_anchor",
         )
+    if reward_funcs is None and tools.reward:
+        return
     for function in reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]:
         if not (callable(function) or isinstance(function, str)):
             raise DisaError(

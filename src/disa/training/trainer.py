@@ -75,7 +75,7 @@ class DISATrainer(BalanceTrainer):
     ) -> None:
         check_args(args)
         self._tools = Tools(tools or (), environment_factory, rollout_func, args.max_tool_calling_iterations)
-        check_given(anchor, reward_funcs)
+        check_given(anchor, reward_funcs, self._tools)
         if not isinstance(anchor, Anchor):
             anchor = Anchor.load(anchor)
         conditions = ("inverse_temperature", "temperature", "max_completion_length")
