@@ -71,7 +71,7 @@ def test_the_configuration_says_what_the_recipe_says(checked):
     actor, rollout = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
     assert (config.trainer.nnodes, config.trainer.n_gpus_per_node) == (2, 1)
     assert (config.data.train_batch_size, actor.ppo_mini_batch_size, rollout.n) == (2, 2, 4)
-    assert (rollout.temperature, config.data.max_response_length, actor.optim.lr) == (1.0, 7, 1e-3)
+    assert (rollout.temperature, config.data.max_response_length, actor.optim.lr) == (1.0, 7, 1e-6)
     # Four steps of two prompts: two passes over six prompts, in batches of two.
     assert (config.trainer.total_training_steps, config.trainer.total_epochs) == (4, 2)
     assert config.algorithm.disa.baseline_prior_strength == 1.0
