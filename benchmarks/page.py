@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import subprocess
@@ -28,9 +29,12 @@ def fill(name: str, text: str, page: Path = PAGE) -> None:
 
 def origin() -> str:
     """When, by which code and on what a block was measured, as one line."""
-    said = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    git = functools.partial(subprocess.run, capture_output=True, text=True, check=False)
+    # The pages that benchmarks write are no part of what is measured.
+    changed = git(["git", "status", "--porcelain", "--untracked-files=no", "--", ".", ":!docs"]).stdout.strip()
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "trl"))
-    commit, cores = said.stdout.strip() or "unknown", len(os.sched_getaffinity(0))
+    commit = (git(["git", "describe", "--always"]).stdout.strip() or "unknown") + ("-dirty" if changed else "")
+    cores = len(os.sched_getaffinity(0))
     return f"*{date.today()}, commit {commit}, {cores} cores of {platform.machine()}, {packages}.*"
 
 

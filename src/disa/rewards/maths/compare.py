@@ -108,8 +108,7 @@ class _Comparison:
             if not (
                 gold.kind in vectors + ("()",) and answer.kind in vectors + ("()",) and "<>" in (gold.kind, answer.kind)
             ):
-                # Intervals that touch are one.
-                return None if "cup" in (gold.kind, answer.kind) else False
+                return None if _touch(gold) or _touch(answer) else False
         verdicts = []
         for left, right in zip(gold.items, answer.items, strict=True):
             verdicts.append(self.same(left, right))
@@ -250,6 +249,13 @@ class _Comparison:
         same = False if False in verdicts else None if None in verdicts else True
         # 12:15 may be a time, which 4:5 is not.
         return None if same and (one is None) != (two is None) else same
+
+
+def _touch(union: Sequence) -> bool:
+    """Whether two intervals of a union have an end in common: they may be one."""
+    intervals = [item for item in union.items if isinstance(item, Sequence) and len(item.items) == 2]
+    ends = [key(end) for interval in intervals for end in interval.items if isinstance(end, str)]
+    return union.kind == "cup" and len(set(ends)) < len(ends)
 
 
 def _clock(text: str) -> tuple[str, str | None] | None:
