@@ -7,6 +7,7 @@ a set have none, and the brackets of an interval count. Values are only ever com
 from __future__ import annotations
 
 import re
+from collections import Counter
 from fractions import Fraction
 
 from disa.rewards.maths.answers import Gold, Verdict, as_gold
@@ -252,10 +253,16 @@ class _Comparison:
 
 
 def _touch(union: Sequence) -> bool:
-    """Whether two intervals of a union have an end in common: they may be one."""
+    """Whether two intervals of a union have an end in common that is one of theirs: they may be one interval."""
     intervals = [item for item in union.items if isinstance(item, Sequence) and len(item.items) == 2]
-    ends = [key(end) for interval in intervals for end in interval.items if isinstance(end, str)]
-    return union.kind == "cup" and len(set(ends)) < len(ends)
+    ends = [
+        (key(end), bracket in "[]")
+        for interval in intervals
+        for end, bracket in zip(interval.items, interval.kind, strict=False)
+        if isinstance(end, str)
+    ]
+    shared = Counter(end for end, _ in ends)
+    return union.kind == "cup" and any(closed and shared[end] > 1 for end, closed in ends)
 
 
 def _clock(text: str) -> tuple[str, str | None] | None:
