@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate import Accelerator
-from peft import IA3Config, LoraConfig, PeftModel, PromptTuningConfig, VeraConfig, get_peft_model
+from peft import AdaptionPromptConfig, IA3Config, LoraConfig, PeftModel, PromptTuningConfig, VeraConfig, get_peft_model
 from small_trainer import GENERATIONS, PROMPTS, RecordingTrainer
 from test_loss_of_a_step import log_probs
 from trl.trainer.callbacks import SyncRefModelCallback
@@ -104,8 +104,14 @@ def test_other_kinds_of_adapters_train_and_leave_the_reference_where_it_is(confi
 def test_adapters_in_front_of_the_prompt_are_refused_with_the_reason(small_run, tmp_path):
     config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
     model = get_peft_model(trainable_model(small_run.reference), config)
-    for parts in ({"model": model, "reference": small_run.reference}, {"peft_config": config}):
-        with pytest.raises(DisaError, match="virtual tokens in front of the prompt"):
+    beside = AdaptionPromptConfig(task_type="CAUSAL_LM", adapter_len=2, adapter_layers=1)
+    for parts in (
+        {"model": model, "reference": small_run.reference},
+        {"peft_config": config},
+        {"peft_config": beside},
+        {"model": get_peft_model(trainable_model(small_run.reference), beside), "reference": small_run.reference},
+    ):
+        with pytest.raises(DisaError, match="tokens in front of the prompt or beside it"):
             small_run.trainer(tmp_path, parts=parts)
 
 

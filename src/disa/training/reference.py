@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import PeftModel, PromptLearningConfig
+from peft import AdaptionPromptConfig, PeftModel, PromptLearningConfig
 from peft.tuners.tuners_utils import BaseTuner
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from trl import GRPOConfig
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from disa.training.balance_trainer import BalanceTrainer
 
 _WHERE = "policy and reference"
+_OF_THE_PROMPT = (PromptLearningConfig, AdaptionPromptConfig)
+"""Adapters that put tokens of their own before or beside the prompt's."""
 
 
 def policy(model: Any, reference: str | Path | None, peft_config: Any, args: GRPOConfig) -> Any:
@@ -55,7 +57,7 @@ def policy(model: Any, reference: str | Path | None, peft_config: Any, args: GRP
         _check_own_adapters(model, reference, peft_config)
     else:
         refuse_adapters(model.config._name_or_path, model)
-    if isinstance(peft_config, PromptLearningConfig):
+    if isinstance(peft_config, _OF_THE_PROMPT):
         raise _virtual_tokens()
     if reference is not None and (peft_config is not None or isinstance(model, PeftModel)):
         found, given = weights_digest(model), weights_digest(load_model(reference, device_map="cpu"))
@@ -97,7 +99,7 @@ def _check_own_adapters(model: PeftModel, reference: str | Path | None, peft_con
 
 
 def _virtual_tokens() -> DisaError:
-    problem = "its adapters are virtual tokens in front of the prompt, which neither sampling nor log pi here would see"
+    problem = "its adapters are tokens in front of the prompt or beside it, which neither sampling nor log pi here would see"
     return DisaError(problem, where=_WHERE, fix="use adapters within layers, such as LoRA")
 
 
