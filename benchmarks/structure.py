@@ -1,14 +1,16 @@
 """Size and structure of the package: lines, rooms, imports between them, repeated lines.
 
     python benchmarks/structure.py [FOLDER]
+    python benchmarks/structure.py --names 20 --seed 1   # to be looked for by who knows the tree
 
 A room is a folder, or a module at the top. An import counts once per pair of rooms. A repeat is a run of six or more
 equal lines, white space and comments aside, that stands in two places; imports and docstrings are left out.
 """
 
+import argparse
 import ast
+import random
 import statistics
-import sys
 from collections import defaultdict
 from pathlib import Path
 
@@ -70,9 +72,28 @@ def repeats(root: Path) -> int:
     return sum(((p, i - 1), (q, j - 1)) not in pairs for (p, i), (q, j) in pairs)
 
 
+def public_names(root: Path) -> list[tuple[str, str]]:
+    """Public functions and classes at the top of a module, each with its file."""
+    return [
+        (node.name, str(path.relative_to(root)))
+        for path in sorted(root.rglob("*.py"))
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")
+    ]
+
+
 def main() -> None:
-    """Print one line per figure."""
-    root = Path(sys.argv[1] if len(sys.argv) > 1 else "src/disa")
+    """Print one line per figure, or names with their files."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("root", nargs="?", type=Path, default=Path("src/disa"))
+    parser.add_argument("--names", type=int, default=0, help="draw so many names instead")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    root = options.root
+    if options.names:
+        drawn = random.Random(options.seed).sample(public_names(root), options.names)
+        print("\n".join(f"{name} {file}" for name, file in drawn))
+        return
     files = sorted(root.rglob("*.py"))
     lengths = [len(path.read_text(encoding="utf-8").splitlines()) for path in files]
     rooms = {room(path.relative_to(root)) for path in files if path.name not in FACES or path.parent != root}

@@ -98,6 +98,7 @@ def preflight(
 
 
 def _check_optimiser(name: str) -> None:
+    from torch import nn
     from transformers import Trainer, TrainingArguments
     from transformers.training_args import OptimizerNames
 
@@ -108,10 +109,11 @@ def _check_optimiser(name: str) -> None:
             f"transformers has no optimiser {name!r}", where=where, fix=f"use one of {', '.join(near or known)}"
         )
     try:
-        Trainer.get_optimizer_cls_and_kwargs(TrainingArguments("unused", optim=name, optim_target_modules="all-linear"))
+        # Some look at the model.
+        Trainer.get_optimizer_cls_and_kwargs(TrainingArguments("unused", optim=name), nn.Linear(1, 1))
     except (ImportError, ValueError) as error:
         problem = f"optimiser {name} cannot be made: {str(error).splitlines()[0]}"
-        raise DisaError(problem, where=where, fix="install what it names, or choose another") from error
+        raise DisaError(problem, where=where, fix="install what it names, or use another optimiser") from error
 
 
 def _given_models(recipe: Recipe) -> dict[str, str]:

@@ -267,6 +267,12 @@ class Anchor:
                     "fixed date, and a new anchor",
                 )
 
+    @property
+    def run(self) -> Path | None:
+        """The run directory that the anchor's folder is part of, None for an anchor by itself."""
+        run = None if self.path is None else self.path.parent
+        return run if run is not None and (run / "4_partition" / "manifest.json").is_file() else None
+
     def trajectories(self, *, thin: bool = False) -> list[ScoredTrajectory]:
         """All decided trajectories that the estimates were made from, further rounds included.
 
@@ -280,8 +286,8 @@ class Anchor:
         DisaError
             Where the anchor's folder is no part of a run directory.
         """
-        run = None if self.path is None else self.path.parent
-        if run is None or not (run / "4_partition" / "manifest.json").is_file():
+        run = self.run
+        if run is None:
             raise DisaError(
                 "no trajectories beside the anchor",
                 where=str(self.path or "anchor"),

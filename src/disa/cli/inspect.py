@@ -107,12 +107,10 @@ def _log_z_at(anchor: Anchor) -> Any:
 
 def _scored(anchor: Anchor, prompt_ids: Sequence[str]) -> list[ScoredTrajectory] | None:
     """Decided trajectories behind the estimates of some prompts, None where the anchor lies outside a run."""
-    try:
-        rows = anchor.trajectories(thin=True)
-    except DisaError:
+    if anchor.run is None:
         return None
     wanted = set(prompt_ids)
-    return [row for row in rows if row.prompt_id in wanted] or None
+    return [row for row in anchor.trajectories(thin=True) if row.prompt_id in wanted] or None
 
 
 def _divergence(anchor: Anchor) -> dict[str, Any]:

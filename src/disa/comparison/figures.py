@@ -88,7 +88,7 @@ def learning_curves(results: ComparisonResults, styles: Styles) -> list[Figure]:
     curves = {method.method: reward_curve(method) for method in results.methods}
     k = largest_k(results.metrics("train"), "mean")
     ends_of = {m.method: None if k is None else m.metric("train", f"mean@{k}") for m in results.methods}
-    shown = [m for m in results.methods if (ends_of[m.method] or curves[m.method]) is not None]
+    shown = [m for m in results.methods if ends_of[m.method] is not None or curves[m.method] is not None]
     if not shown:
         return []
     completions, seconds = (

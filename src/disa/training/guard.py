@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -42,17 +41,16 @@ class ReferenceGuard(TrainerCallback):
     def __init__(self, trainer: BalanceTrainer, anchor: Anchor, prompt_ids: Mapping[str, Sequence[int]]) -> None:
         self._trainer, self._anchor = trainer, anchor
         known = [p for p in anchor.probes.values() if p.prompt_id in prompt_ids]
-        if not any(p.completion_ids for p in known):
+        if not any(p.completion_ids for p in known) and anchor.run is not None:
             # Few prompts of many are trained on, none of which has a probe: their stored trajectories serve as well.
-            with contextlib.suppress(DisaError):  # an anchor outside its run directory has none
-                known = take_probes(prompt_ids, anchor.trajectories())
-        if not any(p.completion_ids for p in known):
+            known = take_probes(prompt_ids, anchor.trajectories(thin=True))
+        tried = [(p, p.completion_ids) for p in known if p.completion_ids]
+        if not tried:
             _log.warning(
                 "training: the anchor has no trajectory of these prompts to try the reference on; its digest and the "
                 "prompts' digests alone say that nothing changed"
             )
-        self._log_ref = torch.tensor([p.log_ref for p in known if p.completion_ids], dtype=torch.float64)
-        tried = [(p, p.completion_ids) for p in known if p.completion_ids]
+        self._log_ref = torch.tensor([p.log_ref for p, _ in tried], dtype=torch.float64)
         self._ids = [(prompt_ids[p.prompt_id], ids) for p, ids in tried]
         self._own = [torch.tensor(p.tool_mask or [1] * len(ids)) for p, ids in tried]
         self._tokens = torch.tensor([int(own.sum()) for own in self._own])

@@ -27,6 +27,5 @@ class MaxRLTrainer(SharedPromptTrainer):
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         batch = super()._generate_and_score_completions(inputs)
         size = self.num_generations if self.model.training else self.num_generations_eval
-        first = self.accelerator.process_index * len(inputs)
-        batch["advantages"] = max_rl_advantage(self.raw_rewards(), size)[first : first + len(inputs)]
+        batch["advantages"] = max_rl_advantage(self.raw_rewards(), size)[self.own_rows(len(inputs))]
         return batch

@@ -99,7 +99,9 @@ def _check_own_adapters(model: PeftModel, reference: str | Path | None, peft_con
 
 
 def _virtual_tokens() -> DisaError:
-    problem = "its adapters are tokens in front of the prompt or beside it, which neither sampling nor log pi here would see"
+    problem = (
+        "its adapters are tokens in front of the prompt or beside it, which neither sampling nor log pi here would see"
+    )
     return DisaError(problem, where=_WHERE, fix="use adapters within layers, such as LoRA")
 
 

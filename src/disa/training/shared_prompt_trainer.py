@@ -78,6 +78,11 @@ class SharedPromptTrainer(GRPOTrainer):
         weights = self.reward_weights.to(self._rewards_per_func.device)
         return torch.where(weights == 0, 0.0, self._rewards_per_func * weights).sum(dim=1)
 
+    def own_rows(self, rows: int) -> slice:
+        """Which of all processes' rows are this process's."""
+        first = self.accelerator.process_index * rows
+        return slice(first, first + rows)
+
     # Completions that are still in use belong to a checkpoint: TRL would draw others, and count its steps from 0.
 
     def generation_state(self) -> dict[str, Any] | None:

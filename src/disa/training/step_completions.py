@@ -138,11 +138,6 @@ class StepCompletions(LogZModuleTrainer):
         clip = self.log_z.clip if bound is None else {"low": bound, "high": bound}
         return self.log_z.scale * (residual if clip is None else clip_gap(residual, moved, **clip))
 
-    def own_rows(self, rows: int) -> slice:
-        """Which of all processes' rows are this process's."""
-        first = self.accelerator.process_index * rows
-        return slice(first, first + rows)
-
     def groups(self, rows: int) -> Tensor:
         """Group number of every process's rows, which TRL's sampler puts side by side."""
         size = self.num_generations if self.model.training else self.num_generations_eval
