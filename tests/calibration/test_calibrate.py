@@ -12,6 +12,7 @@ from disa.runs.parquet_rows import read_rows
 from disa.runs.records import Prompt, ScoredTrajectory
 from disa.tasks import make_task
 from disa.tasks.config import GraphColoringConfig
+from disa.tasks.reward_functions import RewardFunctions
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +151,18 @@ def test_none_from_one_of_two_functions_is_undecided_and_not_zero(tmp_path, fini
     undecided = [row for row in rows if row.completion.startswith("3")]
     assert 0 < len(undecided) < len(rows)
     assert all((row.reward is None) == row.completion.startswith("3") for row in rows)
+
+
+@pytest.mark.parametrize(("returned", "found"), [(None, "no"), ([1.0], "1")])
+def test_a_reward_function_that_returns_nothing_or_too_little_is_named(returned, found):
+    def reward(completions, **columns):
+        return returned
+
+    judge = RewardFunctions(reward, None)
+    with pytest.raises(
+        DisaError, match=f"reward function .*: {found} rewards for 2 completions.*Fix: return one"
+    ):
+        judge(["a", "b"], ["1", "2"], {})
 
 
 def test_messages_and_template_arguments_are_part_of_the_law(tmp_path, finished_run, prompts, task):

@@ -348,7 +348,8 @@ class Anchor:
                 "the anchor holds no regressor", where=str(self.path or "anchor"), fix="set partition.regressor: true"
             )
         if len(features) != len(prompts):
-            raise DisaError(f"{len(features)} rows of features for {len(prompts)} prompts", where="Anchor.predict")
+            problem = f"{len(features)} rows of features for {len(prompts)} prompts"
+            raise DisaError(problem, where="Anchor.predict", fix="give one row per prompt, in their order")
         regressor = Regressor.load(path, features_fingerprint=features_fingerprint(self.fingerprint))
         beta = self.fingerprint.inverse_temperature
         predicted = regressor.predict(features, beta=beta, reward_range=self.reward_range, level=level)

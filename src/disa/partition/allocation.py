@@ -149,9 +149,17 @@ def allocate(pilot_sd_over_z: ArrayLike, counts: ArrayLike, budget: int, cap: Ar
     """
     c, made = np.asarray(pilot_sd_over_z, dtype=np.float64), np.asarray(counts)
     if c.ndim != 1 or made.shape != c.shape or np.shape(cap) not in ((), c.shape):
-        raise DisaError(f"shapes {c.shape}, {made.shape} and {np.shape(cap)} of sd over Z, counts and cap do not agree")
+        raise DisaError(
+            f"shapes {c.shape}, {made.shape} and {np.shape(cap)} of sd over Z, counts and cap do not agree",
+            where="allocate",
+            fix="give one value per prompt; cap may be one for all",
+        )
     if not (np.isfinite(c) & (c >= 0)).all() or (made < 0).any() or budget < 0:
-        raise DisaError("sd over Z, counts and budget must be finite and not negative", where="allocate")
+        raise DisaError(
+            "sd over Z, counts and budget must be finite and not negative",
+            where="allocate",
+            fix="leave prompts out whose spread is not known",
+        )
     room = np.where(c > 0, np.maximum(np.asarray(cap) - made, 0), 0)
     budget = min(int(budget), int(room.sum()))
     if budget == 0:

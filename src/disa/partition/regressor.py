@@ -203,7 +203,11 @@ def check_features(features: ArrayLike, width: int | None) -> Array:
         raise DisaError(f"features have shape {array.shape}, expected (prompts, {expected})")
     finite = np.isfinite(array).all(axis=1)
     if not finite.all():
-        raise DisaError("features are not finite", where=f"features, prompt {int(np.argmin(finite))}")
+        raise DisaError(
+            "features are not finite",
+            where=f"features, prompt {int(np.argmin(finite))}",
+            fix="leave the prompt out, or compute its features in float32",
+        )
     return array
 
 

@@ -95,10 +95,16 @@ def sweep_log_z(
 
 def _checked(methods: Sequence[str], draws: Draws) -> NDArray[np.str_]:
     if len(methods) != len(draws.counts):
-        raise DisaError(f"{len(methods)} methods for {len(draws.counts)} prompts", where="methods")
+        raise DisaError(
+            f"{len(methods)} methods for {len(draws.counts)} prompts", where="methods", fix="give one per prompt"
+        )
     for i, name in enumerate(methods):
         if name not in ESTIMATORS:
             raise DisaError(f"is {name!r}, expected one of {', '.join(ESTIMATORS)}", where=f"methods, prompt {i}")
         if name == "pass_rate" and not draws.reference_counts[i]:
-            raise DisaError("method pass_rate needs reference draws, found none", where=f"methods, prompt {i}")
+            raise DisaError(
+                "method pass_rate needs reference draws, found none",
+                where=f"methods, prompt {i}",
+                fix="draw from the reference too, or use another method there",
+            )
     return np.array(methods)

@@ -83,7 +83,11 @@ def truth_from_reference(columns: dict[str, Any], beta: float, reward_range: tup
     s = soft_success(columns["rewards"], beta, reward_range)
     n = np.bincount(columns["prompt_index"], minlength=prompts)
     if not n.all():
-        raise DisaError("a held-out prompt has no reference draw with a verdict", where="study, truth")
+        raise DisaError(
+            "a held-out prompt has no reference draw with a verdict",
+            where="study, truth",
+            fix="draw more, or use a task whose reward is never undecided",
+        )
     first, second = (
         (np.bincount(columns["prompt_index"], values, minlength=prompts) + 0.5) / (n + 1) for values in (s, s * s)
     )

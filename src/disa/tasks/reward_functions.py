@@ -91,9 +91,9 @@ class RewardFunctions:
         for function, weight in self._used:
             found = function(**given)
             found = asyncio.run(found) if inspect.iscoroutine(found) else found
-            if len(found) != len(prompts):
+            if found is None or len(found) != len(prompts):
                 raise DisaError(
-                    f"{len(found)} rewards for {len(prompts)} completions",
+                    f"{'no' if found is None else len(found)} rewards for {len(prompts)} completions",
                     where=f"reward function {name_of(function)}",
                     fix="return one value per completion, None where it cannot be judged",
                 )

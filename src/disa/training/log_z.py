@@ -211,7 +211,7 @@ class Group(LogZ):
     ) -> None:
         for field, value in (("clip_low", clip_low), ("clip_high", clip_high)):
             if value is not None and not value > 0:
-                raise DisaError(f"{field} is {value}, expected a number above 0", where=name)
+                raise DisaError(f"{field} is {value}, expected a number above 0", where=name, fix=f"leave {field} out")
         if (clip_low, clip_high) != (None, None):
             self.clip = {"low": clip_low or math.inf, "high": clip_high or math.inf}
         self._sums, self.name, self.paper, self.ratio_range = sums, name, paper, ratio_range
