@@ -159,9 +159,7 @@ def test_a_reward_function_that_returns_nothing_or_too_little_is_named(returned,
         return returned
 
     judge = RewardFunctions(reward, None)
-    with pytest.raises(
-        DisaError, match=f"reward function .*: {found} rewards for 2 completions.*Fix: return one"
-    ):
+    with pytest.raises(DisaError, match=f"reward function .*: {found} rewards for 2 completions.*Fix: return one"):
         judge(["a", "b"], ["1", "2"], {})
 
 
