@@ -66,19 +66,22 @@ def test_an_anchor_is_loaded_with_the_regressor_it_was_frozen_with_and_predicts(
     anchor = Anchor.load(tmp_path / "a")
     unknown = [Prompt(i, "t", "train", i, "{}", None) for i in ("new", "p0")]
     features = np.array([[1.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
-    predicted = anchor.predict(unknown, features)
+    predicted = anchor.predict(unknown, [[1, 2], [3]], features)
     expected = regressor.predict(features, beta=BETA, reward_range=(0.0, 1.0), level=0.9)
     assert predicted.log_z(["new"])[0] == expected.log_z[0]
     assert predicted.estimates["p0"] == rows[0]  # what was estimated stays
-    with pytest.raises(DisaError, match="1 rows of features for 2 prompts"):
-        anchor.predict(unknown, features[:1])
+    predicted.verify_prompts({"new": [1, 2]})
+    with pytest.raises(DisaError, match="prompt new: its 2 token ids.*chat template changed"):
+        predicted.verify_prompts({"new": [1, 3]})
+    with pytest.raises(DisaError, match="1 rows of features and 2 of token ids for 2 prompts"):
+        anchor.predict(unknown, [[1, 2], [3]], features[:1])
 
 
 def test_without_a_regressor_nothing_is_predicted(tmp_path):
     prompt = [Prompt("new", "t", "train", "x", "{}", None)]
     for anchor in (frozen(tmp_path), Anchor({}, FINGERPRINT, (0.0, 1.0), binary=True)):
         with pytest.raises(DisaError, match="holds no regressor.*partition.regressor: true"):
-            anchor.predict(prompt, np.zeros((1, 3)))
+            anchor.predict(prompt, [[1]], np.zeros((1, 3)))
 
 
 def test_probes_prefer_the_references_own_draws():

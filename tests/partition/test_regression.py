@@ -129,10 +129,10 @@ def test_the_anchor_predicts_new_prompts_and_keeps_what_is_frozen(world, anchor_
     anchor = Anchor.load(anchor_folder)
     new = [Prompt("new", "t", "train", "?", "{}", None), Prompt("train000", "t", "train", "?", "{}", None)]
     at = np.array([[2.0, 0.0, 0.0], [-9.0, 0.0, 0.0]])
-    extended = anchor.predict(new, at)
+    extended = anchor.predict(new, [[1], [2]], at)
     assert extended.estimates["train000"] == anchor.estimates["train000"]
     assert "new" not in anchor.estimates and extended.estimates["new"].method == "predicted"
-    easier, harder = (anchor.predict(new[:1], sign * at[:1]).log_z(["new"])[0] for sign in (1, -1))
+    easier, harder = (anchor.predict(new[:1], [[1]], sign * at[:1]).log_z(["new"])[0] for sign in (1, -1))
     assert 0 <= harder < easier <= BETA
 
 
@@ -145,7 +145,7 @@ def test_an_anchor_without_a_regressor_says_how_to_get_one(anchor_folder, tmp_pa
     rows = list(Anchor.load(anchor_folder).estimates.values())
     freeze(tmp_path, rows, FINGERPRINT, reward_range=RANGE, binary=True)
     with pytest.raises(DisaError, match="no regressor.*partition.regressor: true"):
-        Anchor.load(tmp_path).predict([], np.zeros((0, 3)))
+        Anchor.load(tmp_path).predict([], [], np.zeros((0, 3)))
 
 
 def test_an_anchor_whose_regressor_was_exchanged_added_or_removed_is_refused(anchor_folder, tmp_path):

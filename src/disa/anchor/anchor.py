@@ -321,21 +321,31 @@ class Anchor:
                 )
         return np.array([self.estimates[prompt_id].log_z for prompt_id in prompt_ids], dtype=np.float64)
 
-    def predict(self, prompts: Sequence[Prompt], features: np.ndarray, *, level: float = 0.9) -> Anchor:
+    def predict(
+        self,
+        prompts: Sequence[Prompt],
+        prompt_ids: Sequence[Sequence[int]],
+        features: np.ndarray,
+        *,
+        level: float = 0.9,
+    ) -> Anchor:
         """The same anchor with the regressor's log Z of prompts that have no estimate; others stay as they are.
 
         Parameters
         ----------
         prompts : sequence of Prompt
+        prompt_ids : sequence of token id sequences
+            One per prompt, rendered (:func:`disa.lm.sampling_config.encode_prompt`): the anchor keeps their digests,
+            so that an edited prompt is refused in training.
         features : ndarray, shape (prompts, d)
-            Of :func:`disa.partition.features.prompt_features`, with the anchor's own reference.
+            Of :func:`disa.partition.features.prompt_features` from these ids, with the anchor's own reference.
         level : float
             Two-sided level of the predictions' intervals.
 
         Raises
         ------
         DisaError
-            Where the anchor holds no regressor or one of other features, or prompts and features differ in number.
+            Where the anchor holds no regressor or one of other features, or prompts, ids and features differ in number.
         """
         # scipy loads with the regressor, and only predictions need it.
         from disa.partition.features import features_fingerprint
@@ -347,14 +357,21 @@ class Anchor:
             raise DisaError(
                 "the anchor holds no regressor", where=str(self.path or "anchor"), fix="set partition.regressor: true"
             )
-        if len(features) != len(prompts):
-            problem = f"{len(features)} rows of features for {len(prompts)} prompts"
-            raise DisaError(problem, where="Anchor.predict", fix="give one row per prompt, in their order")
+        if not len(features) == len(prompt_ids) == len(prompts):
+            problem = f"{len(features)} rows of features and {len(prompt_ids)} of token ids for {len(prompts)} prompts"
+            raise DisaError(problem, where="Anchor.predict", fix="give one of each per prompt, in their order")
         regressor = Regressor.load(path, features_fingerprint=features_fingerprint(self.fingerprint))
         beta = self.fingerprint.inverse_temperature
         predicted = regressor.predict(features, beta=beta, reward_range=self.reward_range, level=level)
         rows = {row.prompt_id: row for row in predicted_rows(prompts, predicted, self.reward_range)}
-        return dataclasses.replace(self, estimates=MappingProxyType(rows | dict(self.estimates)))
+        probes = {
+            p.prompt_id: Probe(p.prompt_id, prompt_digest(ids)) for p, ids in zip(prompts, prompt_ids, strict=True)
+        }
+        return dataclasses.replace(
+            self,
+            estimates=MappingProxyType(rows | dict(self.estimates)),
+            probes=MappingProxyType(probes | dict(self.probes)),
+        )
 
     @property
     def regressed(self) -> bool:

@@ -23,9 +23,9 @@ class Probe:
     prompt_id: str
     prompt_digest: str
     """Of the rendered prompt's token ids (:func:`prompt_digest`)."""
-    completion_ids: list[int] | None
+    completion_ids: list[int] | None = None
     """Token ids of one stored trajectory; null for prompts that only the digest is kept of."""
-    log_ref: float | None
+    log_ref: float | None = None
     """Its log-probability under the reference, as scoring computed it."""
     tool_mask: list[int] | None = None
     """1 for each of its tokens that the model wrote, 0 for those of tools; null where the model wrote all."""
@@ -56,6 +56,6 @@ def take_probes(prompt_ids: Mapping[str, Sequence[int]], rows: Sequence[ScoredTr
     return [
         Probe(i, prompt_digest(prompt_ids[i]), list(found[i].completion_ids), found[i].log_ref, found[i].tool_mask)
         if i in tried
-        else Probe(i, prompt_digest(prompt_ids[i]), None, None)
+        else Probe(i, prompt_digest(prompt_ids[i]))
         for i in sorted(prompt_ids)
     ]

@@ -99,7 +99,10 @@ def collect_draws(
     """
     low, high = reward_range
     if not (np.isfinite(low) and np.isfinite(high) and low < high):
-        raise DisaError(f"reward_range is {reward_range}, expected two finite numbers, the smaller first")
+        raise DisaError(
+            f"reward_range is {reward_range}, expected two finite numbers, the smaller first",
+            fix="pass the lowest and the highest reward that can occur, as (0, 1)",
+        )
     if not (np.isfinite(beta) and beta > 0):
         raise DisaError(f"beta is {beta}, expected a finite positive number", fix="pass the inverse temperature")
     rewards = _floats("rewards", rewards, None)
@@ -173,13 +176,15 @@ def _sources(from_reference: ArrayLike | None, source: ArrayLike | None, n: int)
     if source is None:
         flags = np.asarray(from_reference)
         if flags.dtype != np.bool_:
-            raise DisaError(f"from_reference has type {flags.dtype}, expected bool")
+            fix = "pass True for the reference's draws, False for the proposal's; source takes numbers"
+            raise DisaError(f"from_reference has type {flags.dtype}, expected bool", fix=fix)
         source = np.where(flags, 0, 1)
     array = np.asarray(source)
     if array.shape != (n,):
-        raise DisaError(f"the sources have shape {array.shape}, expected ({n},): one per reward")
+        raise DisaError(f"the sources have shape {array.shape}, expected ({n},)", fix="pass one source per reward")
     if not np.issubdtype(array.dtype, np.integer):
-        raise DisaError(f"source has type {array.dtype}, expected integers")
+        fix = "number the proposals from 1, the reference being 0"
+        raise DisaError(f"source has type {array.dtype}, expected integers", fix=fix)
     return array.astype(np.intp)
 
 
@@ -190,7 +195,10 @@ def _proposals(log_proposal: ArrayLike | None, source: NDArray[np.intp], n: int)
     array = np.asarray(log_proposal, dtype=np.float64)
     array = array[:, None] if array.ndim == 1 else array
     if array.ndim != 2 or array.shape[0] != n or array.shape[1] == 0:
-        raise DisaError(f"log_proposal has shape {np.shape(log_proposal)}, expected ({n},) or ({n}, m)")
+        raise DisaError(
+            f"log_proposal has shape {np.shape(log_proposal)}, expected ({n},) or ({n}, m)",
+            fix="pass each trajectory's log-probability under each of the m proposals, one row per reward",
+        )
     bad = (np.isnan(array) | (array == np.inf)).any(axis=1)
     _refuse("log_proposal", array, bad, "a log-probability below +inf")
     _refuse("source", source, (source < 0) | (source > array.shape[1]), f"an integer from 0 to {array.shape[1]}")
@@ -200,7 +208,10 @@ def _proposals(log_proposal: ArrayLike | None, source: NDArray[np.intp], n: int)
 def _prompts(prompt_index: ArrayLike, n_prompts: int | None, n: int) -> NDArray[np.intp]:
     array = np.asarray(prompt_index)
     if array.shape != (n,) or not np.issubdtype(array.dtype, np.integer):
-        raise DisaError(f"prompt_index has shape {array.shape} and type {array.dtype}, expected ({n},) integers")
+        raise DisaError(
+            f"prompt_index has shape {array.shape} and type {array.dtype}, expected ({n},) integers",
+            fix="pass the number of each reward's prompt, from 0",
+        )
     _refuse("prompt_index", array, array < 0, "a prompt's index from 0")
     limit = int(array.max()) + 1 if n_prompts is None else n_prompts
     _refuse("prompt_index", array, array >= limit, f"an index below n_prompts = {limit}")
@@ -217,11 +228,13 @@ def _prompts(prompt_index: ArrayLike, n_prompts: int | None, n: int) -> NDArray[
 def _floats(name: str, values: ArrayLike, n: int | None) -> Array:
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1 or (n is not None and len(array) != n):
-        raise DisaError(f"{name} has shape {array.shape}, expected ({'n' if n is None else n},)")
+        expected = f"({'n' if n is None else n},)"
+        raise DisaError(f"{name} has shape {array.shape}, expected {expected}", fix="pass one value per trajectory")
     return array
 
 
 def _refuse(name: str, values: NDArray[Any], bad: NDArray[np.bool_], expected: str) -> None:
     if bad.any():
         first = int(np.argmax(bad))
-        raise DisaError(f"is {values[first]}, expected {expected}", where=f"{name}, element {first}")
+        fix = "mend the value, or leave its trajectory out"
+        raise DisaError(f"is {values[first]}, expected {expected}", where=f"{name}, element {first}", fix=fix)

@@ -271,6 +271,7 @@ def _check_choices(method: str, interval: str, level: float) -> None:
         ("interval", interval, get_args(Interval)),
     ):
         if value not in allowed:
-            raise DisaError(f"{name} is {value!r}, expected one of {', '.join(allowed)}")
+            problem = f"{name} is {value!r}, expected one of {', '.join(allowed)}"
+            raise DisaError(problem, fix="leave it out, or choose one of these by docs/estimators.md")
     if not 0.0 < level < 1.0:
-        raise DisaError(f"level is {level}, expected a number between 0 and 1, for example 0.9")
+        raise DisaError(f"level is {level}, expected a number between 0 and 1", fix="pass a level such as 0.9")

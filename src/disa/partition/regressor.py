@@ -200,7 +200,8 @@ def check_features(features: ArrayLike, width: int | None) -> Array:
     array = np.asarray(features, dtype=np.float64)
     if array.ndim != 2 or (width is not None and array.shape[1] != width):
         expected = "d" if width is None else width
-        raise DisaError(f"features have shape {array.shape}, expected (prompts, {expected})")
+        fix = "pass one row per prompt, of disa.partition.features.prompt_features"
+        raise DisaError(f"features have shape {array.shape}, expected (prompts, {expected})", fix=fix)
     finite = np.isfinite(array).all(axis=1)
     if not finite.all():
         raise DisaError(
@@ -215,9 +216,14 @@ def check_counts(k: ArrayLike, n: ArrayLike, prompts: int) -> tuple[Array, Array
     """Return the counts as float64, or refuse them."""
     k, n = np.asarray(k, dtype=np.float64), np.asarray(n, dtype=np.float64)
     if k.shape != (prompts,) or n.shape != (prompts,):
-        raise DisaError(f"k and n have shapes {k.shape} and {n.shape}, expected ({prompts},): one per prompt")
+        fix = "pass one count per prompt"
+        raise DisaError(f"k and n have shapes {k.shape} and {n.shape}, expected ({prompts},)", fix=fix)
     good = (k >= 0) & (k <= n) & np.isfinite(n)
     if not good.all():
         first = int(np.argmin(good))
-        raise DisaError(f"k = {k[first]} and n = {n[first]}, expected 0 <= k <= n", where=f"counts, prompt {first}")
+        raise DisaError(
+            f"k = {k[first]} and n = {n[first]}, expected 0 <= k <= n",
+            where=f"counts, prompt {first}",
+            fix="pass the successes as k and all draws as n",
+        )
     return k, n

@@ -82,7 +82,8 @@ def sweep_log_z(
     columns = []
     for beta in np.asarray(betas, dtype=np.float64):
         if not (np.isfinite(beta) and beta > 0):
-            raise DisaError(f"betas holds {beta}, expected finite positive inverse temperatures")
+            problem = f"betas holds {beta}, expected finite positive inverse temperatures"
+            raise DisaError(problem, fix="leave it out, or pass a finite number above 0")
         b = beta * (reward_range[1] - reward_range[0])
         at_beta = dataclasses.replace(draws, soft=soft_success(draws.rewards, beta, reward_range))
         used = at_beta.reference_only(chosen == "pass_rate")
@@ -100,7 +101,8 @@ def _checked(methods: Sequence[str], draws: Draws) -> NDArray[np.str_]:
         )
     for i, name in enumerate(methods):
         if name not in ESTIMATORS:
-            raise DisaError(f"is {name!r}, expected one of {', '.join(ESTIMATORS)}", where=f"methods, prompt {i}")
+            problem = f"is {name!r}, expected one of {', '.join(ESTIMATORS)}"
+            raise DisaError(problem, where=f"methods, prompt {i}", fix="choose one of these by docs/estimators.md")
         if name == "pass_rate" and not draws.reference_counts[i]:
             raise DisaError(
                 "method pass_rate needs reference draws, found none",
