@@ -1,4 +1,4 @@
-"""What models of 7B and 32B weights need by the plan's count: memory by stage, alone and sharded, and hours.
+"""What models of 0.5B, 7B and 32B weights need by the plan's count: memory by stage, alone and sharded, and hours.
 
 No weights are loaded: shapes are those of the published configurations of Qwen2.5, recipes those of ``recipes/``. Hours
 are operations at the stated utilisations of :class:`disa.planning.cluster.Cluster`. What vLLM takes for its own caches
@@ -24,10 +24,11 @@ PAGE = Path(__file__).parents[1] / "docs" / "planning.md"
 RECIPES = Path(__file__).parents[1] / "recipes"
 GPU, COUNTS = "h100", (8, 64)
 LENGTHS = Lengths(prompt=200, completion=600, demonstration=0)
-# hidden_size, intermediate_size, num_hidden_layers, num_attention_heads, num_key_value_heads
+# hidden_size, intermediate_size, num_hidden_layers, num_attention_heads, num_key_value_heads, vocab_size
 MODELS = {
-    "7B": ("qwen-7b-node.yaml", (3584, 18944, 28, 28, 4)),
-    "32B": ("verl/qwen-32b-nodes.yaml", (5120, 27648, 64, 40, 8)),
+    "0.5B": ("qwen-7b-node.yaml", (896, 4864, 24, 14, 2, 151936)),  # the recipe of 7B: the same lengths and batches
+    "7B": ("qwen-7b-node.yaml", (3584, 18944, 28, 28, 4, 152064)),
+    "32B": ("verl/qwen-32b-nodes.yaml", (5120, 27648, 64, 40, 8, 152064)),
 }
 WAYS = {
     "LoRA": ["training.lora={rank: 32}", "training.micro_batch=8", "training.vllm={}"],
@@ -43,8 +44,9 @@ WAYS = {
 
 def shape_of(sizes: tuple[int, ...]) -> ModelShape:
     """Shape of a bfloat16 checkpoint, from its configuration."""
-    names = "hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads".split()
-    config = Qwen2Config(vocab_size=152064, tie_word_embeddings=False, **dict(zip(names, sizes, strict=True)))
+    names = "hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads vocab_size".split()
+    tied = sizes[0] < 2048  # the published models up to 3B share input and output embedding
+    config = Qwen2Config(tie_word_embeddings=tied, **dict(zip(names, sizes, strict=True)))
     with torch.device("meta"):
         return dataclasses.replace(ModelShape.of(Qwen2ForCausalLM(config)), precision="bfloat16")
 

@@ -32,3 +32,13 @@ def test_it_is_short_and_its_links_lead_somewhere(readme):
     links = re.findall(r"\]\(([^)#]+)", readme)
     assert len(links) > 20
     assert [link for link in links if not link.startswith("http") and not (README.parent / link).exists()] == []
+
+
+def test_its_short_result_is_part_of_the_full_one(readme):
+    """Same columns and same lines as the block of docs/results.md, fewer of them."""
+    (short,) = re.findall(r"<!-- quickstart-short -->\n```\n(.*?)```\n<!-- /quickstart-short -->", readme, re.DOTALL)
+    page = (README.parent / "docs" / "results.md").read_text(encoding="utf-8")
+    full = re.search(r"^## Quickstart\n.*?^```\n(.*?)\n\n", page, re.DOTALL | re.MULTILINE)[1].splitlines()
+    lines = short.splitlines()
+    assert lines[0] == full[0] and len(lines) >= 4
+    assert [line for line in lines if line not in full] == []
