@@ -1,14 +1,17 @@
 """``disa inspect`` ends with a line to act on; ``disa watch`` and ``disa --help`` show what is there."""
 
+import contextlib
 import dataclasses
 import json
 import math
+import shutil
 
 import pytest
 
 from disa.cli.inspect_text import MOST_FLAGGED, fitness
 from disa.cli.main import main
 from disa.partition.gate import CHANCE, SAFETY
+from disa.runs.locks import shared
 from disa.runs.parquet_rows import read_rows
 from disa.runs.records import PartitionEstimate, Prompt, ScoredTrajectory
 
@@ -80,8 +83,50 @@ def test_watch_shows_every_stage_that_was_begun(run_copy, capsys, monkeypatch):
     assert main(["watch", str(run / "nowhere"), "--once"]) == 2
 
 
-def test_a_watch_ends_with_the_report(finished_run, capsys):
-    assert main(["watch", str(finished_run)]) == 0
+@pytest.fixture
+def looks(monkeypatch):
+    """What a watch does between its looks; more than five are one that does not end."""
+    seen, during = [], []
+
+    def sleep(seconds):
+        seen.append(seconds)
+        assert len(seen) <= 5, "the watch does not end"
+        for act in during:
+            act(len(seen))
+
+    monkeypatch.setattr("disa.cli.watch.time.sleep", sleep)
+    return seen, during
+
+
+@pytest.mark.parametrize("last", ["4_partition", "5_anchor", "8_report"])
+def test_a_watch_ends_when_the_run_is_done_as_far_as_it_was_asked_to_go(last, run_copy, looks, capsys):
+    _, run = run_copy
+    for folder in run.glob("[1-8]_*"):
+        if folder.name > last:
+            shutil.rmtree(folder)
+    assert main(["watch", str(run)]) == 0 and looks[0] == []
+    assert "every stage that was begun is done" in capsys.readouterr().out
+
+
+def test_a_watch_goes_on_while_a_process_works_there(run_copy, looks, capsys):
+    _, run = run_copy
+    with contextlib.ExitStack() as worker:
+        worker.enter_context(shared(run, "work"))
+        looks[1].append(lambda look: worker.close() if look == 3 else None)
+        assert main(["watch", str(run), "--every", "7"]) == 0
+    assert looks[0] == [7.0] * 3
+
+
+def test_a_watch_waits_for_a_run_that_begins_and_names_what_a_killed_one_left(tmp_path, looks, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def begin(look):
+        (tmp_path / "2_proposals").mkdir(exist_ok=True)
+        (tmp_path / "2_proposals" / "started.json").write_text("{}")
+
+    looks[1].append(lambda look: begin(look) if look == 2 else None)
+    assert main(["watch", str(tmp_path)]) == 0 and len(looks[0]) == 2
+    assert "not finished: 2_proposals; the command that began it continues it" in capsys.readouterr().out
 
 
 def test_help_has_every_command_once_in_a_group(capsys):

@@ -13,12 +13,16 @@ from rich.table import Table
 
 from disa.errors import DisaError
 from disa.runs.folders import read_json
+from disa.runs.locks import somebody_works
 
 _SHOWN = ("reward", "loss", "kl_to_target", "residual_rms")
 
 
 def watch(options: argparse.Namespace) -> int:
-    """Show every stage until the report is finished, or once."""
+    """Show every stage for as long as a process works in the run directory, or once.
+
+    A directory in which nothing was begun is waited for: whoever is to work there is still loading.
+    """
     run = Path(options.run)
     if not run.is_dir():
         raise DisaError("no such folder", where=str(run), fix="give a run directory, also of one that is under way")
@@ -27,20 +31,26 @@ def watch(options: argparse.Namespace) -> int:
         console.print(stage_table(run))
         return 0
     with Live(stage_table(run), console=console, refresh_per_second=4) as live:
-        while not (run / "8_report" / "manifest.json").is_file():
+        while somebody_works(run) or not _begun(run):
             time.sleep(options.every)
             live.update(stage_table(run))
         live.update(stage_table(run))
+    left = [str(folder.relative_to(run)) for folder in _begun(run) if not (folder / "manifest.json").is_file()]
+    unfinished = f"not finished: {', '.join(left)}; the command that began it continues it"
+    console.print(f"no process works here; {unfinished if left else 'every stage that was begun is done'}")
     return 0
+
+
+def _begun(run: Path) -> list[Path]:
+    """Folders of the stages that were begun, in the order of their beginning."""
+    markers = sorted(run.rglob("started.json"), key=lambda path: (path.stat().st_mtime, str(path)))
+    return [path.parent for path in markers if "superseded" not in path.relative_to(run).parts]
 
 
 def stage_table(run: Path) -> Table:
     """One row per stage folder that was begun: its state, its rows, and the last line of its log."""
     table = Table("stage", "state", "rows", "last step", title=str(run), title_justify="left")
-    for marker in sorted(run.rglob("started.json"), key=lambda path: (path.stat().st_mtime, str(path))):
-        folder = marker.parent
-        if "superseded" in folder.relative_to(run).parts:
-            continue
+    for folder in _begun(run):
         finished = folder / "manifest.json"
         state = f"done in {read_json(finished)['seconds']:.1f} s" if finished.is_file() else "under way"
         rows = sum(pq.read_metadata(part).num_rows for part in folder.glob("*.parquet"))

@@ -90,6 +90,15 @@ def shared(run_dir: Path, work: str) -> Iterator[None]:
         yield
 
 
+def somebody_works(run_dir: Path) -> bool:
+    """Whether a process holds the run directory, alone or with others."""
+    path = run_dir / ".lock"
+    if not path.is_file():
+        return False
+    with path.open("r+") as file:
+        return not try_lock(file)
+
+
 @contextlib.contextmanager
 def awaited(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
     """Hold a lock file, waiting for it where another process does.
