@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from disa.errors import DisaError
 from disa.lm.sampling_config import SamplingConfig
 from disa.recipe import load_recipe
+from disa.runs.records import Prompt
 from disa.tasks import SPLITS, judges, make_task
 from disa.tasks.benchmarks import BOXED
 from disa.tasks.dataset_config import DatasetConfig, SourceConfig
@@ -462,3 +463,26 @@ def test_a_recipe_names_the_field_within_the_source(tmp_path):
     assert loaded.tasks.limit("heldout") == 7 and loaded.tasks.limit("train") is None
     recipe.write_text(json.dumps(loaded.model_dump(mode="json")))
     assert load_recipe(recipe) == loaded
+
+
+def test_programs_are_counted_by_their_syntax_tree_and_maths_answers_have_no_kinds(jsonl):
+    row = {"id": 1, "prompt": "Add one.", "solution": "def f(x): return x + 1", "tests": ["assert f(1) == 2"]}
+    code = {"path": jsonl([row]), "verifier": "code", "use": "train"}
+    task = task_of(code)
+    (prompt,) = task.prompts("train")
+    one, same, other = (
+        task.mode(prompt, f"```python\ndef f({name}):\n    return {text}\n```")
+        for name, text in (("x", "x + 1"), ("number", "number + 1"), ("x", "1 + x"))
+    )
+    assert task.has_modes and one == same != other
+    sums = {"path": jsonl([{"prompt": "1+1?", "answer": "2"}], "m.jsonl"), "verifier": "maths", "use": "train"}
+    mixed = task_of(code, sums)
+    assert not mixed.has_modes and mixed.mode(prompt, "def f(x): return x + 1") is None
+
+
+def test_solutions_of_gsm8k_are_counted_by_their_steps():
+    task = task_of({"benchmark": "gsm8k"}, {"benchmark": "gsm8k_train"})
+    assert task.has_modes and not task_of({"benchmark": "gsm8k"}, {"benchmark": "math500"}).has_modes
+    payload = json.dumps({"verifier": "maths", "pattern": None, "gold": {"answers": ["7"]}})
+    prompt = Prompt("p", "dataset", "train", "q", payload, None)
+    assert task.mode(prompt, "3 + 4 = 7, so \\boxed{7}") == task.mode(prompt, "4 + 3 = 7. \\boxed{7}") == "3+4"

@@ -57,6 +57,8 @@ class PublishedBenchmark:
     columns: dict[str, str] = dataclasses.field(default_factory=dict)
     answer_after: str = ""
     prompt_template: str = BOXED
+    arithmetic: bool = False
+    """Whether a solution is arithmetic in words, whose steps are its kind."""
     use: str = "heldout"
     """Split of a run that the rows go to."""
 

@@ -26,7 +26,7 @@ from disa.tasks.task import SPLITS, DataReport, Task, read_payload
 
 
 class DatasetTask(Task):
-    """Fixed problems with gold answers or tests. Their solutions cannot be counted; a verifier may name their modes."""
+    """Fixed problems with gold answers or tests. No number of solutions is known; kinds are, where a verifier names them."""
 
     name = "dataset"
     version = 2
@@ -92,10 +92,10 @@ class DatasetTask(Task):
         return self.rewards([prompt], [completion])[0]
 
     def mode(self, prompt: Prompt, completion: str) -> str | None:
-        """What the verifier's file calls this kind of solution, None where it names none."""
-        verifier, pattern = read_payload(prompt, "verifier", "pattern")
+        """What the verifier calls this kind of solution, None where it names none."""
+        verifier, pattern, gold = read_payload(prompt, "verifier", "pattern", "gold")
         named = self._judges[verifier, pattern].mode if self.has_modes else None
-        return None if named is None else named(prompt.prompt, completion)
+        return None if named is None else named(gold, prompt.prompt, completion)
 
     def demonstration(self, prompt: Prompt, rng: random.Random, *, noisy: bool) -> str:
         """The row's worked solution; a noisy one is that of a random other row."""
@@ -128,16 +128,21 @@ class DatasetTask(Task):
 
     @functools.cached_property
     def _judges(self) -> dict[tuple[str, str | None], AnswerJudge]:
-        keys = dict.fromkeys((_verifier(source), source.answer_pattern) for source in self.config.sources)
+        arithmetic: dict[tuple[str, str | None], bool] = {}
+        for source in self.config.sources:
+            key = _verifier(source), source.answer_pattern
+            entry = BENCHMARKS.get(source.benchmark or "")
+            arithmetic[key] = arithmetic.get(key, True) and entry is not None and entry.arithmetic
         return {
             (verifier, pattern): make_judge(
                 verifier,
                 pattern,
+                arithmetic=steps,
                 workers=self.config.verifier_workers,
                 reward_range=self.config.reward_range,
                 messages=self.config.reward_messages,
             )
-            for verifier, pattern in keys
+            for (verifier, pattern), steps in arithmetic.items()
         }
 
     @property

@@ -27,8 +27,8 @@ class AnswerJudge(Protocol):
     reward_range: tuple[float, float]
 
     @property
-    def mode(self) -> Callable[[str, str], str] | None:
-        """From prompt and correct completion to the kind of solution, None where the verifier names no kinds."""
+    def mode(self) -> Callable[[dict[str, Any], str, str], str] | None:
+        """From gold, prompt and correct completion to the kind of solution, None where the verifier names no kinds."""
 
     def __call__(
         self, golds: Sequence[dict[str, Any]], prompts: Sequence[str], completions: Sequence[str]
@@ -37,13 +37,19 @@ class AnswerJudge(Protocol):
 
 
 def make_judge(
-    verifier: str, pattern: str | None, *, workers: int, reward_range: tuple[float, float] | None, messages: bool
+    verifier: str,
+    pattern: str | None,
+    *,
+    arithmetic: bool,
+    workers: int,
+    reward_range: tuple[float, float] | None,
+    messages: bool,
 ) -> AnswerJudge:
-    """The verifier of that name; nothing heavy starts before its first call."""
+    """The verifier of that name; nothing heavy starts before its first call. ``arithmetic`` of maths: word problems."""
     if verifier == "exact":
         return ExactJudge(pattern)
     if verifier == "maths":
-        return MathsJudge(pattern)
+        return MathsJudge(pattern, arithmetic)
     if verifier == "code":
         return CodeJudge(workers)
     return CustomJudge(CustomReward(verifier, reward_range, conversational=messages))
@@ -72,14 +78,24 @@ class ExactJudge:
 
 
 class MathsJudge:
-    """1 where the final answer is the gold answer, by :class:`disa.rewards.maths.MathsVerifier`."""
+    """1 where the final answer is the gold answer, by :class:`disa.rewards.maths.MathsVerifier`.
 
-    reward_range, mode = (0.0, 1.0), None
+    Of arithmetic in words (GSM8K) the kind of a solution is the steps of its equations.
+    """
 
-    def __init__(self, pattern: str | None) -> None:
+    reward_range = (0.0, 1.0)
+
+    def __init__(self, pattern: str | None, arithmetic: bool) -> None:
         self._pattern = pattern
         self._verifier: MathsVerifier | None = None
-        self.fingerprint = f"maths:3:{digest(pattern)}"
+        self.fingerprint = f"maths:3:{digest(pattern)}" + "+arithmetic" * arithmetic
+        self.mode = self._steps if arithmetic else None
+
+    @staticmethod
+    def _steps(gold: dict[str, Any], prompt: str, completion: str) -> str:
+        from disa.rewards.maths import arithmetic_steps
+
+        return arithmetic_steps(completion)
 
     def __call__(
         self, golds: Sequence[dict[str, Any]], prompts: Sequence[str], completions: Sequence[str]
@@ -93,10 +109,13 @@ class MathsJudge:
 
 
 class CodeJudge:
-    """1 where the program in the completion passes every test, by :class:`disa.rewards.code.CodeVerifier`."""
+    """1 where the program in the completion passes every test, by :class:`disa.rewards.code.CodeVerifier`.
 
-    reward_range, mode = (0.0, 1.0), None
-    fingerprint = "code:4"
+    The kind of a solution is its normalised syntax tree.
+    """
+
+    reward_range = (0.0, 1.0)
+    fingerprint = "code:5"
 
     def __init__(self, workers: int) -> None:
         self._workers = workers
@@ -116,12 +135,22 @@ class CodeJudge:
         ]
         return [None if v.status == "undecided" else float(v.passed) for v in self._verifier.check(programs)]
 
+    @staticmethod
+    def mode(gold: dict[str, Any], prompt: str, completion: str) -> str:
+        """The program's normal form."""
+        from disa.rewards.code import extract_code, normal_form
+
+        names = called_names(gold)
+        return normal_form(extract_code(completion, names), names)
+
 
 class CustomJudge:
     """A user's reward function, called with the rows' columns by name."""
 
     def __init__(self, reward: CustomReward) -> None:
-        self._reward, self.mode = reward, reward.mode
+        self._reward = reward
+        named = reward.mode
+        self.mode = None if named is None else lambda gold, prompt, completion: named(prompt, completion)
         self.reward_range = reward.reward_range
         self.fingerprint = f"{reward.fingerprint}{list(reward.reward_range)}"
 

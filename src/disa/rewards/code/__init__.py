@@ -16,6 +16,7 @@ from disa.rewards.code.benchmarks import (
     from_stdio,
 )
 from disa.rewards.code.extract import extract_code
+from disa.rewards.code.normal_form import normal_form
 from disa.rewards.code.program import (
     FunctionTests,
     Limits,
@@ -40,4 +41,5 @@ __all__ = [
     "from_live_code_bench",
     "from_mbpp",
     "from_stdio",
+    "normal_form",
 ]

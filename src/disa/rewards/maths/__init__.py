@@ -8,6 +8,7 @@ digits else. Every step is bounded, so nothing has to be stopped from outside, a
 from disa.rewards.maths.answers import Gold, Verdict
 from disa.rewards.maths.compare import verdict_on
 from disa.rewards.maths.extract import HASHES, extract_answer
+from disa.rewards.maths.steps import arithmetic_steps
 from disa.rewards.maths.verifier import MathsVerifier
 
-__all__ = ["HASHES", "Gold", "MathsVerifier", "Verdict", "extract_answer", "verdict_on"]
+__all__ = ["HASHES", "Gold", "MathsVerifier", "Verdict", "arithmetic_steps", "extract_answer", "verdict_on"]
