@@ -26,7 +26,7 @@ from disa.tasks.task import SPLITS, DataReport, Task, read_payload
 
 
 class DatasetTask(Task):
-    """Fixed problems with gold answers or tests. No number of solutions is known; kinds are, where a verifier names them."""
+    """Fixed problems with gold answers or tests. How many solutions there are is unknown."""
 
     name = "dataset"
     version = 2
