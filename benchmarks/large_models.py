@@ -17,7 +17,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from disa.planning.cluster import GPUS, Cluster
 from disa.planning.model_shape import ModelShape
 from disa.planning.work import Lengths, StageWork, count_work
-from disa.recipe import load_recipe
+from disa.recipe import Recipe, load_recipe
 from page import fill, table
 
 PAGE = Path(__file__).parents[1] / "docs" / "planning.md"
@@ -31,14 +31,9 @@ MODELS = {
     "32B": ("verl/qwen-32b-nodes.yaml", (5120, 27648, 64, 40, 8, 152064)),
 }
 WAYS = {
-    "LoRA": ["training.lora={rank: 32}", "training.micro_batch=8", "training.vllm={}"],
-    "full, AdamW": ["training.lora=null", "training.micro_batch=8", "training.vllm={}"],
-    "full, 8-bit AdamW": [
-        "training.lora=null",
-        "training.micro_batch=8",
-        "training.vllm={}",
-        "training.optim=paged_adamw_8bit",
-    ],
+    "LoRA": ["training.lora={rank: 32}"],
+    "full, AdamW": ["training.lora=null"],
+    "full, 8-bit AdamW": ["training.lora=null", "training.optim=paged_adamw_8bit"],
 }
 
 
@@ -51,9 +46,10 @@ def shape_of(sizes: tuple[int, ...]) -> ModelShape:
         return dataclasses.replace(ModelShape.of(Qwen2ForCausalLM(config)), precision="bfloat16")
 
 
-def sharded(whole: StageWork, without: StageWork, gpus: int) -> float:
-    """Bytes per GPU where weights, gradients and moments are spread and the rest is not."""
-    return without.memory + (whole.memory - without.memory) / gpus
+def counted(recipe: Recipe, shape: ModelShape) -> dict[str, StageWork]:
+    """Work of a recipe's stages on GPUs, whose training keeps the inputs of layers alone."""
+    prompts = {"train": recipe.tasks.train_prompts, "validation": 0, "heldout": recipe.tasks.heldout_prompts}
+    return count_work(recipe, shape, LENGTHS, prompts, checkpointed=True)
 
 
 def main() -> None:
@@ -64,15 +60,12 @@ def main() -> None:
     room, rows = GPUS[GPU].memory, []
     for name, (file, sizes) in MODELS.items():
         shape = shape_of(sizes)
-        nothing = dataclasses.replace(shape, parameters=0, embedding=0)  # activations, caches and logits alone
         for way, changes in WAYS.items():
-            recipe = load_recipe(RECIPES / file, changes)
-            prompts = {"train": recipe.tasks.train_prompts, "validation": 0, "heldout": recipe.tasks.heldout_prompts}
-            work, without = (count_work(recipe, s, LENGTHS, prompts) for s in (shape, nothing))
+            work = counted(load_recipe(RECIPES / file, changes), shape)
             for stage in ("2_proposals", "3_scoring", "6_training/disa"):
                 if stage != "6_training/disa" and way != "LoRA":
                     continue
-                held = [sharded(work[stage], without[stage], gpus) for gpus in (1, *COUNTS)]
+                held = [Cluster(GPU, gpus).per_gpu(work[stage]) for gpus in (1, *COUNTS)]
                 cells = [f"{x / 1e9:.0f}" + ("" if x <= room else " (no)") for x in held]
                 hours = [f"{Cluster(GPU, gpus).seconds(work[stage]) / 3600:.1f}" for gpus in COUNTS]
                 rows.append([name, way if stage == "6_training/disa" else "any", stage, *cells, *hours])

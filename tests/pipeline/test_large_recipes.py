@@ -1,5 +1,6 @@
 """Tiny twins of the recipes for large models: every setting in place but sizes, and transformers in vLLM's place."""
 
+import importlib
 import json
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 import yaml
 
 from disa.pipeline import Pipeline
+from disa.planning.cluster import GPUS, Cluster
 from disa.recipe import load_recipe
 from disa.runs.folders import read_json
 from disa.tasks import dataset as dataset_task
@@ -61,3 +63,21 @@ def test_a_twin_of_the_recipe_for_several_nodes_runs_up_to_the_anchor(tmp_path, 
     assert recipe.models.device_map == "auto" and recipe.verl["trainer"]["nnodes"] == 8
     Pipeline(recipe, say=lambda line: None).run("anchor")
     assert read_json(tmp_path / "run" / "5_anchor" / "manifest.json")["anchor"]["prompts"] > 0
+
+
+@pytest.mark.parametrize("name, gpus, drawing", [("7B", 8, 1), ("32B", 64, 2)])
+def test_the_plan_says_yes_to_the_recipes_as_they_stand(name, gpus, drawing, monkeypatch):
+    monkeypatch.syspath_prepend(Path("benchmarks").resolve())
+    large_models = importlib.import_module("large_models")
+    file, sizes = large_models.MODELS[name]
+    recipe, shape = load_recipe(large_models.RECIPES / file), large_models.shape_of(sizes)
+    work, cluster = large_models.counted(recipe, shape), Cluster("h100", gpus)
+    assert recipe.proposals.vllm["tensor_parallel_size"] == drawing
+    # A group of GPUs draws and scores; all share the training, of which LoRA's weights are whole in each.
+    held = [cluster.per_gpu(work[stage], drawing) for stage in ("2_proposals", "3_scoring")]
+    held.append(cluster.per_gpu(work["6_training/disa"], 1 if recipe.training.lora else gpus))
+    # What vLLM takes of the memory beside training: its share, or the whole of it where it has the GPU for itself.
+    options = recipe.training.vllm.options if recipe.training.vllm else recipe.verl["actor_rollout_ref"]["rollout"]
+    held[-1] += options["gpu_memory_utilization"] * GPUS["h100"].memory
+    assert all(bytes <= GPUS["h100"].memory for bytes in held)
+    assert "no" not in {cluster.fits(stage) for stage in work.values()}

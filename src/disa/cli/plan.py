@@ -49,7 +49,7 @@ def plan(options: argparse.Namespace) -> int:
     )
     headings = ["stage", "sequences", "tokens", "TFLOP", "memory GB", "time here"]
     headings += ["measured", "planned/measured"] if options.against else []
-    headings += [f"on {cluster.count} {cluster.gpu}", "fits one GPU"] if cluster else []
+    headings += [f"on {cluster.count} {cluster.gpu}", "fits"] if cluster else []
     rows = [headings, *(_cells(one, cluster, bool(options.against)) for one in plans)]
     console.print(aligned(rows, numbers=True))
     console.print(f"total here: {_time(sum(one.seconds for one in plans))}")
@@ -76,7 +76,7 @@ def _cells(one: StagePlan, cluster: Cluster | None, against: bool) -> list[str]:
     if cluster:
         cells += ["", ""]
         if work and one.cluster_seconds is not None:
-            cells[-2:] = _time(one.cluster_seconds), "yes" if cluster.fits(work) else "no"
+            cells[-2:] = _time(one.cluster_seconds), cluster.fits(work)
     return cells
 
 

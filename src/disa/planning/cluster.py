@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 from disa.planning.work import StageWork
 
@@ -44,6 +45,18 @@ class Cluster:
         peak = self.count * GPUS[self.gpu].bfloat16
         return (work.passes / self.passes + work.decoding / self.decoding) / peak
 
-    def fits(self, work: StageWork) -> bool:
-        """Whether a GPU holds the stage by itself, as in data-parallel training; else it must be sharded."""
-        return work.memory <= GPUS[self.gpu].memory
+    def per_gpu(self, work: StageWork, over: int | None = None) -> float:
+        """Bytes that each GPU holds where ``over`` of them, by default all, share the weights evenly.
+
+        ``weights / over + batch + 2 layer``: a layer is gathered while the one before it computes (Zhao et al. 2023,
+        arXiv 2304.11277). With 1 there is nothing to gather.
+        """
+        over = over or self.count
+        return work.weights / over + work.batch + (2 * work.layer if over > 1 else 0)
+
+    def fits(self, work: StageWork) -> Literal["yes", "sharded", "no"]:
+        """Whether a GPU holds the stage by itself, as in data-parallel training, or its share of the weights."""
+        room = GPUS[self.gpu].memory
+        if self.per_gpu(work, 1) <= room:
+            return "yes"
+        return "sharded" if self.per_gpu(work) <= room else "no"

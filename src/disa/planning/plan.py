@@ -6,6 +6,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from disa.errors import DisaError
 from disa.planning.cluster import Cluster
 from disa.planning.rehearsal import Rehearsal
@@ -35,7 +37,7 @@ class StagePlan:
         """Plain values."""
         found = dataclasses.asdict(self) | {"ratio": self.ratio}
         if self.work is not None:
-            found["work"]["flops"] = self.work.flops
+            found["work"] |= {"flops": self.work.flops, "memory": self.work.memory}
         return found
 
 
@@ -47,7 +49,7 @@ def make_plan(
     Parameters
     ----------
     cluster : Cluster, optional
-        Adds its time for the stages that run the model.
+        Adds its time for the stages that run the model, whose memory is then that of its GPUs.
     against : Path, optional
         Run directory whose finished stages are compared.
 
@@ -57,7 +59,8 @@ def make_plan(
         Where ``against`` has no finished stage of the plan, or one that drew or saw another number of completions
         (before any rounds, which may draw less than planned).
     """
-    work = count_work(recipe, rehearsal.shape, rehearsal.lengths, rehearsal.prompts)
+    checkpointed = cluster is not None or torch.cuda.is_available()
+    work = count_work(recipe, rehearsal.shape, rehearsal.lengths, rehearsal.prompts, checkpointed=checkpointed)
     counts = {split: sum(recipe.proposals.counts(split).values()) for split in rehearsal.prompts}
     first = sum(number * counts[split] for split, number in rehearsal.prompts.items())
     plans = []

@@ -13,6 +13,9 @@ _FLOAT32 = 4
 _BLOCK_LOGITS = 2**24
 """Logits of one block of :mod:`disa.lm.head`."""
 
+_VERL_TOKENS = 16384
+"""verl's default of ``ppo_max_token_len_per_gpu``."""
+
 _STREAMS = {"bridge": 2, "hinted": 2, "tempered": 1, "auto": 2}
 """Passes per token of a blend, in drawing as in scoring; a pilot's choice may need one."""
 
@@ -45,8 +48,17 @@ class StageWork:
     """Floating-point operations of forward and backward passes over whole sequences."""
     decoding: float
     """Floating-point operations of drawing completions token by token, their prompts included."""
-    memory: float
-    """Bytes held at once: weights, optimiser, activations, logits, keys and values."""
+    weights: float
+    """Bytes of weights, gradients and moments, which several GPUs can hold in pieces."""
+    batch: float
+    """Bytes of activations, logits, keys and values, which belong to the GPU that computes them."""
+    layer: float = 0.0
+    """Bytes of a layer's weights, as a GPU that holds pieces gathers them before use."""
+
+    @property
+    def memory(self) -> float:
+        """Bytes held at once, all in one place."""
+        return self.weights + self.batch
 
     @property
     def flops(self) -> float:
@@ -54,7 +66,9 @@ class StageWork:
         return self.passes + self.decoding
 
 
-def count_work(recipe: Recipe, shape: ModelShape, lengths: Lengths, prompts: dict[str, int]) -> dict[str, StageWork]:
+def count_work(
+    recipe: Recipe, shape: ModelShape, lengths: Lengths, prompts: dict[str, int], *, checkpointed: bool = False
+) -> dict[str, StageWork]:
     """Work of the stages that run the model, by the name of their folder.
 
     Parameters
@@ -63,6 +77,10 @@ def count_work(recipe: Recipe, shape: ModelShape, lengths: Lengths, prompts: dic
         Of reference, proposal and policy, which are taken to be of one size.
     prompts : dict
         Number of prompts of each split.
+    checkpointed : bool
+        Whether training keeps the inputs of layers alone and computes the rest again, as it does on CUDA
+        (:func:`disa.lm.hf_trainer.trainer_arguments`). The operations of the second forward pass are not counted, as
+        utilisations are quoted without them.
     """
     training, evaluation = recipe.training, recipe.evaluation
     per_sequence = shape.forward_flops(lengths.sequence, lengths.sequence)
@@ -77,14 +95,20 @@ def count_work(recipe: Recipe, shape: ModelShape, lengths: Lengths, prompts: dic
     def weights(compute: str) -> float:
         return size(compute) * shape.parameters
 
-    def one(sequences: int, *, passes: float, draws: float, memory: float) -> StageWork:
+    def one(sequences: int, *, passes: float, draws: float, held: float, batch: float, compute: str) -> StageWork:
         return StageWork(
             sequences,
             sequences * lengths.sequence,
             passes * per_sequence * sequences,
             draws * per_sequence * sequences,
-            memory,
+            held,
+            batch,
+            weights(compute) / shape.layers,
         )
+
+    def activations(tokens: float, compute: str, *, trained: bool = False, whole_logits: bool = False) -> float:
+        how = {"trained": trained, "whole_logits": whole_logits, "checkpointed": checkpointed}
+        return _activation_bytes(shape, tokens, size=size(compute), **how)
 
     def drawing(rows: int, compute: str) -> float:
         return rows * _cache_bytes(shape, lengths.prompt + limit, size(compute))
@@ -99,7 +123,8 @@ def count_work(recipe: Recipe, shape: ModelShape, lengths: Lengths, prompts: dic
             sequences * tokens,
             3 * shape.forward_flops(tokens, tokens) * sequences,
             0.0,
-            _training_bytes(shape, recipe.warmup.batch_size * tokens, lora=False, whole_logits=True),
+            _trained_bytes(shape, lora=False),
+            activations(recipe.warmup.batch_size * tokens, "float32", trained=True, whole_logits=True),
         )
     # Rounds belong to the same two stages. An adaptive budget spends as much as a uniform one, and drawing again for
     # flagged prompts at most doubles it in every round.
@@ -113,47 +138,50 @@ def count_work(recipe: Recipe, shape: ModelShape, lengths: Lengths, prompts: dic
         passes=0,
         draws=share + (1 - share) * (streams or 1),
         # Models take turns in memory, but for the two of a blend.
-        memory=(models if streams else 1) * weights(uniform.compute)
-        + (drawing(min(drawn, uniform.batch_size), uniform.compute) if uniform.engine == "transformers" else 0),
+        held=(models if streams else 1) * weights(uniform.compute),
+        batch=drawing(min(drawn, uniform.batch_size), uniform.compute) if uniform.engine == "transformers" else 0,
+        compute=uniform.compute,
     )
     scored = min(recipe.scoring.tokens_per_batch, drawn * lengths.sequence)
     found["3_scoring"] = one(
         drawn,
         passes=streams or models,
         draws=0,
-        memory=(models if streams else 1) * weights(recipe.scoring.compute)
-        + _activation_bytes(shape, scored, trained=False, whole_logits=False, size=size(recipe.scoring.compute)),
+        held=(models if streams else 1) * weights(recipe.scoring.compute),
+        batch=activations(scored, recipe.scoring.compute),
+        compute=recipe.scoring.compute,
     )
+    # verl bounds the tokens of a pass, and draws by an engine of its own.
+    actor = recipe.verl.get("actor_rollout_ref", {}).get("actor", {})
+    drawn_here = not (training.vllm or recipe.verl)
+    micro_batch = (training.micro_batch or training.completions_per_step) * lengths.sequence
+    at_once = actor.get("ppo_max_token_len_per_gpu", _VERL_TOKENS) if recipe.verl else micro_batch
+    optim = training.optim or actor.get("optim", {}).get("optimizer", "")
     for method in training.methods:
         # What is drawn is used several times; of the stored trajectories every step reads others.
         uses = training.method_uses(method) if METHODS[method].generates else 1
         rows = training.optimizer_steps(method) // uses * training.completions_per_step
         row, lora = METHODS[method], training.method_lora(method) is not None
         reference = row.generates and row.reference
-        micro_batch = training.micro_batch or training.completions_per_step
         # Forward and backward count three in each step; those of the reference, and of the sampler where completions
         # are used again, one in all; the forward projection is a batch of its own.
         both = method == "disa" and training.offline_share > 0 or method == "disa_both"
         passes = uses * (6 if both else 3) + (1 if reference else 0) + (1 if row.generates and uses > 1 else 0)
         frozen = size(training.compute) if shape.precision == "bfloat16" else _FLOAT32
-        memory = _training_bytes(
-            shape,
-            micro_batch * lengths.sequence,
-            lora=lora,
-            whole_logits=False,
-            size=size(training.compute),
-            frozen=frozen,
-            optim=training.optim,
-        )
-        memory += frozen * shape.parameters if reference and not lora else 0
-        memory += drawing(training.completions_per_step, training.compute) if row.generates and not training.vllm else 0
-        found[f"6_training/{method}"] = one(rows, passes=passes, draws=float(row.generates), memory=memory)
+        held = _trained_bytes(shape, lora=lora, frozen=frozen, optim=optim)
+        held += frozen * shape.parameters if reference and not lora else 0
+        # Both micro-batches wait for one backward pass.
+        batch = activations((2 if both else 1) * at_once, training.compute, trained=True)
+        batch += drawing(training.completions_per_step, training.compute) if row.generates and drawn_here else 0
+        name, draws = f"6_training/{method}", float(row.generates)
+        found[name] = one(rows, passes=passes, draws=draws, held=held, batch=batch, compute=training.compute)
     judged = prompts["heldout"] + min(evaluation.train_prompts, prompts["train"])
     rows = judged * evaluation.samples_per_prompt
     for model in ("reference", *training.methods):
-        memory = (1 if model == "reference" else 2) * weights(evaluation.compute)
-        memory += drawing(min(rows, evaluation.batch_size), evaluation.compute)
-        found[f"7_evaluation/{model}"] = one(rows, passes=2, draws=1, memory=memory)
+        held = (1 if model == "reference" else 2) * weights(evaluation.compute)
+        batch = drawing(min(rows, evaluation.batch_size), evaluation.compute)
+        name = f"7_evaluation/{model}"
+        found[name] = one(rows, passes=2, draws=1, held=held, batch=batch, compute=evaluation.compute)
     return found
 
 
@@ -163,36 +191,32 @@ def _cache_bytes(shape: ModelShape, tokens: float, size: int = _FLOAT32) -> floa
 
 
 def _activation_bytes(
-    shape: ModelShape, tokens: float, *, trained: bool, whole_logits: bool, size: int = _FLOAT32
+    shape: ModelShape,
+    tokens: float,
+    *,
+    trained: bool,
+    whole_logits: bool,
+    checkpointed: bool = False,
+    size: int = _FLOAT32,
 ) -> float:
     """What a pass keeps: a layer's activations (all layers' where a backward pass follows), and the logits.
 
     34 hidden bytes per token and layer in 16 bits (Korthikanti et al. 2022, arXiv 2205.05198, equation 2 without its
-    attention term, which fused attention does not store), twice that in float32. Whole logits come with their
-    log-softmax and its gradient; else there is one block at a time.
+    attention term, which fused attention does not store), twice that in float32. Checkpointed, it is one layer's and
+    the 2 hidden bytes per token of every layer's input (section 5, after Chen et al. 2016, arXiv 1604.06174). Whole
+    logits come with their log-softmax and its gradient; else there is one block at a time.
     """
-    layers = shape.layers if trained else 1
+    per_token = 34 * (shape.layers if trained and not checkpointed else 1)
+    per_token += 2 * shape.layers if trained and checkpointed else 0
     logits = shape.vocabulary * tokens
     held = 3 * logits if whole_logits else min(logits, _BLOCK_LOGITS)
-    return size / 2 * 34 * shape.hidden * tokens * layers + _FLOAT32 * held
+    return size / 2 * per_token * shape.hidden * tokens + _FLOAT32 * held
 
 
-def _training_bytes(
-    shape: ModelShape,
-    tokens: float,
-    *,
-    lora: bool,
-    whole_logits: bool,
-    size: int = _FLOAT32,
-    frozen: int = _FLOAT32,
-    optim: str | None = None,
-) -> float:
-    """Weights, gradients and two moments, and activations; of adapters the base alone, they are taken to be nothing.
+def _trained_bytes(shape: ModelShape, *, lora: bool, frozen: int = _FLOAT32, optim: str = "") -> float:
+    """Weights, gradients and two moments; of adapters the base alone, they are taken to be nothing.
 
     Trained weights and gradients are float32, and so are AdamW's moments unless the optimiser's name says 8 bit.
     """
-    moments = 2 if optim and "8bit" in optim else 2 * _FLOAT32
-    weights = frozen if lora else 2 * _FLOAT32 + moments
-    return weights * shape.parameters + _activation_bytes(
-        shape, tokens, trained=True, whole_logits=whole_logits, size=size
-    )
+    moments = 2 if "8bit" in optim else 2 * _FLOAT32
+    return (frozen if lora else 2 * _FLOAT32 + moments) * shape.parameters
