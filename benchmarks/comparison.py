@@ -5,11 +5,14 @@ page::
 
     disa compare recipes/compare-countdown.yaml
     python benchmarks/comparison.py recipes/compare-countdown.yaml --block compare_countdown
+
+What was set for ``disa compare`` is set here, too.
 """
 
 from __future__ import annotations
 
 import argparse
+import shlex
 import shutil
 from pathlib import Path
 
@@ -34,15 +37,17 @@ def main() -> None:
     """Read the run's tables and figures, write the block."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", type=Path)
+    parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="STAGE.KEY=VALUE")
     parser.add_argument("--block", required=True, help="name of the markers, and prefix of the figures")
     parser.add_argument("--page", type=Path, default=PAGE)
     options = parser.parse_args()
-    recipe = load_recipe(options.recipe)
+    recipe = load_recipe(options.recipe, options.overrides)
     folder = Path(recipe.run_dir) / "comparison"
     results = read_json(folder / "results.json")
     tasks, evaluation, beta = recipe.tasks, recipe.evaluation, recipe.training.inverse_temperature
+    work = shlex.join([str(options.recipe), *(part for text in options.overrides for part in ("--set", text))])
     lines = [
-        f"Written by `disa compare {options.recipe}` and `python benchmarks/comparison.py {options.recipe} --block "
+        f"Written by `disa compare {work}` and `python benchmarks/comparison.py {work} --block "
         f"{options.block}`: {tasks.heldout_prompts} held-out prompts of {evaluation.samples_per_prompt} samples, "
         f"inverse temperature {beta:g}, seeds {', '.join(map(str, read_comparison(recipe).seeds))}.",
         (folder / "table.md").read_text(encoding="utf-8").strip(),

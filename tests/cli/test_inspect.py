@@ -11,6 +11,7 @@ import pytest
 from disa.cli.inspect_text import MOST_FLAGGED, fitness
 from disa.cli.main import main
 from disa.partition.gate import CHANCE, SAFETY
+from disa.partition.verdict import FLAGS
 from disa.runs.locks import shared
 from disa.runs.parquet_rows import read_rows
 from disa.runs.records import PartitionEstimate, Prompt, ScoredTrajectory
@@ -30,8 +31,8 @@ def test_the_last_line_says_whether_to_train_and_what_to_do():
         f"fit to train: {bound} of 8 training prompts are flagged (75%), most of"
     )
     assert fitness({}, rows(bound + 1)) == (
-        "not fit to train: 7 of 8 training prompts are flagged (88%), most of them few_hits; draw more trajectories, "
-        "or use a proposal that solves the prompt more often"
+        "not fit to train: 7 of 8 training prompts are flagged (88%), most of them few_hits; "
+        + FLAGS["few_hits"].split(": ")[1]
     )
     heldout = [dataclasses.replace(row, split="heldout") for row in rows(0)]
     assert fitness({}, heldout).startswith("not fit to train: no training prompt has an estimate")

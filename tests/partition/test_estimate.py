@@ -1,5 +1,7 @@
 import dataclasses
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -186,6 +188,16 @@ def test_good_data_raises_no_flag_and_every_flag_has_an_instruction():
     batch = estimate_log_partition_batch(**sample(np.random.default_rng(6), 200, 256, 768, PASSES), beta=15.0)
     assert set(batch.flags) == {()}
     assert all(len(text) > 40 for text in FLAGS.values())
+
+
+def test_the_flags_meanings_stand_on_one_page_as_they_stand_in_the_code():
+    rows = {}
+    for page in sorted((Path(__file__).parents[2] / "docs").rglob("*.md")):
+        found = re.findall(r"^\| `(\w+)` \| (.*) \| (.*) \|$", page.read_text("utf-8"), re.MULTILINE)
+        rows |= {(page.name, name): f"{meaning}: {remedy}".replace("`", "") for name, meaning, remedy in found}
+    assert {key: text for key, text in rows.items() if key[1] in FLAGS} == {
+        ("concepts.md", name): text for name, text in FLAGS.items()
+    }
 
 
 def test_public_names_are_reachable_from_the_package_root():

@@ -25,11 +25,13 @@ MAX_MISSING_MASS = 0.5
 
 FLAGS: dict[str, str] = {
     "gated": "the proposal writes other solutions than the reference, so its draws carry next to nothing: draw more "
-    "from the reference (proposals.reference_share) or use a closer proposal",
-    "few_hits": f"fewer than {MIN_HITS_ESS:g} effective rewarded draws: draw more trajectories, or use a proposal "
-    "that solves the prompt more often",
-    "wide_interval": f"the interval is wider than {MAX_INTERVAL_WIDTH:g} nats: draw more trajectories, or train "
-    "this prompt with the group baseline",
+    "from the reference (proposals.reference_share, or proposals.adaptive, which finds the share), or use a closer "
+    "proposal",
+    "few_hits": f"fewer than {MIN_HITS_ESS:g} effective rewarded draws: draw more trajectories (proposals.per_prompt, "
+    "proposals.adaptive, or proposals.resample for flagged prompts alone), or use a proposal that solves the prompt "
+    "more often",
+    "wide_interval": f"the interval is wider than {MAX_INTERVAL_WIDTH:g} nats: draw more trajectories, take a "
+    "smaller beta, or train with the group's log Z (training.flagged: group)",
     "heavy_tail": f"Pareto k-hat is above {MAX_PARETO_K:g} and no reference draw bounds the weights: set "
     "proposals.reference_share above 0",
     "missing_mass": f"the draws miss more than {MAX_MISSING_MASS:.0%} of the reference's probability mass: raise "
@@ -37,13 +39,13 @@ FLAGS: dict[str, str] = {
     "no_reference": "no trajectory came from the reference, so weights are unbounded and the interval has no upper "
     "end of its own: set proposals.reference_share above 0",
     "predicted": "no trajectory was drawn, so log Z is the regressor's prediction from the prompt alone: draw "
-    "trajectories for the prompt, or train it with the group baseline",
+    "trajectories for the prompt, or train with the group's log Z (training.flagged: group)",
     "text_level": "some completions are known as text only and weighted in the reference's tokens, which need not be "
     "those the proposal drew: use a proposal with the reference's tokenizer, or one that reports token ids",
     "capped": "an adaptive budget stopped at its cap short of the precision asked for: raise "
     "proposals.adaptive.cap, or ask for less (proposals.adaptive.precision)",
 }
-"""What each flag means and what to do next, by name."""
+"""What each flag means, and behind the colon what to do next, by name; docs/concepts.md shows the same."""
 
 MENDED_BY_DRAWS = frozenset({"few_hits", "wide_interval", "missing_mass"})
 """Flags that further draws of the same two models may remove."""
