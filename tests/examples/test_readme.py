@@ -42,3 +42,20 @@ def test_its_short_result_is_part_of_the_full_one(readme):
     lines = short.splitlines()
     assert lines[0] == full[0] and len(lines) >= 4
     assert [line for line in lines if line not in full] == []
+
+
+def test_the_summary_of_the_results_agrees_with_their_tables():
+    """Every number of the first table stands in the linked section's table, in the method's row."""
+    page = (README.parent / "docs" / "results.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| \[.*?\]\(#([\w-]+)\) \| (\d) \| (\d) \| (.*) \|$", page, re.MULTILINE)
+    assert len(rows) == 6
+    for anchor, beta, seeds, cells in rows:
+        title = re.escape(anchor).replace(r"\-", r"[ ,]+")
+        section = re.search(rf"^#+ {title}\n(.*?)(?=^#+ |\Z)", page, re.DOTALL | re.MULTILINE | re.IGNORECASE)[1]
+        assert f"inverse temperature {beta}, seeds {', '.join(map(str, range(int(seeds))))}" in section
+        found = []
+        for column in (0, 3):  # Mean@8 and effective modes, behind the number of seeds
+            for method in ("disa_both", "grpo", "lora_sft"):
+                row = re.search(rf"^\| {method}(?: \*)? \| {seeds} \| (.*) \|$", section, re.MULTILINE)
+                found.append(row[1].split(" | ")[column].split(" ")[0] if row else "-")
+        assert cells.split(" | ") == found, anchor
