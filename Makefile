@@ -11,7 +11,8 @@ help:  ## Show the targets
 
 install: .venv/installed  ## Create .venv and install disa with its development tools
 
-# The pinned release has a CPU build; an unpinned first install would resolve to gigabytes of CUDA.
+# Torch alone and pinned, before anything that needs some torch. On Linux the public index has its build for CUDA, of
+# gigabytes; pip takes the one for CPUs with PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu behind make.
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet torch==2.13.0

@@ -1,4 +1,4 @@
-"""A headless Chromium, driven by the WebDriver protocol without further packages."""
+"""A headless Chromium or Chrome, driven by the WebDriver protocol without further packages."""
 
 import contextlib
 import json
@@ -7,7 +7,8 @@ import shutil
 import subprocess
 import urllib.request
 
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+# Where both are, as on GitHub's runners, the driver is Chrome's.
+CHROMIUM, DRIVER = shutil.which("google-chrome") or shutil.which("chromium"), shutil.which("chromedriver")
 _ARGUMENTS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -13,7 +14,11 @@ from disa.report.stage import write_report
 sys.path.insert(0, str(Path(__file__).parents[1] / "report"))
 from test_report import HOSTILE, synthetic_run  # noqa: E402
 
-pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver on the path")
+# Where DISA_NEEDS_BROWSER is set a missing browser is a failure.
+pytestmark = pytest.mark.skipif(
+    not (CHROMIUM and DRIVER) and not os.environ.get("DISA_NEEDS_BROWSER"),
+    reason="needs chromedriver, and google-chrome or chromium, on the path",
+)
 
 ROWS = "return [...document.querySelectorAll('#prompts table')[0].tBodies[0].rows].filter(r => !r.hidden)"
 COLUMN = f"{ROWS}.map(r => r.cells[arguments[0]].textContent.trim())"

@@ -50,6 +50,16 @@ def test_the_workflow_runs_what_make_test_runs():
         assert command in commands and any(command in step for step in steps), command
 
 
+def test_the_workflow_takes_torch_for_cpus_and_skips_no_browser():
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
+    assert workflow["env"]["PIP_EXTRA_INDEX_URL"].endswith("/whl/cpu") and workflow["env"]["UV_TORCH_BACKEND"] == "cpu"
+    (tests,) = (step for step in workflow["jobs"]["test"]["steps"] if "pytest" in step.get("run", ""))
+    (required,) = tests["env"]
+    assert f'os.environ.get("{required}")' in (ROOT / "tests" / "display" / "test_in_a_browser.py").read_text()
+    # A machine's own index decides where the variable is not set.
+    assert "index-url" not in (ROOT / "Makefile").read_text() + (ROOT / ".ci" / "run").read_text()
+
+
 def test_only_the_job_that_publishes_may_ask_for_an_identity():
     jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "release.yml").read_text())["jobs"]
     asked = {name: job.get("permissions", {}) for name, job in jobs.items()}
