@@ -3,9 +3,16 @@
 The models know whole answers as single tokens, so that random weights solve some prompts.
 """
 
+import json
+from pathlib import Path
+
 import torch
+import yaml
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+from disa.recipe import load_recipe
+from disa.tasks import dataset as dataset_task
 
 SOLVED = "```python\ndef double(x):\n    return 2 * x\n```"
 ANSWERS = ["\\boxed{4}", "\\boxed{6}", SOLVED, "```python\ndef double(x):\n    return x + x\n```", "so ", "then "]
@@ -60,3 +67,35 @@ def data(name):
     # Of all levels: those that the recipe does not want are to be left out.
     rows = [row | {"answer": row["answer"][-1]} for level in (1, 2, 5) for row in maths_rows(level)]
     return [rows[::2], rows[1::2]]
+
+
+SIZES = {
+    "tasks": {"train_prompts": 16, "heldout_prompts": 4},
+    "sampling": {"max_completion_length": 4},
+    "proposals": {"per_prompt": 8, "per_heldout_prompt": 4},
+    "scoring": {"tokens_per_batch": 512},
+    "training": {"steps": 2, "warmup_steps": 1, "prompts_per_step": 4, "completions_per_prompt": 4},
+    "evaluation": {"samples_per_prompt": 2, "ks": [1, 2], "train_prompts": 2},
+}
+
+
+def twin(name, folder, monkeypatch, **training):
+    """A recipe for large models with a tiny one, rows of its own and transformers in vLLM's place."""
+    recipe = yaml.safe_load(Path(f"recipes/{name}.yaml").read_text())
+    assert load_recipe(f"recipes/{name}.yaml").proposals.engine == "vllm"
+    recipe["run_dir"] = str(folder / "run")
+    recipe["models"] |= {"reference": write_model(folder / "reference", 0)}
+    for number, (source, rows) in enumerate(zip(recipe["tasks"]["sources"], data("gsm8k"), strict=True)):
+        path = folder / f"rows{number}.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        source["path"] = str(path)
+    for section, sizes in SIZES.items():
+        recipe[section] |= sizes
+    for section in ("proposals", "training"):
+        recipe[section].pop("vllm", None)
+    recipe["proposals"].pop("engine")
+    recipe["training"] |= training
+    # The twin's rows are not the benchmark's.
+    monkeypatch.setattr(dataset_task, "verify", lambda *args, **how: "a test's rows")
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    return load_recipe(folder / "recipe.yaml")

@@ -1,48 +1,15 @@
 """Tiny twins of the recipes for large models: every setting in place but sizes, and transformers in vLLM's place."""
 
 import importlib
-import json
 from pathlib import Path
 
 import pytest
-import yaml
 
 from disa.pipeline import Pipeline
 from disa.planning.cluster import GPUS, Cluster
 from disa.recipe import load_recipe
 from disa.runs.folders import read_json
-from disa.tasks import dataset as dataset_task
-from tiny_qwen import data, write_model
-
-SIZES = {
-    "tasks": {"train_prompts": 8, "heldout_prompts": 4},
-    "sampling": {"max_completion_length": 4},
-    "proposals": {"per_prompt": 8, "per_heldout_prompt": 4},
-    "scoring": {"tokens_per_batch": 512},
-    "training": {"steps": 2, "warmup_steps": 1, "prompts_per_step": 4, "completions_per_prompt": 4},
-    "evaluation": {"samples_per_prompt": 2, "ks": [1, 2], "train_prompts": 2},
-}
-
-
-def twin(name, folder, monkeypatch, **training):
-    recipe = yaml.safe_load(Path(f"recipes/{name}.yaml").read_text())
-    assert load_recipe(f"recipes/{name}.yaml").proposals.engine == "vllm"
-    recipe["run_dir"] = str(folder / "run")
-    recipe["models"] |= {"reference": write_model(folder / "reference", 0)}
-    for number, (source, rows) in enumerate(zip(recipe["tasks"]["sources"], data("gsm8k"), strict=True)):
-        path = folder / f"rows{number}.jsonl"
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        source["path"] = str(path)
-    for section, sizes in SIZES.items():
-        recipe[section] |= sizes
-    for section in ("proposals", "training"):
-        recipe[section].pop("vllm", None)
-    recipe["proposals"].pop("engine")
-    recipe["training"] |= training
-    # The twin's rows are not the benchmark's.
-    monkeypatch.setattr(dataset_task, "verify", lambda *args, **how: "a test's rows")
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    return load_recipe(folder / "recipe.yaml")
+from tiny_qwen import twin
 
 
 @pytest.mark.parametrize(

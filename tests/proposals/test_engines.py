@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from pydantic import ValidationError
 from scipy.stats import chisquare
 from served_oracle import OracleServer, install_vllm
@@ -122,6 +123,17 @@ def test_vllm_refuses_options_that_would_change_the_law_and_is_refused_where_it_
         make_engines(
             ProposalsConfig(engine="vllm", vllm={"logprobs_mode": "raw_logprobs"}), LAW, ROWS, paths, TOKENIZER
         )
+
+
+def test_vllm_is_refused_where_processes_of_a_launch_see_the_same_gpus(folder, monkeypatch):
+    install_vllm(monkeypatch, TABLE)
+    paths = {"reference": folder, "proposal": folder}
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    # Each process its own GPU, or none: nothing is shared.
+    make_engines(ProposalsConfig(engine="vllm"), LAW, ROWS, paths, TOKENIZER)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    with pytest.raises(DisaError, match="8 processes of one launch, which see the same GPUs"):
+        make_engines(ProposalsConfig(engine="vllm"), LAW, ROWS, paths, TOKENIZER)
 
 
 def test_draws_of_a_server_have_the_exact_frequencies_of_the_table(tmp_path, folder):

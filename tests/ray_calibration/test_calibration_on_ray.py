@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from disa.errors import DisaError
 from disa.pipeline import Pipeline
+from disa.ray.backend import backend_on
 from disa.recipe import load_recipe
 from disa.runs.folders import read_json
 from disa.runs.parquet_rows import read_rows
@@ -195,3 +197,47 @@ def test_calibrate_from_python_on_ray_makes_the_anchor_that_it_makes_here(cluste
         done = subprocess.run(command, env=cluster.environment, capture_output=True, text=True, timeout=900)
         assert done.returncode == 0, done.stderr
     assert contents(tmp_path / "there") == contents(tmp_path / "here")
+
+
+ACTORS = """
+import json
+import os
+import sys
+from disa.errors import DisaError
+from disa.ray.backend import RayBackend
+
+
+def make(block, advance):
+    return [os.environ["CUDA_VISIBLE_DEVICES"]]
+
+
+found = dict(RayBackend(sys.argv[1], gpus=2).make({"a": [1], "b": [2]}, None, make))
+try:
+    list(RayBackend(sys.argv[1], gpus=4).make({"a": [1]}, None, make))
+except DisaError as error:
+    found["refused"] = str(error)
+print(json.dumps(found))
+"""
+
+
+def test_an_actor_has_as_many_gpus_of_a_node_as_its_model_is_spread_over(tmp_path):
+    cluster = Cluster()
+    try:
+        cluster.start(cpus=0)
+        for _ in range(2):
+            cluster.start(cpus=1, gpus=3)  # as they are counted; none is there
+        (tmp_path / "script.py").write_text(ACTORS)
+        command = [sys.executable, str(tmp_path / "script.py"), cluster.address]
+        done = subprocess.run(command, env=cluster.environment, capture_output=True, text=True, timeout=900)
+        assert done.returncode == 0, done.stderr
+    finally:
+        cluster.close()
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found.pop("refused").startswith("--on ray: an actor needs 4 GPUs, and the largest node has 3")
+    assert {key: len(rows[0].split(",")) for key, rows in found.items()} == {"a": 2, "b": 2}
+
+
+def test_a_device_map_with_one_gpu_to_spread_over_is_refused_before_ray_is_asked(local):
+    recipe = load_recipe(local / "recipe.yaml", ["models.device_map=auto"])
+    with pytest.raises(DisaError, match="models.device_map is 'auto', and an actor on Ray has one GPU"):
+        backend_on("ray:127.0.0.1:1", recipe)

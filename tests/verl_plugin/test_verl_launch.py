@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import types
 import warnings
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from disa.cli.main import main
 from disa.errors import DisaError
 from disa.lm.loading import load_model, load_tokenizer
 from disa.lm.sampling_config import encode_prompt
+from disa.pipeline import Pipeline
 from disa.recipe import load_recipe
 from disa.runs.parquet_rows import read_rows
 from disa.runs.records import Prompt
@@ -38,6 +40,7 @@ from disa.tasks import make_task
 from disa.verl.export import export_checkpoint
 from disa.verl.launch import check_registry, launch
 from disa.verl.settings import REQUIRED, check_config, compose_config
+from tiny_qwen import twin
 
 FACTS = {"reference": "/model", "prompts": 6, "prompt_length": 20, "reward": "own", "anchor": "0" * 16}
 
@@ -88,6 +91,25 @@ def test_the_recipe_for_two_nodes_is_one_that_verl_accepts(pytestconfig, tmp_pat
     assert config.ray_kwargs.ray_init.address == "auto"
     # 200 steps of 128 prompts: 58 whole batches a pass, so four passes.
     assert (config.trainer.total_training_steps, config.trainer.total_epochs) == (200, 4)
+
+
+@pytest.mark.parametrize("lora", [None, {"rank": 2}], ids=["full", "adapters"])
+def test_a_twin_of_the_recipe_for_64_gpus_passes_every_check_before_ray(lora, tmp_path, monkeypatch):
+    if importlib.util.find_spec("vllm") is None:  # which verl asks for the ranks that it knows, at the very end
+        asked = types.ModuleType("vllm_rollout")
+        asked.get_vllm_max_lora_rank = lambda rank: rank
+        for name in ("vllm_rollout", "vllm_rollout.utils"):
+            monkeypatch.setitem(sys.modules, f"verl.workers.rollout.{name}", asked)
+    # verl wants the completions of a step in equal numbers on all GPUs.
+    recipe = twin("verl/qwen-32b-nodes", tmp_path, monkeypatch, prompts_per_step=16, lora=lora)
+    Pipeline(recipe, say=lambda line: None).run("anchor")
+    said = []
+    folder = launch(recipe, anchor=None, check_only=True, say=said.append)
+    assert "8 nodes of 8 GPUs" in said[0]
+    actor = OmegaConf.load(folder / "config.yaml").actor_rollout_ref
+    assert (actor.rollout.tensor_model_parallel_size, actor.actor.strategy) == (4, "fsdp2")
+    assert actor.actor.ppo_max_token_len_per_gpu == 16384 and actor.model.enable_gradient_checkpointing
+    assert actor.model.lora_rank == (2 if lora else 0)
 
 
 def test_every_required_setting_is_checked_and_the_message_gives_its_reason(checked):

@@ -108,7 +108,8 @@ def calibrate(
     if own:
         args = _draw_by_trl(models, task, own, args, reward_funcs, reward_processing_classes)
     say = Console(stderr=True, highlight=False, quiet=rank() > 0).print
-    pipeline = Pipeline(_recipe(args, task, models), say=say, task=task, models=models, backend=backend_on(backend))
+    recipe = _recipe(args, task, models)
+    pipeline = Pipeline(recipe, say=say, task=task, models=models, backend=backend_on(backend, recipe))
     pipeline.run("anchor")
     return Anchor.load(args.output_dir)
 

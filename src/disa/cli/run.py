@@ -31,7 +31,7 @@ def run_stages(options: argparse.Namespace) -> int:
 
     quiet_libraries()
     may_work = (options.only,) if options.only else STAGES
-    backend = backend_on(options.on)
+    backend = backend_on(options.on, recipe)
     say = functools.partial(console.print, markup=False)
     Pipeline(recipe, may_work=may_work, say=say, backend=backend).run(options.until)
     summary = Path(recipe.run_dir) / "8_report" / "summary.txt"

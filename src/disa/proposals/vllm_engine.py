@@ -8,11 +8,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import torch
+
 from disa.errors import DisaError
 from disa.lm.loading import free_vllm, require_vllm
 from disa.lm.sampler import Draw
 from disa.lm.sampling_config import SamplingConfig
 from disa.proposals.protocol import NEUTRAL, Job, finished_draw
+from disa.runs.processes import count
 
 
 class VLLMEngine:
@@ -33,7 +36,7 @@ class VLLMEngine:
     Raises
     ------
     DisaError
-        Where vLLM is not installed, or an option is one that is set here.
+        Where vLLM is not installed, an option is one that is set here, or other processes of a launch see these GPUs.
     """
 
     _loaded: ClassVar[VLLMEngine | None] = None
@@ -42,6 +45,12 @@ class VLLMEngine:
         self, model: str, sampling: SamplingConfig, stops: Sequence[int], compute: str, options: dict[str, Any]
     ) -> None:
         require_vllm("proposals.engine")
+        if count() > 1 and torch.cuda.device_count() > 1:
+            raise DisaError(
+                f"{count()} processes of one launch, which see the same GPUs, would all load vLLM on the first",
+                where="proposals.engine: vllm",
+                fix="draw with plain workers, each with CUDA_VISIBLE_DEVICES of its own, or with --on ray; then launch",
+            )
         import vllm
 
         fixed = {

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import pickle
 from collections.abc import Callable, Iterator, Mapping
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from disa.errors import DisaError
+
+if TYPE_CHECKING:
+    from disa.recipe import Recipe
 
 FORWARDED = ("HF_HOME", "HF_HUB_OFFLINE", "HF_HUB_DISABLE_TELEMETRY", "TRANSFORMERS_OFFLINE")
 """Environment variables that decide which files a model name stands for: processes on other nodes get them too."""
@@ -22,14 +26,16 @@ _MODEL_CPU = 0.75
 class RayBackend:
     """Makes parts on a cluster: verifiers in tasks on CPUs, what needs a model in actors that hold it.
 
-    An actor has a GPU where the cluster has any, else most of a core. A part is a function of its prompts alone, so
-    one that was lost with its node is made again, and is the same.
+    An actor has ``gpus`` GPUs of one node where the cluster has any, else most of a core. A part is a function of its
+    prompts alone, so one that was lost with its node is made again, and is the same.
 
     Parameters
     ----------
     address : str, optional
         Of the cluster's head, ``HOST:PORT``; by default ``RAY_ADDRESS``, a cluster that runs on this machine, or a new
         one on its cores.
+    gpus : int
+        Over which a model is spread.
 
     Raises
     ------
@@ -37,7 +43,7 @@ class RayBackend:
         Where Ray is not installed or no cluster answers.
     """
 
-    def __init__(self, address: str | None = None) -> None:
+    def __init__(self, address: str | None = None, gpus: int = 1) -> None:
         if find_spec("ray") is None:
             raise DisaError("Ray is not installed", where="--on ray", fix="pip install 'disa[ray]'")
         import ray
@@ -54,7 +60,7 @@ class RayBackend:
         context.enable_progress_bars = False
         context.verbose_stats_logs = False
         logging.getLogger("ray.data").setLevel(logging.WARNING)
-        self._in_vain = 0
+        self._in_vain, self._gpus = 0, gpus
 
     def make(
         self, blocks: Mapping[str, Any], first: Callable[[Any], Any] | None, make: Callable[..., list[Any]]
@@ -71,25 +77,32 @@ class RayBackend:
         Raises
         ------
         DisaError
-            With the node where it was raised.
+            With the node where it was raised, or where no node has as many GPUs as an actor needs.
         """
         import ray
         from ray import cloudpickle
 
         from disa.ray import workers
 
-        total, parts = ray.cluster_resources(), len(blocks)
-        gpus, cpus = int(total.get("GPU", 0)), max(1, int(total.get("CPU", 1)))
-        share = {"num_gpus": 1} if gpus else {"num_cpus": _MODEL_CPU}
+        parts, cpus = len(blocks), max(1, int(ray.cluster_resources().get("CPU", 1)))
+        gpus = [int(node["Resources"].get("GPU", 0)) for node in ray.nodes() if node["Alive"]]
+        places = sum(found // self._gpus for found in gpus) if any(gpus) else cpus
+        if not places:  # Ray would wait for such a node for ever
+            raise DisaError(
+                f"an actor needs {self._gpus} GPUs, and the largest node has {max(gpus)}",
+                where="--on ray",
+                fix="lower proposals.vllm.tensor_parallel_size, or add larger nodes",
+            )
+        share = {"num_gpus": self._gpus} if any(gpus) else {"num_cpus": _MODEL_CPU}
         expected, one = workers.versions(), {"batch_size": 1, "batch_format": "numpy", "zero_copy_batch": True}
         items = [{"key": key, "block": pickle.dumps(block)} for key, block in blocks.items()]
         data = ray.data.from_items(items, override_num_blocks=parts)
         if first:
             given = {"function": cloudpickle.dumps(first), "expected": expected}
-            data = data.map_batches(workers.judge_rows, fn_kwargs=given, num_cpus=1 if gpus else 1 - _MODEL_CPU, **one)
-        pool = ray.data.ActorPoolStrategy(
-            min_size=1, max_size=min(gpus or cpus, parts), max_tasks_in_flight_per_actor=2
-        )
+            data = data.map_batches(
+                workers.judge_rows, fn_kwargs=given, num_cpus=1 if any(gpus) else 1 - _MODEL_CPU, **one
+            )
+        pool = ray.data.ActorPoolStrategy(min_size=1, max_size=min(places, parts), max_tasks_in_flight_per_actor=2)
         given = {"function": cloudpickle.dumps(make), "expected": expected}
         # An actor whose node is gone would wait for room elsewhere, and its parts with it.
         once = {"max_restarts": 0, "max_task_retries": 0}
@@ -109,17 +122,27 @@ class RayBackend:
                 raise DisaError(problem, where="--on ray", fix="see Ray's logs on the nodes") from error
 
 
-def backend_on(place: str | None) -> RayBackend | None:
+def backend_on(place: str | None, recipe: Recipe) -> RayBackend | None:
     """Make the backend that ``ray`` or ``ray:HOST:PORT`` names; None for this process.
+
+    An actor gets the GPUs over which the recipe's vLLM spreads a model, and ``models.device_map`` has the same.
 
     Raises
     ------
     DisaError
-        Where it names nothing.
+        Where it names nothing, or a device map would have one GPU to spread a model over.
     """
     if place is None:
         return None
     name, _, address = place.partition(":")
     if name != "ray":
         raise DisaError(f"{place!r} is no place to run on", where="--on", fix="write ray or ray:HOST:PORT")
-    return RayBackend(address or None)
+    sizes = ("tensor_parallel_size", "pipeline_parallel_size")
+    gpus = math.prod(recipe.proposals.vllm.get(size, 1) for size in sizes)
+    if recipe.models.device_map is not None and gpus == 1:
+        raise DisaError(
+            f"models.device_map is {recipe.models.device_map!r}, and an actor on Ray has one GPU",
+            where="--on ray",
+            fix="leave it out, or draw by vLLM with proposals.vllm.tensor_parallel_size: scoring has those GPUs too",
+        )
+    return RayBackend(address or None, gpus)

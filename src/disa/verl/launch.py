@@ -82,7 +82,7 @@ def launch(
     frozen = Anchor.load(Path(anchor or run_dir / "5_anchor").absolute())
     reference = recipe.models.reference or str(run_dir / "warmup" / "reference")
     train, validation = _prompts(run_dir, frozen, recipe)
-    tokenizer, model = load_tokenizer(reference), load_model(reference)
+    tokenizer, model = load_tokenizer(reference), load_model(reference, device_map=recipe.models.device_map)
     ids = {p.prompt_id: encode_prompt(tokenizer, p.prompt, sampling) for p in (*train, *validation)}
     longest = max(ids.values(), key=len)
     check_context(model.config, longest, sampling, where="verl, longest prompt")
