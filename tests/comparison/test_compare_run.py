@@ -346,10 +346,12 @@ def test_a_table_of_nothing_makes_nothing(compared_copy, tmp_path):
     assert not list((tmp_path / "fresh").glob("[0-9]*"))
 
 
-def test_prompts_to_choose_on_are_asked_for(compared_copy):
+def test_prompts_to_choose_on_are_asked_for_before_anything_is_drawn(compared_copy, tmp_path):
     recipe, _ = compared_copy
+    fresh = f"run_dir={tmp_path / 'fresh'}"
     with pytest.raises(DisaError, match="chooses on validation prompts, found none"):
-        say_compare(recipe, "tasks.validation_prompts=0")
+        say_compare(recipe, "tasks.validation_prompts=0", fresh)
+    assert not (tmp_path / "fresh" / "2_proposals").exists()
 
 
 def test_a_budget_that_needs_more_prompts_than_there_are_is_refused(compared_copy):

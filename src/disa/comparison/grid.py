@@ -70,19 +70,7 @@ class Grid:
         self._check()
 
     def _check(self) -> None:
-        validation = {p.prompt_id for p in self.prompts if p.split == "validation"}
-        if not validation:
-            raise DisaError(
-                "a comparison chooses on validation prompts, found none",
-                where="tasks.validation_prompts",
-                fix="set it, for example to 64",
-            )
-        if self.criterion == "kl_to_target" and not validation <= self.anchor.estimates.keys():
-            raise DisaError(
-                "comparison.search.criterion is kl_to_target, and validation prompts have no log Z",
-                where="proposals.per_heldout_prompt",
-                fix="set it, for example to 32",
-            )
+        check_choice(self.recipe, self.prompts)
         n_train = sum(p.split == "train" for p in self.prompts)
         for method in self.budgets:
             try:
@@ -210,6 +198,22 @@ class Grid:
             has_modes=self._reader.task.has_modes,
         ).values()
         return values
+
+
+def check_choice(recipe: Recipe, prompts: Sequence[Prompt]) -> None:
+    """Refuse what leaves a comparison nothing to choose by, which is known before anything is drawn."""
+    if all(prompt.split != "validation" for prompt in prompts):
+        raise DisaError(
+            "a comparison chooses on validation prompts, found none",
+            where="tasks.validation_prompts",
+            fix="set it, for example to 64",
+        )
+    if read_comparison(recipe).search.criterion == "kl_to_target" and not recipe.proposals.per_heldout_prompt:
+        raise DisaError(
+            "comparison.search.criterion is kl_to_target, and validation prompts have no log Z",
+            where="proposals.per_heldout_prompt",
+            fix="set it, for example to 32",
+        )
 
 
 def best_point(scores: Mapping[Name, float], *, lower_is_better: bool) -> Name:

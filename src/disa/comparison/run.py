@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from disa.comparison.grid import FOLDER, REFERENCE, ComparisonCell, Grid
+from disa.comparison.grid import FOLDER, REFERENCE, ComparisonCell, Grid, check_choice
 from disa.comparison.results import gather
 from disa.comparison.write import write_results
 from disa.errors import DisaError
@@ -18,6 +18,7 @@ from disa.runs.cells import failure, share_cells
 from disa.runs.folders import StageFolder
 from disa.runs.locks import exclusive, shared
 from disa.runs.provenance import digest
+from disa.runs.records import Prompt
 
 
 def run_comparison(
@@ -135,7 +136,9 @@ def _make_shared_stages(recipe: Recipe, say: Callable[[str], None]) -> None:
     try:
         Pipeline(recipe, may_work=(), say=lambda line: None).anchor()
     except NotFinished:
-        Pipeline(recipe, say=say).anchor()
+        pipeline = Pipeline(recipe, say=say)
+        check_choice(recipe, pipeline.tasks().rows(Prompt))
+        pipeline.anchor()
 
 
 def _finished_grid(recipe: Recipe) -> Grid:
