@@ -57,7 +57,6 @@ class Pipeline:
 
     Parameters
     ----------
-    recipe : Recipe
     may_work : collection of str
         Stages that may do work; any other must have finished already.
     say : callable

@@ -131,10 +131,7 @@ class _UniqueKeys(yaml.SafeLoader):
 def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     """Read a YAML recipe and apply ``stage.key=value`` overrides (values are YAML too).
 
-    Raises
-    ------
-    DisaError
-        Naming the file and the field: not found, not YAML, an unknown key, a value out of range.
+    Raises DisaError naming the file and the field: not found, not YAML, an unknown key, a value out of range.
     """
     path = Path(path)
     if not path.is_file():
@@ -177,10 +174,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
 def read_section(config: type[Section], values: dict[str, Any], where: str, name: str) -> Section:
     """A section that one command reads, validated as those of a run are.
 
-    Raises
-    ------
-    DisaError
-        Naming the field: an unknown key, a value out of range.
+    Raises DisaError naming the field: an unknown key, a value out of range.
     """
     try:
         return config.model_validate(values)

@@ -437,12 +437,8 @@ def freeze(
 ) -> dict[str, Any]:
     """Write ``anchor.parquet``, ``probes.parquet`` and a manifest; returns what the manifest says under ``anchor``.
 
-    ``evidence`` goes into the manifest, and the regressor's file, where there is one, into the folder.
-
-    Raises
-    ------
-    DisaError
-        Where there is no estimate, an estimate is not finite, or lies outside beta times the reward range.
+    ``evidence`` goes into the manifest, and the regressor's file, where there is one, into the folder. Raises DisaError
+    where there is no estimate, an estimate is not finite, or lies outside beta times the reward range.
     """
     path = Path(path)
     if not estimates:

@@ -41,7 +41,6 @@ def take_probes(prompt_ids: Mapping[str, Sequence[int]], rows: Sequence[ScoredTr
 
     Parameters
     ----------
-    prompt_ids : mapping of prompt id to token ids
     rows : sequence of ScoredTrajectory
         The reference's own draws are preferred: they are likely where a changed reference is not.
     """

@@ -57,7 +57,6 @@ def equal_budgets(configs: Mapping[str, TrainingConfig], read: Mapping[str, int]
 
     Parameters
     ----------
-    configs : mapping of method to TrainingConfig
     read : mapping of method to int
         :func:`trajectories_read`.
     equal : str

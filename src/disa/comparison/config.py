@@ -111,13 +111,8 @@ class ComparisonConfig(StageConfig):
 def point_training(training: TrainingConfig, method: str, point: Point) -> TrainingConfig:
     """Training settings of one method at one point.
 
-    ``training.steps``, the batches of completions, holds for every method: ``steps_of`` is not read.
-
-    Raises
-    ------
-    ValueError
-        Where the point sets something that may not differ or that the method does not read, or a value is not
-        allowed.
+    ``training.steps``, the batches of completions, holds for every method: ``steps_of`` is not read. Raises ValueError
+    where the point sets something that may not differ or that the method does not read, or a value is not allowed.
     """
     if unknown := set(point) - SEARCHED:
         raise ValueError(f"a search point of {method} sets {sorted(unknown)}; it may set {sorted(SEARCHED)}")
@@ -152,11 +147,8 @@ def check_points(comparison: ComparisonConfig, training: TrainingConfig) -> None
 def read_comparison(recipe: Recipe, where: str = "recipe") -> ComparisonConfig:
     """The comparison section of a recipe, its points checked.
 
-    Raises
-    ------
-    DisaError
-        Naming the field: where there is no such section, an unknown key, a value out of range, or points that do not
-        fit their method.
+    Raises DisaError naming the field: where there is no such section, an unknown key, a value out of range, or points
+    that do not fit their method.
     """
     if recipe.comparison is None:
         fix = "add one, for example 'comparison: {}'; docs/comparison.md explains it"

@@ -47,15 +47,12 @@ REFERENCE = ComparisonCell("reference")
 class Grid:
     """A recipe's cells, and what is known of them so far.
 
+    Raises DisaError where there are no validation prompts, or a budget needs more prompts per step than there are.
+
     Parameters
     ----------
     recipe : Recipe
         With a comparison section; its shared stages are finished.
-
-    Raises
-    ------
-    DisaError
-        Where there are no validation prompts, or a budget needs more prompts per step than there are.
     """
 
     def __init__(self, recipe: Recipe) -> None:

@@ -31,6 +31,9 @@ def run_comparison(
 ) -> tuple[str, Path, DisaError | None]:
     """Finish the policies asked for, then write what all finished ones of the recipe add up to.
 
+    Raises RunDirectoryBusy where another process works in the run directory on something else. Raises DisaError where
+    nothing is finished that a table could be made of.
+
     Parameters
     ----------
     methods, seeds : sequence, optional
@@ -48,13 +51,6 @@ def run_comparison(
         Folder with everything written.
     DisaError or None
         What to end with where policies failed; all others are finished, and in the tables.
-
-    Raises
-    ------
-    RunDirectoryBusy
-        Where another process works in the run directory on something else.
-    DisaError
-        Where nothing is finished that a table could be made of.
     """
     with shared_run(recipe):
         if work:
@@ -74,12 +70,8 @@ def shared_run(recipe: Recipe) -> AbstractContextManager[None]:
     """Hold the run directory together with other processes of this very comparison.
 
     Other commands are kept out, and so are comparisons with other settings: cells have the same folders whatever the
-    settings are, and each comparison would move the other's aside.
-
-    Raises
-    ------
-    RunDirectoryBusy
-        Where another process works in the run directory on something else.
+    settings are, and each comparison would move the other's aside. Raises RunDirectoryBusy where another process works
+    in the run directory on something else.
     """
     work = digest(["comparison", recipe.model_dump(mode="json", exclude={"run_dir"})])
     return shared(Path(recipe.run_dir), work)

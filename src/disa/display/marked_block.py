@@ -10,10 +10,7 @@ from disa.errors import DisaError
 def fill_block(page: Path, name: str, text: str) -> None:
     """Replace what stands between ``<!-- NAME: start -->`` and ``<!-- NAME: end -->``.
 
-    Raises
-    ------
-    DisaError
-        Where the page lacks the markers.
+    Raises DisaError where the page lacks the markers.
     """
     start, end = f"<!-- {name}: start -->", f"<!-- {name}: end -->"
     if not page.is_file():

@@ -67,7 +67,6 @@ def upper_mean(values: ArrayLike, high: float, miss: float) -> float:
 
     Parameters
     ----------
-    values : array, shape (n,)
     high : float
         No value can be larger.
     miss : float

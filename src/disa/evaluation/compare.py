@@ -47,10 +47,7 @@ class EvaluationComparison:
 def compare_evaluations(values: Values, baseline: str, metrics: Sequence[str]) -> list[EvaluationComparison]:
     """Every other model against the baseline on every task that both were evaluated on, and on their average.
 
-    Raises
-    ------
-    DisaError
-        Where the baseline was not evaluated.
+    Raises DisaError where the baseline was not evaluated.
     """
     if baseline not in values:
         known = ", ".join(values)

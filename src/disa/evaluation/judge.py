@@ -65,12 +65,10 @@ class Judge:
 
     Parameters
     ----------
-    client : OpenAIClient
     cache : Path
         Folder of answers by request: an equal request is asked once, in all runs that share it.
     max_tokens : int
         Length limit of an answer.
-    temperature : float
     request : dict
         Further fields of every request, such as ``response_format``; null leaves a field out.
     """
@@ -96,18 +94,14 @@ class Judge:
     ) -> list[dict[tuple[int, int], StrategyVerdict]]:
         """Verdict on every pair of solutions of every (problem, solutions), by their positions i < j.
 
+        Raises DisaError where the server gives no reply; answers so far are in the cache.
+
         Parameters
         ----------
-        groups : sequence of (problem, solutions)
         mode : {"pairs", "labels"}
             One question per pair, or one per problem; each asked in both orders.
         advance : callable
             Called after every answer.
-
-        Raises
-        ------
-        DisaError
-            Where the server gives no reply; answers so far are in the cache.
         """
         questions = {self._key(q): q for problem, solutions in groups for q in _questions(problem, solutions, mode)}
         answers = {}

@@ -47,7 +47,7 @@ def pass_at_k(correct: ArrayLike, k: int) -> float:
     """Chance that at least one of k samples is correct: ``1 - C(n-c, k) / C(n, k)``.
 
     Unbiased for c correct among n samples (Chen et al., arXiv 2107.03374, equation 1). Mean@k, averaged over every
-    choice of k samples, is their plain mean, whatever k is.
+    choice of k samples, is their plain mean, whatever k is. Raises DisaError when fewer than k samples were drawn.
 
     Parameters
     ----------
@@ -55,11 +55,6 @@ def pass_at_k(correct: ArrayLike, k: int) -> float:
         Whether each sample of the prompt is correct.
     k : int
         Samples the metric speaks of.
-
-    Raises
-    ------
-    DisaError
-        When fewer than k samples were drawn.
     """
     correct = _at_least(correct, k)
     n, c = len(correct), int(correct.sum())
@@ -78,7 +73,6 @@ def distinct_modes_at_k(modes: Sequence[str | None], k: int) -> float:
     k : int
         Samples the metric speaks of.
 
-    Errors as in :func:`pass_at_k`.
     """
     n = len(_at_least(modes, k))
     return math.fsum(1.0 - math.comb(n - n_m, k) / math.comb(n, k) for n_m in _counts(modes).values())
@@ -146,12 +140,8 @@ def clustered_mean(values: Iterable[float]) -> MetricValue:
 def paired_difference(first: Mapping[str, float], second: Mapping[str, float]) -> MetricValue:
     """``first - second`` over the prompts both are defined on.
 
-    Pairing removes the spread of difficulty between prompts from the standard error.
-
-    Raises
-    ------
-    DisaError
-        When no prompt is shared.
+    Pairing removes the spread of difficulty between prompts from the standard error. Raises DisaError when no prompt is
+    shared.
     """
     shared = [p for p in first if p in second]
     if not shared:
@@ -175,9 +165,11 @@ def per_prompt(
 ) -> Values:
     """Every metric of every model by prompt: model -> split or task -> metric -> prompt_id -> value.
 
+    Raises DisaError when a record's prompt is unknown, a correct sample of a task with modes has none, or a prompt has
+    fewer samples than the largest k.
+
     Parameters
     ----------
-    records : iterable of EvaluationRecord
     n_solutions : mapping of str to (int or None)
         Exact number of solutions by ``prompt_id``, None where the task cannot count them.
     ks : sequence of int
@@ -190,12 +182,6 @@ def per_prompt(
         What prompts are grouped by.
     has_modes : bool
         Whether the task names the modes of solutions that it cannot count.
-
-    Raises
-    ------
-    DisaError
-        When a record's prompt is unknown, a correct sample of a task with modes has none, or a prompt has fewer
-        samples than the largest k.
     """
     groups: dict[tuple[str, str, str], list[EvaluationRecord]] = defaultdict(list)
     for record in records:

@@ -35,10 +35,7 @@ class ModelSpec:
     def parse(cls, text: str) -> ModelSpec:
         """Read ``[NAME=]MODEL``; without a name it is called by the last part of its path or address.
 
-        Raises
-        ------
-        DisaError
-            Where it is neither an endpoint, nor a folder with a model or an adapter, nor a hub id.
+        Raises DisaError where it is neither an endpoint, nor a folder with a model or an adapter, nor a hub id.
         """
         named = re.fullmatch(rf"({_NAME})=(.+)", text)
         where = named[2] if named else text
@@ -92,10 +89,7 @@ class ModelSpec:
 def adapter_base(folder: Path) -> ModelSpec:
     """The model a PEFT adapter was trained on; a relative path is looked up from here and from the adapter.
 
-    Raises
-    ------
-    DisaError
-        Where the adapter does not name one.
+    Raises DisaError where the adapter does not name one.
     """
     path = folder / "adapter_config.json"
     try:

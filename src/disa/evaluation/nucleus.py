@@ -17,12 +17,10 @@ def pick_in_nucleus(
 
     Parameters
     ----------
-    scores : Tensor, shape (rows, tokens)
     u : Tensor, shape (rows,), float64
         Uniform numbers in [0, 1).
     temperature : float
         Divides the scores.
-    top_p : float
 
     Returns
     -------
@@ -47,11 +45,6 @@ def nucleus(p: torch.Tensor, top_p: float) -> tuple[torch.Tensor, torch.Tensor]:
     Of equal probabilities the lower token comes first. Tokens of at most ``(1 - top_p) / tokens`` have together at most
     ``1 - top_p``, so none of them is inside: of a large vocabulary few are left to be sorted. Half of that allows for
     rounding.
-
-    Parameters
-    ----------
-    p : Tensor, shape (rows, tokens)
-    top_p : float
 
     Returns
     -------

@@ -63,12 +63,8 @@ def evaluate_model(
     """Finished sample folders of one model, by task; the model is loaded only where work is left.
 
     ``OUTPUT/samples/TASK/MODEL`` is a stage folder: finished work is skipped, half-done work continues, work of other
-    settings is moved aside.
-
-    Raises
-    ------
-    DisaError
-        Where the model cannot be loaded or reached, or a reward leaves its declared range.
+    settings is moved aside. Raises DisaError where the model cannot be loaded or reached, or a reward leaves its
+    declared range.
     """
     folders, source = {}, None
     for asked in tasks:

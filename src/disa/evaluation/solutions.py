@@ -63,13 +63,7 @@ def correct_solutions(folder: Path, *, most: int, limit: int | None, seed: int) 
 
 
 def labelled_pairs(path: Path) -> list[tuple[str, str, str, str]]:
-    """Read (problem, first, second, label) from a JSONL file of objects with these fields.
-
-    Raises
-    ------
-    DisaError
-        Naming the line that is none, or where there is no line.
-    """
+    """Read (problem, first, second, label) from a JSONL file of objects with these fields."""
     if not path.is_file():
         raise DisaError("file not found", where=str(path), fix="check the path")
     rows = []
@@ -105,7 +99,6 @@ def diversity_values(groups: list[SolutionGroup], verdicts: list[dict[tuple[int,
 
     Parameters
     ----------
-    groups : list of SolutionGroup
     verdicts : list, empty or parallel to ``groups``
         Verdicts on each group's pairs; without them only the lexical measures are taken.
     """

@@ -60,9 +60,6 @@ class LocalSource:
 
     Parameters
     ----------
-    model : PreTrainedModel
-    tokenizer : PreTrainedTokenizerBase
-    settings : GenerationSettings
     sampling : SamplingConfig
         The form of the prompt and the length limit.
     reference : PreTrainedModel, optional

@@ -58,7 +58,6 @@ def shown_metrics(present: Iterable[str], *, idle: Collection[str] = _MISSING, d
 
     Parameters
     ----------
-    present : iterable of str
     idle : collection of str
         Shares of missing verdicts that are 0 for every model.
     detail : bool
@@ -102,7 +101,6 @@ def summary_tables(
 
     Parameters
     ----------
-    summary : Summary
     comparisons : sequence of Comparison
         Become lines beneath the table of their task.
     detail : bool

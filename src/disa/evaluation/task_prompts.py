@@ -23,10 +23,7 @@ class TaskPrompts:
     def of(cls, task: Task, *, name: str, split: str, limit: int | None, seed: int) -> TaskPrompts:
         """All prompts of a split, or ``limit`` of them chosen by the seed: a larger limit only adds to them.
 
-        Raises
-        ------
-        DisaError
-            Where the split has no prompt.
+        Raises DisaError where the split has no prompt.
         """
         prompts = task.prompts(split)
         if not prompts:

@@ -31,10 +31,7 @@ Weights = tuple[float, float]
 def needed(streams: Sequence[Stream], weights: Sequence[Weights]) -> tuple[list[Stream], list[tuple[float, ...]]]:
     """Leave out streams that no component weights.
 
-    Raises
-    ------
-    DisaError
-        Where a model's architecture cannot share prompts.
+    Raises DisaError where a model's architecture cannot share prompts.
     """
     used = [i for i in range(len(streams)) if any(component[i] for component in weights)]
     for i in used:
@@ -60,7 +57,6 @@ def draw_blended(
 
     Parameters
     ----------
-    streams : sequence of Stream
     weights : sequence of (float, float)
         Of each component.
     component : Tensor of int, shape (rows,)
@@ -69,7 +65,6 @@ def draw_blended(
         Uniform numbers in [0, 1), one per row and step.
     stops : sequence of int
         Tokens that end a completion and are part of it.
-    temperature : float
 
     Returns
     -------
@@ -112,10 +107,8 @@ def blended_sequence_log_probs(
 
     Parameters
     ----------
-    streams : sequence of Stream
     completion_ids : sequence of token id sequences, one per row
         With the stop token unless truncated.
-    weights : sequence of (float, float)
     temperature, tokens_per_batch, advance
         As :func:`disa.lm.log_probs.sequence_log_probs` takes them.
 

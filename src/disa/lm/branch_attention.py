@@ -61,8 +61,6 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Any, kind: Attention
 
     Parameters
     ----------
-    query : Tensor, shape (rows, heads, queries, size)
-    key, value : Tensor, shape (rows, key heads, keys, size)
     mask : Tensor or CausalBias or None
         Additive or boolean; None for causal attention of as many queries as keys. Capped scores need a tensor.
     kind : Kind
@@ -119,7 +117,6 @@ def branch_attention(
         Keys and values of the branches.
     rows : Block
         The branches within these tokens.
-    kind : Kind
 
     Returns
     -------

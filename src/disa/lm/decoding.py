@@ -28,10 +28,8 @@ class Decoding:
 
     Parameters
     ----------
-    prompts : sequence of token id sequences, none empty
     parents : sequence of int
         Which prompt each row continues, in ascending order.
-    device : torch.device
     """
 
     def __init__(self, prompts: Sequence[Sequence[int]], parents: Sequence[int], device: torch.device) -> None:

@@ -30,7 +30,6 @@ def take_fingerprint(
     ----------
     reference : PreTrainedModel or PeftModel
         The model whose weights are hashed; adapters do not count.
-    tokenizer : PreTrainedTokenizerBase
     sampling : SamplingConfig
         The sampling law, as the caller will draw and score.
     reward : str

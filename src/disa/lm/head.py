@@ -65,12 +65,8 @@ def head_log_probs(
     ----------
     hidden : Tensor, shape (tokens, width)
         Hidden states that predict the targets.
-    head : nn.Linear
-    targets : Tensor, shape (tokens,)
-    transform : Transform
     temperature : float
         Divides the logits.
-    entropy : bool
 
     Returns
     -------
@@ -111,12 +107,8 @@ def blended_log_probs(
     ----------
     hidden : sequence of Tensor, shape (tokens, width)
         Hidden states of each model that predict the targets.
-    heads : sequence of nn.Linear
-    transforms : sequence of Transform
-    targets : Tensor, shape (tokens,)
     weights : sequence of sequence of float
         Of each blend, one per model.
-    temperature : float
 
     Returns
     -------

@@ -39,9 +39,11 @@ def import_gguf(
 ) -> dict[str, Any]:
     """Write a GGUF file's model, tokenizer and chat template as a Hugging Face folder.
 
+    Raises DisaError where the file is no GGUF, is cut off, or holds anything that the folder could not express; where
+    ``folder`` exists.
+
     Parameters
     ----------
-    file : path
     folder : path
         Appears whole or not at all.
     dtype : {"bfloat16", "float32", "float16"}
@@ -54,12 +56,6 @@ def import_gguf(
     dict
         What ``gguf.json`` in the folder says: the file's SHA-256, what it says of itself, how its weights were stored,
         and whether the embeddings are tied, with the relative difference of the two tables where it stores two.
-
-    Raises
-    ------
-    DisaError
-        Where the file is no GGUF, is cut off, or holds anything that the folder could not express; where ``folder``
-        exists.
     """
     file, folder = Path(file), Path(folder)
     if folder.exists():

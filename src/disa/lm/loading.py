@@ -87,10 +87,7 @@ def _emulates_bfloat16() -> bool:
 def load_config(path: str | Path) -> PretrainedConfig:
     """Load a model's configuration without its weights.
 
-    Raises
-    ------
-    DisaError
-        Where the folder or hub id holds none, or holds adapters alone.
+    Raises DisaError where the folder or hub id holds none, or holds adapters alone.
     """
     refuse_adapters(path)
     with refuse_unloadable(path):
@@ -100,12 +97,8 @@ def load_config(path: str | Path) -> PretrainedConfig:
 def refuse_adapters(path: str | Path, model: PreTrainedModel | None = None) -> None:
     """Refuse a folder of PEFT adapters: transformers would load them over their base model, and other code the base.
 
-    Of a hub id, only the ``model`` that transformers made of it tells.
-
-    Raises
-    ------
-    DisaError
-        Where the folder holds adapters and no model.
+    Of a hub id, only the ``model`` that transformers made of it tells. Raises DisaError where the folder holds adapters
+    and no model.
     """
     folder, loaded = Path(path), getattr(model, "_hf_peft_config_loaded", False)
     if loaded or ((folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file()):
@@ -120,19 +113,15 @@ def refuse_adapters(path: str | Path, model: PreTrainedModel | None = None) -> N
 def load_model(path: str | Path, compute: str = "checkpoint", device_map: DeviceMap = None) -> PreTrainedModel:
     """Load a causal language model in evaluation mode, frozen, in its :func:`precision`.
 
+    Raises DisaError where the folder or hub id holds no loadable model.
+
     Parameters
     ----------
     path : str or Path
         Folder or hub id.
-    compute : {"checkpoint", "float32", "bfloat16"}
     device_map : str or mapping, optional
         Of a model that one device cannot hold: passed to ``from_pretrained``, which spreads its layers. By default the
         whole model is on :func:`device`.
-
-    Raises
-    ------
-    DisaError
-        Where the folder or hub id holds no loadable model.
     """
     refuse_adapters(path)
     dtype = precision(compute, path)
@@ -167,10 +156,7 @@ def without_dropout(model: nn.Module) -> None:
 def empty_model(path: str | Path) -> PreTrainedModel:
     """Make a model's modules from its configuration alone.
 
-    Raises
-    ------
-    DisaError
-        Where the folder or hub id holds no such configuration.
+    Raises DisaError where the folder or hub id holds no such configuration.
     """
     with refuse_unloadable(path):
         return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(str(path)))
@@ -184,10 +170,7 @@ def trainable_model(path: str | Path) -> PreTrainedModel:
 def require_vllm(field: str) -> None:
     """Refuse a recipe that asks for vLLM where it is not installed.
 
-    Raises
-    ------
-    DisaError
-        Naming the recipe's field.
+    Raises DisaError naming the recipe's field.
     """
     if find_spec("vllm") is None:
         # The versions that TRL 1.16 supports: training and proposals share one.
@@ -203,10 +186,7 @@ def free_vllm(llm: Any) -> None:
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     """Load the tokenizer beside a model; padding falls back to the end-of-text token.
 
-    Raises
-    ------
-    DisaError
-        Where there is none.
+    Raises DisaError where there is none.
     """
     with refuse_unloadable(path):
         tokenizer = AutoTokenizer.from_pretrained(str(path), padding_side="left")

@@ -127,7 +127,6 @@ class PackedCompletions(_Completions):
     ----------
     prompt_ids, completion_ids : sequences of token id sequences, one per row
         Rows with equal prompts share one.
-    device : torch.device
     """
 
     def __init__(self, prompt_ids: Ids, completion_ids: Ids, device: torch.device) -> None:

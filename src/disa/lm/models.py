@@ -24,7 +24,8 @@ Origin: TypeAlias = "str | Path | PreTrainedModel"
 class FrozenModels(Mapping[str, "PreTrainedModel"]):
     """Models by role, one in memory at a time unless they work together: asking for another lets the one before go.
 
-    Pickled, they are paths, and load where they arrive.
+    Pickled, they are paths, and load where they arrive. Raises DisaError where a model in memory is not in the stated
+    precision.
 
     Parameters
     ----------
@@ -34,11 +35,6 @@ class FrozenModels(Mapping[str, "PreTrainedModel"]):
         As :func:`disa.lm.loading.load_model` takes them. A model in memory stays as it is.
     together : bool
         Keep all of them.
-
-    Raises
-    ------
-    DisaError
-        Where a model in memory is not in the stated precision.
     """
 
     def __init__(

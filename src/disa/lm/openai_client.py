@@ -49,10 +49,7 @@ class Endpoint:
     def parse(cls, text: str) -> Endpoint:
         """Read ``openai:URL#MODEL``.
 
-        Raises
-        ------
-        DisaError
-            Where scheme, host or model is missing, or the address holds a password.
+        Raises DisaError where scheme, host or model is missing, or the address holds a password.
         """
         address, _, model = text.removeprefix(PREFIX).partition("#")
         parts = urllib.parse.urlsplit(address)
@@ -70,7 +67,6 @@ class OpenAIClient:
 
     Parameters
     ----------
-    endpoint : Endpoint
     timeout : float
         Seconds one try may take, the whole reply included.
     attempts : int
@@ -108,10 +104,7 @@ class OpenAIClient:
     def chat(self, messages: Sequence[dict[str, str]], **options: Any) -> Reply:
         """Answer a conversation (``/chat/completions``); options are the request's fields, such as ``max_tokens``.
 
-        Raises
-        ------
-        DisaError
-            Where the server refuses the request, or every try failed.
+        Raises DisaError where the server refuses the request, or every try failed.
         """
         return self._request("/chat/completions", {"messages": list(messages)}, options)
 
@@ -206,10 +199,7 @@ class OpenAIClient:
 def check_request(text: str | None) -> dict[str, Any]:
     """Further request fields from the command line: a JSON object.
 
-    Raises
-    ------
-    DisaError
-        Where it is none.
+    Raises DisaError where it is none.
     """
     try:
         value = json.loads(text) if text is not None else {}

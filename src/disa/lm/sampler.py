@@ -93,9 +93,6 @@ def sample(
 
     Parameters
     ----------
-    model : PreTrainedModel
-    tokenizer : PreTrainedTokenizerBase
-    prompt_ids : sequence of token id sequences, one per row
     numbers : ndarray, shape (rows, law.max_completion_length)
         Uniform numbers in [0, 1), one per row and step.
     law : SamplingConfig
@@ -151,7 +148,6 @@ def draw_tokens(
     ----------
     model : PreTrainedModel
         Of an architecture that can share prompts.
-    prompt_ids : sequence of token id sequences, one per row
     numbers : Tensor, shape (rows, length limit)
         Uniform numbers in [0, 1), one per row and step.
     stops : sequence of int

@@ -67,10 +67,7 @@ class SamplingConfig(StageConfig):
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, text: str, sampling: SamplingConfig) -> list[int]:
     """Token ids of a prompt, exactly as TRL's trainers tokenize the same row.
 
-    Raises
-    ------
-    DisaError
-        Where a character has no token, or a chat template is asked for and the tokenizer has none.
+    Raises DisaError where a character has no token, or a chat template is asked for and the tokenizer has none.
     """
     if sampling.conversational:
         if tokenizer.chat_template is None:
@@ -116,13 +113,7 @@ def declared_stop_token_ids(generation: GenerationConfig, tokenizer: PreTrainedT
 
 
 def check_context(config: PretrainedConfig, prompt_ids: list[int], sampling: SamplingConfig, *, where: str) -> None:
-    """Refuse a prompt that, with a full-length completion, does not fit the context that a model's configuration says.
-
-    Raises
-    ------
-    DisaError
-        Naming the row.
-    """
+    """Refuse a prompt that, with a full-length completion, does not fit the context that a model's configuration says."""
     context = getattr(config.get_text_config(), "max_position_embeddings", None)
     if context is not None and len(prompt_ids) + sampling.max_completion_length > context:
         raise DisaError(

@@ -136,11 +136,8 @@ class PackedGroups:
 
     Parameters
     ----------
-    trunks : sequence of token id sequences, none empty
-    branches : sequence of token id sequences
     parents : sequence of int
         Index of the trunk that each branch continues, in ascending order.
-    device : torch.device
     """
 
     def __init__(

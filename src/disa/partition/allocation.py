@@ -63,7 +63,6 @@ def next_round(
 
     Parameters
     ----------
-    draws : Draws
     budget : int
         Further draws in total.
     cap : int or array of int, shape (prompts,)
@@ -72,7 +71,6 @@ def next_round(
         beta times the width of the reward range.
     reference_share : float
         Smallest alpha, rounded up to whole draws.
-    precision : float
     outlook : float
         Proposal draws that a prompt may expect in the end: what the gate holds against D where there are fewer yet.
 
@@ -104,7 +102,6 @@ def least_variance_share(draws: Draws, smallest: float) -> Array:
 
     Parameters
     ----------
-    draws : Draws
     smallest : float
         Smallest share; the result where the reference had no success at all.
     """
@@ -123,8 +120,9 @@ def least_variance_share(draws: Draws, smallest: float) -> Array:
 def allocate(pilot_sd_over_z: ArrayLike, counts: ArrayLike, budget: int, cap: ArrayLike) -> Counts:
     """Further draws per prompt, so that the totals come as close to Neyman's as draws already made allow.
 
-    Totals are ``N_x = clip(t c_x, counts, max(cap, counts))`` with the t at which the budget is spent, rounded
-    to whole draws by largest remainder. That minimises ``sum_x c_x^2 / N_x`` under these limits.
+    Totals are ``N_x = clip(t c_x, counts, max(cap, counts))`` with the t at which the budget is spent, rounded to whole
+    draws by largest remainder. That minimises ``sum_x c_x^2 / N_x`` under these limits. Raises DisaError where shapes
+    differ, or a value is negative or not finite.
 
     Parameters
     ----------
@@ -141,11 +139,6 @@ def allocate(pilot_sd_over_z: ArrayLike, counts: ArrayLike, budget: int, cap: Ar
     -------
     array of int, shape (prompts,)
         Sums to the budget, or to less where the caps of all prompts with c_x > 0 are reached.
-
-    Raises
-    ------
-    DisaError
-        Where shapes differ, or a value is negative or not finite.
     """
     c, made = np.asarray(pilot_sd_over_z, dtype=np.float64), np.asarray(counts)
     if c.ndim != 1 or made.shape != c.shape or np.shape(cap) not in ((), c.shape):
@@ -190,7 +183,6 @@ def relative_spread(draws: Draws, b: float) -> Array:
 
     Parameters
     ----------
-    draws : Draws
     b : float
         beta times the width of the reward range.
     """

@@ -26,7 +26,6 @@ class Draws:
         Rewards, and their soft successes in [0, 1].
     log_ratio, log_w : array, shape (n,)
         log pi_ref - log mu and the log importance weight, nats.
-    from_reference : array of bool, shape (n,)
     lengths : array, shape (n,), or None
         Tokens of each completion.
     prompt : array of int, shape (n,)
@@ -90,13 +89,7 @@ def collect_draws(
     beta: float,
     reward_range: tuple[float, float],
 ) -> Draws:
-    """Check the arrays of :func:`disa.estimate_log_partition_batch` and weight the draws.
-
-    Raises
-    ------
-    DisaError
-        Naming the argument and the first offending element.
-    """
+    """Check the arrays of :func:`disa.estimate_log_partition_batch` and weight the draws."""
     low, high = reward_range
     if not (np.isfinite(low) and np.isfinite(high) and low < high):
         raise DisaError(

@@ -38,6 +38,8 @@ def prompt_features(
 ) -> Array:
     """Mean-pooled last hidden states of each prompt's tokens under the reference.
 
+    Raises DisaError where the model is in training mode or has trainable parameters, or a prompt has no token.
+
     Parameters
     ----------
     reference : torch.nn.Module
@@ -51,11 +53,6 @@ def prompt_features(
     -------
     array, shape (prompts, d)
         float64, in the order of the prompts; independent of how they are batched up to float32 rounding.
-
-    Raises
-    ------
-    DisaError
-        Where the model is in training mode or has trainable parameters, or a prompt has no token.
     """
     import torch
     from torch.nn.utils.rnn import pad_sequence

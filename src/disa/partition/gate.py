@@ -122,7 +122,6 @@ def gated(draws: Draws, n_proposal: Array | None = None) -> NDArray[np.bool_]:
 
     Parameters
     ----------
-    draws : Draws
     n_proposal : array, shape (prompts,), optional
         N_mu, where more proposal draws are to come than there are.
     """

@@ -53,10 +53,7 @@ def _gamma_quantile(p: float, mean: Array, variance: Array) -> Array:
 def clopper_pearson(draws: Draws, level: float) -> tuple[Array, Array]:
     """Exact binomial interval of the pass rate, for reference draws and rewards at the range's ends.
 
-    Raises
-    ------
-    DisaError
-        Where a draw is not the reference's, or a reward lies strictly inside the range.
+    Raises DisaError where a draw is not the reference's, or a reward lies strictly inside the range.
     """
     if not draws.from_reference.all():
         prompt = int(draws.prompt[np.argmin(draws.from_reference)])

@@ -31,7 +31,6 @@ def soft_success(rewards: Array, beta: float, reward_range: tuple[float, float])
 
     Parameters
     ----------
-    rewards : array, shape (n,)
     beta : float
         Inverse temperature, positive.
     reward_range : tuple of float
@@ -74,8 +73,6 @@ def log_ratio_to_proposals(log_ref: Array, log_proposal: Array, shares: Array) -
 
     Parameters
     ----------
-    log_ref : array, shape (n,)
-    log_proposal : array, shape (n, m)
     shares : array, shape (n, m)
         Share of each proposal among the proposal draws of the row's prompt; rows sum to 1, or to
         0 where the prompt has no proposal draws (the ratio is then 0, and unused).

@@ -133,10 +133,7 @@ def run_pilot(
 ) -> Pilot:
     """Draw, judge, score and compare.
 
-    Raises
-    ------
-    DisaError
-        Where no draw has a verdict.
+    Raises DisaError where no draw has a verdict.
     """
     tokenizer, here = models.tokenizer(), models.load(compute=config.compute, together=True)
     laws, left_out = possible_laws(config, sampling, task, models, prompts, seed=config.seed + _APART)

@@ -35,7 +35,8 @@ def plan_round(
     """Spend ``budget`` further draws on the prompts of these rows.
 
     Undecided rows (reward None) say nothing about log Z, but they were drawn: they count towards the cap, and the next
-    draw has a number beyond theirs. A prompt without any decided row gets no more draws.
+    draw has a number beyond theirs. A prompt without any decided row gets no more draws. Raises DisaError where a draw
+    has no log-probability under the proposal.
 
     Parameters
     ----------
@@ -47,11 +48,6 @@ def plan_round(
         Inverse temperature.
     reward_range : tuple of float
         Smallest and largest possible reward.
-
-    Raises
-    ------
-    DisaError
-        Where a draw has no log-probability under the proposal.
     """
     require_weights(rows, "proposals.adaptive")
     made = count_draws(rows)
@@ -103,10 +99,7 @@ def resample_flagged(rows: Sequence[ScoredTrajectory], flags: Mapping[str, Seque
 def require_weights(rows: Sequence[ScoredTrajectory], field: str) -> None:
     """Refuse rows without importance weights, naming the recipe's field that asks for them.
 
-    Raises
-    ------
-    DisaError
-        Where a draw has no log-probability under the proposal.
+    Raises DisaError where a draw has no log-probability under the proposal.
     """
     if unknown := sum(row.log_proposal is None for row in rows):
         raise DisaError(

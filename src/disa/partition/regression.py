@@ -70,13 +70,14 @@ def regress(
 ) -> tuple[Regressor, list[PartitionEstimate], dict[str, Any]]:
     """Fit on the training prompts and let every prompt borrow strength.
 
+    Raises DisaError with fewer than 20 training prompts.
+
     Parameters
     ----------
     estimates, batch : sequence of PartitionEstimate, LogPartitionBatch
         The estimates of the prompts that have trajectories, as rows and as arrays.
     drawn, undrawn : sequence of Prompt
         Prompts with trajectories, in the order of the estimates, and those without.
-    features : PromptFeatures
     beta, reward_range, level
         As the estimates were made.
 
@@ -89,11 +90,6 @@ def regress(
         others with their prediction (method and flag ``predicted``).
     report : dict
         How well prompts outside the fit are predicted from features alone, as plain JSON values.
-
-    Raises
-    ------
-    DisaError
-        With fewer than 20 training prompts.
     """
     k, n = pseudo_counts(batch)
     at = features.of(drawn)

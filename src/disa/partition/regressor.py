@@ -102,11 +102,12 @@ class Regressor:
     ) -> LogZPosterior:
         """Posterior of log Z given a prompt's own (pseudo-)counts and its features.
 
+        Raises DisaError where shapes differ, counts are not 0 <= k <= n, or features are not finite.
+
         Parameters
         ----------
         k, n : array, shape (prompts,)
             Hits and draws, see :func:`disa.partition.regressor_fit.pseudo_counts`.
-        features : array, shape (prompts, d)
         beta : float
             Inverse temperature. Rewards of 0 and 1 have the same q at every beta; graded ones need
             the beta of the counts that the regressor was fitted on.
@@ -114,11 +115,6 @@ class Regressor:
             Smallest and largest possible reward.
         level : float
             Two-sided level of the interval, in (0, 1).
-
-        Raises
-        ------
-        DisaError
-            Where shapes differ, counts are not 0 <= k <= n, or features are not finite.
         """
         mean = self.mean_logit(features)
         k, n = check_counts(k, n, len(mean))
@@ -140,10 +136,7 @@ class Regressor:
     def load(cls, path: str | Path, *, features_fingerprint: str) -> Regressor:
         """Read a regressor for features of the given fingerprint.
 
-        Raises
-        ------
-        DisaError
-            Where the file is missing or no regressor, or was fitted on other features.
+        Raises DisaError where the file is missing or no regressor, or was fitted on other features.
         """
         path = Path(path)
         try:

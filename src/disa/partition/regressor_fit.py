@@ -52,6 +52,9 @@ def pseudo_counts(batch: LogPartitionBatch) -> tuple[Array, Array]:
 def fit_regressor(k: ArrayLike, n: ArrayLike, features: ArrayLike, *, features_fingerprint: str) -> Regressor:
     """Fit the regression to the counts of many prompts; the same arguments give the same result.
 
+    Raises DisaError with fewer than 20 prompts, where shapes differ, counts are not 0 <= k <= n, or features are not
+    finite.
+
     Parameters
     ----------
     k, n : array, shape (prompts,)
@@ -60,12 +63,6 @@ def fit_regressor(k: ArrayLike, n: ArrayLike, features: ArrayLike, *, features_f
         Any number of features; with more than prompts, the fit takes place in their span.
     features_fingerprint : str
         What the features were computed from.
-
-    Raises
-    ------
-    DisaError
-        With fewer than 20 prompts, where shapes differ, counts are not 0 <= k <= n, or features are
-        not finite.
     """
     features = check_features(features, None)
     k, n = check_counts(k, n, len(features))

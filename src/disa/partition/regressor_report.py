@@ -53,18 +53,14 @@ def report_regressor(
 ) -> RegressorReport:
     """Compare predictions from features alone with the counts of held-out prompts.
 
+    Raises DisaError where the arrays do not fit together, or a prompt has no draws.
+
     Parameters
     ----------
     k, n : array, shape (prompts,)
         Hits and draws of prompts that were not in the fit, every n above 0.
-    features : array, shape (prompts, d)
     beta, reward_range, level
         As in :meth:`Regressor.posterior`.
-
-    Raises
-    ------
-    DisaError
-        Where the arrays do not fit together, or a prompt has no draws.
     """
     mean = regressor.mean_logit(features)
     k, n = check_counts(k, n, len(mean))

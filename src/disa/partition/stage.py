@@ -100,12 +100,8 @@ def run_partition(
     the regressor predicts prompts outside its fit. With an adaptive budget it also says how that was spent, and
     training prompts that stopped at its cap are flagged; with ``resample``, what drawing again came to.
 
-    Undecided rows (reward None) take no part in an estimate; they count towards the cap.
-
-    Raises
-    ------
-    DisaError
-        Without prompts or trajectories, where a prompt has none, or where one belongs to no prompt.
+    Undecided rows (reward None) take no part in an estimate; they count towards the cap. Raises DisaError without
+    prompts or trajectories, where a prompt has none, or where one belongs to no prompt.
     """
     made = count_draws(rows)
     rows = weighable([row for row in rows if row.reward is not None], config.method)

@@ -58,25 +58,19 @@ def sweep_log_z(
 ) -> Array:
     """:func:`sweep_log_partition` of collected draws.
 
-    Only the soft successes depend on beta. Where rewards are 0 and 1, q is the same at every beta.
+    Only the soft successes depend on beta. Where rewards are 0 and 1, q is the same at every beta. Raises DisaError
+    where an inverse temperature is not finite and positive, or the methods do not fit the draws.
 
     Parameters
     ----------
     draws : Draws
         From :func:`disa.partition.draws.collect_draws`, at any beta.
-    betas : array, shape (k,)
-    reward_range : tuple of float
     methods : sequence of str, optional
         As there.
 
     Returns
     -------
     array, shape (prompts, k)
-
-    Raises
-    ------
-    DisaError
-        Where an inverse temperature is not finite and positive, or the methods do not fit the draws.
     """
     chosen = _checked(["mixture"] * len(draws.counts) if methods is None else methods, draws)
     columns = []

@@ -11,10 +11,7 @@ from disa.runs.records import ScoredTrajectory
 def weighable(rows: list[ScoredTrajectory], method: str) -> list[ScoredTrajectory]:
     """Rows that the method can weight: all, or for ``pass_rate`` the reference's where the proposal is unknown.
 
-    Raises
-    ------
-    DisaError
-        Where an importance weight needs a log-probability under the proposal that nobody knows.
+    Raises DisaError where an importance weight needs a log-probability under the proposal that nobody knows.
     """
     unknown = sum(row.log_proposal is None for row in rows)
     if not unknown:

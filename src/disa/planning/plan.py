@@ -46,18 +46,15 @@ def make_plan(
 ) -> list[StagePlan]:
     """One row per stage, in pipeline order; the report, a few seconds of plotting, is left out.
 
+    Raises DisaError where ``against`` has no finished stage of the plan, or one that drew or saw another number of
+    completions (before any rounds, which may draw less than planned).
+
     Parameters
     ----------
     cluster : Cluster, optional
         Adds its time for the stages that run the model, whose memory is then that of its GPUs.
     against : Path, optional
         Run directory whose finished stages are compared.
-
-    Raises
-    ------
-    DisaError
-        Where ``against`` has no finished stage of the plan, or one that drew or saw another number of completions
-        (before any rounds, which may draw less than planned).
     """
     checkpointed = cluster is not None or torch.cuda.is_available()
     work = count_work(recipe, rehearsal.shape, rehearsal.lengths, rehearsal.prompts, checkpointed=checkpointed)

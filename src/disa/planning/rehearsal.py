@@ -87,13 +87,7 @@ class _FewPrompts(Pipeline):
 
 
 def rehearse(recipe: Recipe) -> Rehearsal:
-    """Run a small version of the recipe in a temporary folder and take its times.
-
-    Raises
-    ------
-    DisaError
-        As the stages do.
-    """
+    """Run a small version of the recipe in a temporary folder and take its times."""
     # The stages' progress bars would count up to numbers that are not the recipe's.
     with tempfile.TemporaryDirectory(prefix="disa-plan-") as folder, contextlib.redirect_stdout(io.StringIO()):
         small = _small(recipe, folder)

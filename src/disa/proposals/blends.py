@@ -92,10 +92,7 @@ def blends_of(
 ) -> Blends | None:
     """The blends that a configuration asks for, None where the model ``proposal`` draws as it is.
 
-    Raises
-    ------
-    DisaError
-        Where a prompt has no worked solution to be told, or is a list of messages.
+    Raises DisaError where a prompt has no worked solution to be told, or is a list of messages.
     """
     blend = config.blend
     towards = tuple((1.0 - share, share) for share in blend.lambdas)
@@ -123,7 +120,6 @@ class BlendEngine:
 
     Parameters
     ----------
-    blends : Blends
     models : mapping
         The models of ``blends.roles``; loaded when the first trajectory is drawn.
     """

@@ -26,15 +26,12 @@ def make_engines(
 ) -> dict[str, Engine]:
     """Engine of each source that transformers does not draw.
 
+    Raises DisaError where an engine is not installed or a file cannot be imported.
+
     Parameters
     ----------
     paths : mapping
         Folder or hub id of ``reference`` and ``proposal``.
-
-    Raises
-    ------
-    DisaError
-        Where an engine is not installed or a file cannot be imported.
     """
     if config.engine == "transformers":
         return {}

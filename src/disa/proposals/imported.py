@@ -45,22 +45,17 @@ _FIELDS: dict[str, tuple[type, ...]] = {
 class ImportedTrajectories:
     """The proposal's trajectories, in the order of their files.
 
+    Raises DisaError where a file cannot be read, a row is no completion that the sampling law can write, or no row
+    belongs to a prompt of the run.
+
     Parameters
     ----------
-    files : sequence of path
     prompts : list of Prompt
         Those of the run. Rows of other prompts are left out and counted.
     tokenizer : PreTrainedTokenizerBase
         The reference's.
-    sampling : SamplingConfig
     stops : sequence of int
         Stop tokens.
-
-    Raises
-    ------
-    DisaError
-        Where a file cannot be read, a row is no completion that the sampling law can write, or no row belongs to a
-        prompt of the run.
     """
 
     def __init__(
@@ -105,10 +100,7 @@ class ImportedTrajectories:
 def files_digest(files: Sequence[str]) -> list[str]:
     """Digest of every file's content: what is imported is part of what a run depends on.
 
-    Raises
-    ------
-    DisaError
-        Where a file is missing.
+    Raises DisaError where a file is missing.
     """
     if missing := [file for file in files if not Path(file).is_file()]:
         raise DisaError("file not found", where=missing[0], fix="correct proposals.files")
@@ -120,10 +112,8 @@ def text_draw(
 ) -> Draw:
     """A completion of which only the text is known, in the reference's tokens.
 
-    Raises
-    ------
-    DisaError
-        Where the law could not have written it: longer than the limit, or cut and in these tokens not at the limit.
+    Raises DisaError where the law could not have written it: longer than the limit, or cut and in these tokens not at
+    the limit.
     """
     ids = text_ids(tokenizer, text, sampling, truncated=truncated, where=where)
     _check_length(ids, sampling, where)
@@ -133,10 +123,7 @@ def text_draw(
 def text_ids(tokenizer: Tokenizer, text: str, sampling: SamplingConfig, *, truncated: bool, where: str) -> list[int]:
     """Tokens of a text, the end of text behind them unless it was cut.
 
-    Raises
-    ------
-    DisaError
-        Where it was cut and in these tokens does not reach the limit.
+    Raises DisaError where it was cut and in these tokens does not reach the limit.
     """
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     if truncated and len(ids) < sampling.max_completion_length:

@@ -48,12 +48,10 @@ class OpenAIEngine:
     ----------
     endpoint : str
         ``openai:URL#MODEL``.
-    law : SamplingConfig
     stops : sequence of int
         Stop tokens.
     tokenizer : PreTrainedTokenizerBase
         The reference's.
-    config : OpenAIConfig
     """
 
     def __init__(
@@ -65,11 +63,8 @@ class OpenAIEngine:
     def draw(self, jobs: Sequence[Job]) -> list[Draw]:
         """One request a job, several at once.
 
-        Raises
-        ------
-        DisaError
-            Where the server cannot be reached, refuses a request, drew from another distribution than it was asked to,
-            or reports no log-probabilities.
+        Raises DisaError where the server cannot be reached, refuses a request, drew from another distribution than it
+        was asked to, or reports no log-probabilities.
         """
         return list(self._client.map(self._draw, jobs))
 
@@ -163,13 +158,7 @@ def reported_tokens(reply: Reply) -> tuple[list[int], list[float]] | None:
 
 
 def check_settings(reply: Reply, sampling: SamplingConfig, *, where: str) -> None:
-    """Refuse a completion whose server says that it used other settings than it was sent.
-
-    Raises
-    ------
-    DisaError
-        Naming the setting.
-    """
+    """Refuse a completion whose server says that it used other settings than it was sent."""
     used = ((reply.whole or {}).get("__verbose") or {}).get("generation_settings") or {}
     for name, sent in ({"temperature": sampling.temperature} | NEUTRAL | _LLAMA_CPP).items():
         # The server keeps them in float32.

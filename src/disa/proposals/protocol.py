@@ -41,10 +41,7 @@ class Engine(Protocol):
     def draw(self, jobs: Sequence[Job]) -> list[Draw]:
         """One trajectory per job, in their order.
 
-        Raises
-        ------
-        DisaError
-            Where the engine does not draw from the sampling law, or fails.
+        Raises DisaError where the engine does not draw from the sampling law, or fails.
         """
 
     def close(self) -> None:
@@ -66,13 +63,9 @@ def finished_draw(
 ) -> Draw:
     """Cut what an engine wrote at the first stop token or at the limit.
 
-    Further tokens behind a stop token do no harm: what stands before is drawn from the law that ends there.
-
-    Raises
-    ------
-    DisaError
-        Where it ended early on a token that is no stop token, so that other completions than the law's came out, or
-        where tokens and log-probabilities do not match.
+    Further tokens behind a stop token do no harm: what stands before is drawn from the law that ends there. Raises
+    DisaError where it ended early on a token that is no stop token, so that other completions than the law's came out,
+    or where tokens and log-probabilities do not match.
     """
     if len(ids) != len(log_probs):
         raise DisaError(

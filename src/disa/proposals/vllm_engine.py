@@ -21,22 +21,18 @@ from disa.runs.processes import count
 class VLLMEngine:
     """One model under vLLM, loaded with its first draw.
 
+    Raises DisaError where vLLM is not installed, or an option is one that is set here.
+
     Parameters
     ----------
     model : str
         Folder or hub id.
-    law : SamplingConfig
     stops : sequence of int
         Stop tokens.
     compute : str
         Precision of the weights: ``float32`` or ``bfloat16``.
     options : dict
         Further arguments of ``vllm.LLM``.
-
-    Raises
-    ------
-    DisaError
-        Where vLLM is not installed, an option is one that is set here, or other processes of a launch see these GPUs.
     """
 
     _loaded: ClassVar[VLLMEngine | None] = None

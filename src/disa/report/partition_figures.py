@@ -29,9 +29,6 @@ def partition_figures(
 
     Parameters
     ----------
-    estimates : sequence of PartitionEstimate
-    beta : float
-    reward_range : tuple of float
     binary : bool
         Whether every reward was one of the range's ends.
     coverage : mapping, optional

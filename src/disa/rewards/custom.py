@@ -29,6 +29,8 @@ RANGE_FIX = (
 class CustomReward:
     """A reward function found by name, its range checked at every call.
 
+    Raises DisaError where the function cannot be imported, or its range is not two finite, increasing numbers.
+
     Parameters
     ----------
     name : str
@@ -37,11 +39,6 @@ class CustomReward:
         Smallest and largest reward; by default the function's attribute ``reward_range``, else (0, 1).
     conversational : bool
         Hand prompts and completions over as lists of messages, as TRL does for chat data.
-
-    Raises
-    ------
-    DisaError
-        Where the function cannot be imported, or its range is not two finite, increasing numbers.
     """
 
     def __init__(
@@ -101,11 +98,8 @@ class CustomReward:
     ) -> list[float | None]:
         """One checked reward per completion, in order.
 
-        Raises
-        ------
-        DisaError
-            Where the function raises, returns another number of rewards, something that is not a
-            number, NaN, or a number outside the range.
+        Raises DisaError where the function raises, returns another number of rewards, something that is not a number,
+        NaN, or a number outside the range.
         """
         shown: tuple[Sequence[Any], Sequence[Any]] = (prompts, completions)
         if self._conversational:
@@ -169,10 +163,7 @@ def _remade(name: str, reward_range: tuple[float, float], conversational: bool) 
 def import_function(name: str) -> Callable[..., Any]:
     """The function that ``module:function`` or ``path/to/file.py:function`` names.
 
-    Raises
-    ------
-    DisaError
-        Where the name has another form, or leads to nothing that can be called.
+    Raises DisaError where the name has another form, or leads to nothing that can be called.
     """
     where = f"reward {name}"
     module_name, separator, function_name = name.rpartition(":")

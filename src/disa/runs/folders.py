@@ -45,7 +45,6 @@ class StageFolder:
 
     Parameters
     ----------
-    run_dir : Path
     name : str
         Folder name, for example ``2_proposals``.
     version : int
@@ -78,10 +77,7 @@ class StageFolder:
     def manifest(self) -> dict[str, Any]:
         """The finished stage's manifest.
 
-        Raises
-        ------
-        DisaError
-            Where the stage has not finished, or its manifest is not readable.
+        Raises DisaError where the stage has not finished, or its manifest is not readable.
         """
         return read_json(self.path / "manifest.json", missing=f"stage {self.name} has not finished")
 
@@ -267,10 +263,7 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path, *, missing: str = "file not found") -> dict[str, Any]:
     """Read a JSON object.
 
-    Raises
-    ------
-    DisaError
-        Where the file is missing or is not a JSON object.
+    Raises DisaError where the file is missing or is not a JSON object.
     """
     if not path.is_file():
         raise DisaError(missing, where=str(path), fix="run the stage that writes it, or check the path")

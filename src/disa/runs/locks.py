@@ -27,10 +27,7 @@ class RunDirectoryBusy(DisaError):
 def claim(folder: Path) -> Iterator[bool]:
     """Hold a folder for one process and yield True, or yield False where another one holds it.
 
-    Raises
-    ------
-    DisaError
-        Where the folder cannot be made.
+    Raises DisaError where the folder cannot be made.
     """
     with _lock_file(folder) as file:
         yield try_lock(file)
@@ -40,12 +37,7 @@ def claim(folder: Path) -> Iterator[bool]:
 def exclusive(run_dir: Path) -> Iterator[None]:
     """Hold a run directory for one process.
 
-    Raises
-    ------
-    RunDirectoryBusy
-        Where another process holds it.
-    DisaError
-        Where it cannot be made.
+    Raises RunDirectoryBusy where another process holds it. Raises DisaError where it cannot be made.
     """
     with claim(run_dir) as held:
         if not held:
@@ -57,18 +49,12 @@ def exclusive(run_dir: Path) -> Iterator[None]:
 def shared(run_dir: Path, work: str) -> Iterator[None]:
     """Hold a run directory together with any number of processes that do the same work.
 
+    Raises RunDirectoryBusy where a process that does other work holds it. Raises DisaError where it cannot be made.
+
     Parameters
     ----------
-    run_dir : Path
     work : str
         Digest of what is to be done: processes that do something else are kept out.
-
-    Raises
-    ------
-    RunDirectoryBusy
-        Where a process that does other work holds it.
-    DisaError
-        Where it cannot be made.
     """
     with _lock_file(run_dir) as file:
         path = run_dir / ".work"

@@ -58,17 +58,14 @@ def write_rows(path: str | Path, rows: Sequence[Row], row_type: type[Row]) -> No
 def read_rows(paths: str | Path | Iterable[Path], row_type: type[Row], *, thin: bool = False) -> list[Row]:
     """Read rows of one type from a file, from a folder's ``*.parquet`` files, or from many files.
 
+    Raises DisaError naming file, row and field: a missing or unreadable file, a missing column, a wrong type, another
+    record or version, a null or a NaN where a value is required.
+
     Parameters
     ----------
     thin : bool
         Leave texts and token ids of completions where they are: texts are empty, token ids are :class:`StoredIds`. A
         row then takes some hundred bytes, however long its completion.
-
-    Raises
-    ------
-    DisaError
-        Naming file, row and field: a missing or unreadable file, a missing column, a wrong type,
-        another record or version, a null or a NaN where a value is required.
     """
     return [row for path in _files(paths) for row in _read_file(path, row_type, thin=thin)]
 

@@ -56,8 +56,6 @@ def make_parts(
     first : callable, optional
         From that to what ``make`` is given in its place: what needs no model.
 
-    The stage's backend, where it has one, makes the parts in this process's place; ``first`` and ``make`` must then
-    bear being pickled.
     """
     backend = stage.backend
     sizes = {key: count(block) for key, block in blocks.items()}

@@ -48,13 +48,7 @@ def parity_report(
 
 
 def check_parity(report: dict[str, Any]) -> None:
-    """Refuse trajectories whose sampler and scorer disagree.
-
-    Raises
-    ------
-    DisaError
-        Naming the source, the measured difference and the bound.
-    """
+    """Refuse trajectories whose sampler and scorer disagree."""
     for source in ("reference", "proposal"):
         if source in report and not report[source]["mean"] <= report["bound"]:
             raise DisaError(

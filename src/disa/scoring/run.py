@@ -112,17 +112,14 @@ def run_scoring(
 ) -> None:
     """Write one part per block of trajectories, beside any other processes that do the same, then the parity report.
 
+    Raises DisaError where a reward is unusable, or sampler and scorer disagree beyond the bound.
+
     Parameters
     ----------
     blends : Blends, optional
         What the proposal's trajectories were drawn from, where that is not the model ``proposal`` itself.
     verdict_needed : bool
         Refuse trajectories none of which has a reward; a small round of further draws may be left without.
-
-    Raises
-    ------
-    DisaError
-        Where a reward is unusable, or sampler and scorer disagree beyond the bound.
     """
     by_id = {p.prompt_id: p for p in prompts}
     drawn_for: Iterable[str] = (t.prompt_id for t in trajectories)

@@ -85,10 +85,7 @@ class StudyConfig(StageConfig):
 def read_study(recipe: Recipe, where: str = "recipe") -> StudyConfig:
     """The study section of a recipe.
 
-    Raises
-    ------
-    DisaError
-        Naming the field: where there is no such section, an unknown key, or a value out of range.
+    Raises DisaError naming the field: where there is no such section, an unknown key, or a value out of range.
     """
     if recipe.study is None:
         raise DisaError("the recipe has no study section", where=where, fix="recipes/study.yaml has one")

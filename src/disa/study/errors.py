@@ -65,19 +65,13 @@ def truth_from_reference(columns: dict[str, Any], beta: float, reward_range: tup
     """``q = (sum(s) + 1/2) / (n + 1)`` and ``Var log Z = (expm1(b) / Z)^2 Var q``.
 
     Z is taken without its factor exp(beta r_min). Var q is ``(mean(s^2) - mean(s)^2) / (n + 2)`` with half a success
-    and half a failure added to the draws: for rewards of 0 and 1 the variance of the Jeffreys posterior.
+    and half a failure added to the draws: for rewards of 0 and 1 the variance of the Jeffreys posterior. Raises
+    DisaError where a prompt has no draw.
 
     Parameters
     ----------
     columns : dict
         Draws of the reference, as :func:`disa.partition.draws.trajectory_columns` makes them.
-    beta : float
-    reward_range : tuple of float
-
-    Raises
-    ------
-    DisaError
-        Where a prompt has no draw.
     """
     prompts = columns["n_prompts"]
     s = soft_success(columns["rewards"], beta, reward_range)

@@ -49,18 +49,15 @@ class StudyCell:
 class Study:
     """One recipe's study.
 
+    Raises DisaError where the recipe has no such sections, asks for a regressor, brings its proposal, or its blocks
+    would not be alike.
+
     Parameters
     ----------
     recipe : Recipe
         With a ``study`` and a ``warmup`` section.
     say : callable
         Receives one line per stage.
-
-    Raises
-    ------
-    DisaError
-        Where the recipe has no such sections, asks for a regressor, brings its proposal, or its blocks would not be
-        alike.
     """
 
     def __init__(self, recipe: Recipe, *, say: Callable[[str], None]) -> None:
@@ -130,10 +127,7 @@ class Study:
     def share(self, units: Mapping[str, Callable[[], None]]) -> None:
         """Finish units together with other processes.
 
-        Raises
-        ------
-        DisaError
-            Where some failed; the others are finished.
+        Raises DisaError where some failed; the others are finished.
         """
         if failed := share_cells(lambda: units, self.say):
             raise failure(failed, "study")

@@ -92,6 +92,8 @@ def _canonical(text: str) -> str:
 def verify(name: str, files: dict[str, str], rows: int, digest: str, *, from_hub: bool, where: str) -> str:
     """What vouches for the rows just loaded.
 
+    Raises DisaError where the number of rows is another, or a digest is known and neither it nor a file's is right.
+
     Parameters
     ----------
     name : str
@@ -106,11 +108,6 @@ def verify(name: str, files: dict[str, str], rows: int, digest: str, *, from_hub
         Whether the files are the hub's own; a local file may hold the same rows in another form.
     where : str
         Source, for the error message.
-
-    Raises
-    ------
-    DisaError
-        Where the number of rows is another, or a digest is known and neither it nor a file's is right.
     """
     entry = BENCHMARKS[name]
     pinned = None not in entry.files.values()

@@ -14,10 +14,8 @@ from disa.tasks.task import Task
 def checked_rewards(task: Task, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float | None]:
     """The task's rewards, checked: bounded numbers, None where a completion stays undecided.
 
-    Raises
-    ------
-    DisaError
-        Where the task raises, returns another number of rewards, NaN, or a number outside its declared range.
+    Raises DisaError where the task raises, returns another number of rewards, NaN, or a number outside its declared
+    range.
     """
     low, high = task.reward_range
     fix = f"return a number in {list(task.reward_range)} for every completion"

@@ -111,10 +111,8 @@ class DatasetTask(Task):
     def prompts(self, split: str) -> list[Prompt]:
         """Prompts of one split.
 
-        Raises
-        ------
-        DisaError
-            Where a source cannot be read, a row lacks something, or rows are not those of the benchmark named.
+        Raises DisaError where a source cannot be read, a row lacks something, or rows are not those of the benchmark
+        named.
         """
         return self._all_prompts[split]
 

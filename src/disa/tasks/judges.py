@@ -197,12 +197,8 @@ def program_of(gold: dict[str, Any], code: str) -> Program:
 def unpack_tests(packed: str) -> list[dict[str, Any]]:
     """LiveCodeBench's private tests: JSON, or JSON within a pickled text within zlib within base64.
 
-    Unpickling is code execution in general; here it is refused for anything but plain text.
-
-    Raises
-    ------
-    DisaError
-        Where they are none of this.
+    Unpickling is code execution in general; here it is refused for anything but plain text. Raises DisaError where they
+    are none of this.
     """
     try:
         return json.loads(packed)

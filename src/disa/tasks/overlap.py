@@ -67,7 +67,6 @@ def remove_overlaps(
 
     Parameters
     ----------
-    splits : dict of str to list of Problem
     match : str
         ``normalised``, or ``exact`` to compare letter by letter.
 

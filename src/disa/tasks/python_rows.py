@@ -37,10 +37,7 @@ class PythonRowsConfig(StageConfig):
 def prompt_key(row: Mapping[str, Any], key_columns: Sequence[str]) -> str:
     """Id of a row: a digest of its prompt and of the named columns.
 
-    Raises
-    ------
-    DisaError
-        Where a column is missing or holds no JSON value.
+    Raises DisaError where a column is missing or holds no JSON value.
     """
     missing = [name for name in ("prompt", *key_columns) if name not in row]
     if missing:
@@ -72,8 +69,6 @@ class PythonRows(Task):
     ----------
     train, heldout : sequence of mappings
         Rows. Equal ones are one prompt.
-    reward : RewardFunctions
-    reward_range : tuple of float
     key_columns : sequence of str
         Columns that, with the prompt, make the id.
     tools : Tools, optional

@@ -19,13 +19,8 @@ def reward_fingerprint(reward_funcs: Sequence[Callable[..., Any]], weights: Sequ
     """Identity of a weighted sum of reward functions; those of weight 0 are for logging and do not count.
 
     Of each, its own ``fingerprint`` attribute where it has one (the project's task rewards do). Else, of a reward model
-    the digest of its weights, and of a function, method, partial or callable object that of its source and of the
-    plain values it holds.
-
-    Raises
-    ------
-    DisaError
-        Where a function's source cannot be read, or it holds more than plain values.
+    the digest of its weights, and of a function, method, partial or callable object that of its source and of the plain
+    values it holds. Raises DisaError where a function's source cannot be read, or it holds more than plain values.
     """
     named = [(w, _identity(function)) for function, w in zip(reward_funcs, weights, strict=True) if w != 0]
     return "+".join(name if w == 1.0 else f"{w:g}*{name}" for w, name in named)
@@ -50,10 +45,7 @@ def name_of(function: Any) -> str:
 def content_of(function: Any, kind: str, where: str) -> Any:
     """What a callable computes, as plain JSON: its own ``fingerprint``, or its source and the plain values it holds.
 
-    Raises
-    ------
-    DisaError
-        Where the source cannot be read, or it holds more than plain values.
+    Raises DisaError where the source cannot be read, or it holds more than plain values.
     """
     try:
         content = _content(function)

@@ -51,10 +51,7 @@ class Problem:
 def read_problem(source: SourceConfig, row: RawRow) -> Problem:
     """A row under its source's mapping.
 
-    Raises
-    ------
-    DisaError
-        Naming source, row and field, where something needed is missing or of the wrong kind.
+    Raises DisaError naming source, row and field, where something needed is missing or of the wrong kind.
     """
     entry = BENCHMARKS.get(source.benchmark or "")
     columns = (entry.columns if entry else {}) | source.columns

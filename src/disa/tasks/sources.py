@@ -45,10 +45,7 @@ class RawRow:
     def need(self, column: str, field: str) -> Any:
         """The same, for a value that must be there.
 
-        Raises
-        ------
-        DisaError
-            Naming source, row and field.
+        Raises DisaError naming source, row and field.
         """
         value = self.get(column)
         if value is None or (isinstance(value, (str, list)) and not value):
@@ -86,10 +83,7 @@ def label_of(source: SourceConfig) -> str:
 def read_source(source: SourceConfig) -> RawSource:
     """Every row of a source.
 
-    Raises
-    ------
-    DisaError
-        Where it cannot be found or reached, or a row is not readable.
+    Raises DisaError where it cannot be found or reached, or a row is not readable.
     """
     label = label_of(source)
     if source.path is not None:

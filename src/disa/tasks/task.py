@@ -124,10 +124,7 @@ class Task(ABC):
     def prompts(self, split: str) -> list[Prompt]:
         """Prompts of one split.
 
-        Raises
-        ------
-        DisaError
-            Where the space of instances is too small for the sizes asked.
+        Raises DisaError where the space of instances is too small for the sizes asked.
         """
         return self._all_prompts[split]
 
@@ -173,10 +170,7 @@ class Task(ABC):
 def read_payload(prompt: Prompt, *fields: str) -> tuple[Any, ...]:
     """Fields of a prompt's payload.
 
-    Raises
-    ------
-    DisaError
-        Where the payload is not a JSON object or lacks a field.
+    Raises DisaError where the payload is not a JSON object or lacks a field.
     """
     where = f"prompt {prompt.prompt_id}, field payload"
     try:

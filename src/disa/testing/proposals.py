@@ -48,10 +48,8 @@ def make_proposal(
 
     Parameters
     ----------
-    reference : EnumerableModel
     reward : array, shape (prompts, completions)
         In [0, 1], and not 0 everywhere.
-    strength : Strength
     rng : Generator
         Draws the noise.
 

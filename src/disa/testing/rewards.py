@@ -22,7 +22,6 @@ def binary_reward(reference: EnumerableModel, success: Array, rng: np.random.Gen
 
     Parameters
     ----------
-    reference : EnumerableModel
     success : array, shape (prompts,)
         Wanted success probability under the reference. Met up to the mass of one completion; at least
         one completion passes and one fails.

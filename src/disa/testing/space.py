@@ -86,10 +86,7 @@ class Space:
     def number(self, completion_ids: list[int]) -> int:
         """Inverse of :meth:`completion_ids`.
 
-        Raises
-        ------
-        ValueError
-            Where the ids are no completion: neither ended nor at the limit, or going on behind EOS.
+        Raises ValueError where the ids are no completion: neither ended nor at the limit, or going on behind EOS.
         """
         ended = completion_ids[-1:] == [EOS]
         letters = completion_ids[:-1] if ended else completion_ids

@@ -28,24 +28,19 @@ def reference_values(
 ) -> dict[str, float]:
     """``V / beta2`` of every prompt from the first ``n`` trajectories that the reference drew.
 
+    Raises DisaError where a prompt has fewer than ``n`` reference trajectories.
+
     Parameters
     ----------
-    rows : sequence of ScoredTrajectory
     inverse_temperature : float
         1 / beta2.
     beta1 : float, optional
         The value's own temperature; beta2 by default.
-    n : int
 
     Returns
     -------
     dict
         Nats, by prompt id.
-
-    Raises
-    ------
-    DisaError
-        Where a prompt has fewer than ``n`` reference trajectories.
     """
     beta2 = 1.0 / inverse_temperature
     rewards = _reference_rewards(rows, n)

@@ -91,10 +91,7 @@ class TrainerInputs:
 def build_trainer(method: str, inputs: TrainerInputs) -> Trainer:
     """Make the trainer of one method.
 
-    Raises
-    ------
-    DisaError
-        Where a setting, the anchor or the trajectories do not fit the method.
+    Raises DisaError where a setting, the anchor or the trajectories do not fit the method.
     """
     return _BUILDERS[method](inputs)
 

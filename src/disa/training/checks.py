@@ -44,13 +44,7 @@ def check_given(anchor: Any, reward_funcs: Any, tools: Tools) -> None:
 
 
 def check_steps(dataset: Dataset, args: DISAConfig) -> None:
-    """Refuse fewer rows than a step takes: TRL fills no step with them, and would train on nothing.
-
-    Raises
-    ------
-    DisaError
-        Naming both numbers.
-    """
+    """Refuse fewer rows than a step takes: TRL fills no step with them, and would train on nothing."""
     needed = args.generation_batch_size // args.num_generations
     if len(dataset) < needed:
         raise DisaError(

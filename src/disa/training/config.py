@@ -157,13 +157,7 @@ class TrainingConfig(StageConfig):
         return self
 
     def check_prompts(self, methods: Sequence[str], prompts: int) -> None:
-        """Refuse steps of more distinct prompts than there are, of methods that draw and do not repeat prompts.
-
-        Raises
-        ------
-        ValueError
-            Naming the method and both numbers.
-        """
+        """Refuse steps of more distinct prompts than there are, of methods that draw and do not repeat prompts."""
         for method in methods:
             needs_distinct = METHODS[method].generates and not METHODS[method].repeats_prompts
             if needs_distinct and self.prompts_per_step > prompts:

@@ -16,10 +16,7 @@ _DATA = "train_dataset or eval_dataset"
 def check_dataset(dataset: Any, name: str) -> Dataset:
     """Rows as a data set: a list of rows is made one.
 
-    Raises
-    ------
-    DisaError
-        For rows that stream, several data sets where one is expected, none, or nothing.
+    Raises DisaError for rows that stream, several data sets where one is expected, none, or nothing.
     """
     if isinstance(dataset, list) and dataset and isinstance(dataset[0], dict):
         dataset = Dataset.from_list(dataset)
@@ -52,10 +49,7 @@ def check_datasets(train: Any, evaluation: Any) -> tuple[Dataset, Any, list[Data
 def keyed(dataset: Dataset, key_columns: Sequence[str]) -> Dataset:
     """Rows with the id that :func:`disa.calibrate` gave their prompt.
 
-    Raises
-    ------
-    DisaError
-        Where a column is missing, or the data set has a column ``prompt_id`` of its own.
+    Raises DisaError where a column is missing, or the data set has a column ``prompt_id`` of its own.
     """
     if "prompt_id" in dataset.column_names:
         raise DisaError(
@@ -78,11 +72,8 @@ def check_columns(datasets: Sequence[Dataset]) -> None:
 def check_prompts(datasets: Sequence[Dataset]) -> None:
     """Refuse prompts that differ in more than the question: a fingerprint describes one form, and log Z belongs to it.
 
-    Raises
-    ------
-    DisaError
-        Where an id is no text, or a prompt has other messages than a question and perhaps a system
-        prompt before it, or another form or system prompt than the first one.
+    Raises DisaError where an id is no text, or a prompt has other messages than a question and perhaps a system prompt
+    before it, or another form or system prompt than the first one.
     """
     first = None
     fix = "build all rows by disa.training.run.prompt_rows(prompts, task, sampling)"

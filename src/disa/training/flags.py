@@ -46,10 +46,7 @@ class FlagPlan:
 def flagged_prompts(anchor: Anchor, prompt_ids: Sequence[str]) -> list[str]:
     """Prompts with any flag that is not harmless, in the given order.
 
-    Raises
-    ------
-    DisaError
-        Where a prompt has no estimate.
+    Raises DisaError where a prompt has no estimate.
     """
     anchor.log_z(prompt_ids)
     return [p for p in prompt_ids if set(anchor.estimates[p].flags) - HARMLESS]
@@ -58,10 +55,8 @@ def flagged_prompts(anchor: Anchor, prompt_ids: Sequence[str]) -> list[str]:
 def flag_plan(anchor: Anchor, prompt_ids: Sequence[str], policy: FlagPolicy, *, prompts_per_step: int = 1) -> FlagPlan:
     """Decide for each prompt of the training set.
 
-    Raises
-    ------
-    DisaError
-        With ``refuse``, where a prompt is flagged; with ``skip``, where fewer than ``prompts_per_step`` are not.
+    Raises DisaError with ``refuse``, where a prompt is flagged; with ``skip``, where fewer than ``prompts_per_step``
+    are not.
     """
     marked = set(flagged_prompts(anchor, prompt_ids))
     if policy == "refuse" and marked:
@@ -87,10 +82,7 @@ def flag_plan(anchor: Anchor, prompt_ids: Sequence[str], policy: FlagPolicy, *, 
 def with_frozen_log_z(rows: Sequence[ScoredTrajectory], plan: FlagPlan) -> list[ScoredTrajectory]:
     """Stored trajectories of the prompts whose frozen log Z is used: the forward projection weights each row by it.
 
-    Raises
-    ------
-    DisaError
-        Where there are rows, and none is left.
+    Raises DisaError where there are rows, and none is left.
     """
     kept = [row for row in rows if plan.source[row.prompt_id] == "anchor"]
     if rows and not kept:
@@ -104,13 +96,7 @@ def with_frozen_log_z(rows: Sequence[ScoredTrajectory], plan: FlagPlan) -> list[
 
 
 def require_frozen_log_z(prompt_ids: Collection[str], plan: FlagPlan) -> None:
-    """Refuse offline trajectories of prompts whose frozen log Z is not used.
-
-    Raises
-    ------
-    DisaError
-        Naming the first of these prompts.
-    """
+    """Refuse offline trajectories of prompts whose frozen log Z is not used."""
     others = sorted(p for p in prompt_ids if plan.source.get(p, "anchor") != "anchor")
     if others:
         raise DisaError(

@@ -32,8 +32,6 @@ class ReferenceGuard(TrainerCallback):
 
     Parameters
     ----------
-    trainer : BalanceTrainer
-    anchor : Anchor
     prompt_ids : mapping of prompt id to token ids
         As the trainer renders the prompts.
     """
@@ -124,8 +122,6 @@ class StartGuard(TrainerCallback):
 
     Parameters
     ----------
-    trainer : OfflineTrainer
-    stored : StoredTrajectories
     bound : float
         Nats per token: the anchor's (:attr:`disa.anchor.Anchor.probe_bound`).
     """

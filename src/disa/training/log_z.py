@@ -99,8 +99,6 @@ class Frozen(LogZ):
         For the log.
     signal : mapping of prompt id to float, optional
         What ``prompts="signal"`` starts from (:func:`disa.training.prompt_sampler.expected_signal`).
-    reward_range : tuple of float
-    name, paper : str
     """
 
     frozen = True
@@ -160,10 +158,6 @@ class Contrast(Frozen):
 
     ``mean_{i < j} (delta_i - delta_j)^2 / 2`` has the gradient of ``mean (delta - b)^2`` with b the mean of the others'
     residuals, the anchored baseline with n0 = 0. Any log Z gives the same, so it is 0, and there is nothing to audit.
-
-    Parameters
-    ----------
-    prompt_ids : collection of str
     """
 
     def __init__(self, prompt_ids: Collection[str]) -> None:
@@ -196,7 +190,6 @@ class Group(LogZ):
         Bounds on importance weights, the other reading of its thresholds.
     sums : bool
         Take log Z from sums also where the residual is of means, as GFlowRL published it (its Eq. 4 and 6).
-    name, paper : str
     """
 
     def __init__(

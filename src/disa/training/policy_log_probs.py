@@ -81,11 +81,8 @@ def completion_log_probs(
     ----------
     model : nn.Module
         Taught by :func:`answer_log_probs`, wrapped or not.
-    prompt_ids, prompt_mask : Tensor, shape (rows, prompt length)
-    completion_ids, completion_mask : Tensor, shape (rows, length)
     temperature : float
         Divides the logits.
-    entropy : bool
 
     Returns
     -------

@@ -48,7 +48,6 @@ class SignalSampler(Sampler[int]):
         Distinct rows of a batch.
     mini_repeat_count, repeat_count : int
         Times that each row, and each batch, follows itself: TRL's.
-    seed : int
     """
 
     def __init__(

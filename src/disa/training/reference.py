@@ -30,21 +30,15 @@ def policy(model: Any, reference: str | Path | None, peft_config: Any, args: GRP
     It is loaded in float32, but for a base under new adapters (:func:`disa.lm.loading.load_base`).
 
     TRL takes the reference from where the policy's configuration says it was loaded, or switches new adapters off. Of a
-    policy with adapters of its own it would take a copy of them, so there the reference has to be given.
+    policy with adapters of its own it would take a copy of them, so there the reference has to be given. Raises
+    DisaError where what is to be the reference is not known, or not what was given.
 
     Parameters
     ----------
-    model : str, Path, PreTrainedModel or PeftModel
-    reference : str or Path, optional
     peft_config : PeftConfig, optional
         Of new adapters.
     args : GRPOConfig
         Its ``model_init_kwargs`` are those of ``from_pretrained``, which may say another ``dtype``.
-
-    Raises
-    ------
-    DisaError
-        Where what is to be the reference is not known, or not what was given.
     """
     if isinstance(model, (str, Path)):
         dtype = precision("checkpoint", model) if peft_config is not None and args.bf16 else "float32"
@@ -118,10 +112,7 @@ def hold_reference(trainer: BalanceTrainer) -> None:
 def check_frozen(trainer: BalanceTrainer) -> None:
     """Refuse a reference that training would move.
 
-    Raises
-    ------
-    DisaError
-        Where a weight of the reference is trained, or shared with one that is, or a callback changes it.
+    Raises DisaError where a weight of the reference is trained, or shared with one that is, or a callback changes it.
     """
     model = trainer.accelerator.unwrap_model(trainer.model)
     if trainer.ref_model is None:

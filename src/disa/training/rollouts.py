@@ -32,10 +32,7 @@ BOUNDS = {torch.float32: 1e-3, torch.bfloat16: 2e-2, torch.float16: 2e-2}
 def policy_precision(model: Any, args: GRPOConfig) -> Iterator[None]:
     """While a trainer is made, let TRL's engine have the policy's dtype; refuse a server that was started otherwise.
 
-    Raises
-    ------
-    DisaError
-        Where the server cannot be reached or has other settings; it says how to start it.
+    Raises DisaError where the server cannot be reached or has other settings; it says how to start it.
     """
     if not args.use_vllm:
         yield
@@ -54,17 +51,13 @@ def policy_precision(model: Any, args: GRPOConfig) -> Iterator[None]:
 def check_gap(trainer: GRPOTrainer, batch: dict[str, Any], bound: float | None) -> None:
     """Refuse fresh completions whose sampler and trainer disagree; the step log has the gap as ``rollouts/gap``.
 
-    The gap is that of the scoring stage: the mean over completions of ``|log pi - log pi_sampler|`` per token.
+    The gap is that of the scoring stage: the mean over completions of ``|log pi - log pi_sampler|`` per token. Raises
+    DisaError naming the gap and the bound.
 
     Parameters
     ----------
     bound : float or None
         Nats per token; None for that of the precision.
-
-    Raises
-    ------
-    DisaError
-        Naming the gap and the bound.
     """
     mask = own_mask(batch)
     difference = _log_pi(trainer, batch).double() - batch["sampling_per_token_logps"].double()

@@ -26,7 +26,6 @@ class StepCompletions(LogZModuleTrainer):
 
     Parameters
     ----------
-    log_z : LogZ
     *others, **settings
         As :class:`disa.training.shared_prompt_trainer.SharedPromptTrainer`'s.
     """

@@ -41,24 +41,17 @@ class StoredTrajectories:
     """Trajectories with a weight each, as an endless sequence of numbered batches.
 
     Rows are drawn in proportion to their weight W, and every one then weighs mean(W): the same expected gradient as
-    uniform draws weighted by W, without computing rows that weigh nothing.
+    uniform draws weighted by W, without computing rows that weigh nothing. Raises DisaError where there are no rows, or
+    none has a weight.
 
     Parameters
     ----------
-    rows : sequence of ScoredTrajectory
-    prompt_ids : mapping of prompt id to token ids
     weights : Tensor, shape (rows,)
         W, non-negative.
-    seed : int
     log_z : Tensor, shape (rows,), optional
         Log Z of each row's prompt, for losses that need it.
     temperature : float, optional
         That the trajectories were drawn at, where a trainer is to be held to it.
-
-    Raises
-    ------
-    DisaError
-        Where there are no rows, or none has a weight.
     """
 
     def __init__(

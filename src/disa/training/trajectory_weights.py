@@ -26,6 +26,8 @@ def target_weights(
 ) -> Tensor:
     """``W = w exp(beta r) / Zhat`` of every row, the density ratio of the target to the row's own mixture.
 
+    Raises DisaError where a prompt has no log Z, or a trajectory no log-probability under the proposal.
+
     Parameters
     ----------
     rows : sequence of ScoredTrajectory
@@ -38,11 +40,6 @@ def target_weights(
         statistics of the Pareto tail fitted to them (arXiv 1507.02646), and then the cap.
     cap : float
         Bound on W: trades a bias towards the mixture for variance.
-
-    Raises
-    ------
-    DisaError
-        Where a prompt has no log Z, or a trajectory no log-probability under the proposal.
     """
     log_proposal = [row.log_proposal for row in rows if row.log_proposal is not None]
     if len(log_proposal) < len(rows):
@@ -78,10 +75,7 @@ def equal_prompts(rows: Sequence[ScoredTrajectory]) -> Tensor:
 def supervised_weights(rows: Sequence[ScoredTrajectory], kind: Literal["correct", "reward"]) -> Tensor:
     """Return 1 for correct completions and 0 for others, or the reward itself.
 
-    Raises
-    ------
-    DisaError
-        Where the reward is to be the weight and one is negative.
+    Raises DisaError where the reward is to be the weight and one is negative.
     """
     reward = torch.tensor([row.reward for row in rows], dtype=torch.float64)
     if kind == "correct":

@@ -65,12 +65,8 @@ EMBEDDED_MODELS = {
 def embedded_model_folder(base: str) -> Path:
     """Folder with model (float32) and tokenizer of ``base``, converted on first use.
 
-    ``smollm2`` is SmolLM2-135M-Instruct from Q4_1, ``gemma3-270m`` the base model Gemma 3 270M from Q4_K_M.
-
-    Raises
-    ------
-    DisaError
-        Where the package that carries it is not installed.
+    ``smollm2`` is SmolLM2-135M-Instruct from Q4_1, ``gemma3-270m`` the base model Gemma 3 270M from Q4_K_M. Raises
+    DisaError where the package that carries it is not installed.
     """
     model = EMBEDDED_MODELS[base]
     folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "disa" / model.folder

@@ -73,7 +73,6 @@ def supervise(
 
     Parameters
     ----------
-    folder : Path
     name : str
         Of the model's folder in it, of its checkpoints and its log.
     steps, noise
@@ -126,13 +125,8 @@ def demonstrations(
 ) -> Dataset:
     """Token ids and labels of the demonstrations; the loss sees the completion and its EOS only.
 
-    A share ``noise`` of them, chosen at random per demonstration, is wrong on purpose. Those longer
-    than the length limit are left out: the sampling law could not produce them.
-
-    Raises
-    ------
-    DisaError
-        Where none is left.
+    A share ``noise`` of them, chosen at random per demonstration, is wrong on purpose. Those longer than the length
+    limit are left out: the sampling law could not produce them. Raises DisaError where none is left.
     """
     rng = random.Random(config.seed)
     rows = []

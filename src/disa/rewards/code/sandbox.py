@@ -95,7 +95,6 @@ class Sandbox:
     ----------
     bwrap : str
         Path of the executable.
-    limits : Limits
     """
 
     def __init__(self, bwrap: str, limits: Limits) -> None:
@@ -144,10 +143,7 @@ class Sandbox:
 def open_sandbox(limits: Limits) -> Sandbox:
     """A sandbox that has been seen to work on this machine.
 
-    Raises
-    ------
-    DisaError
-        Where bubblewrap is missing or cannot create its namespaces. There is no weaker substitute.
+    Raises DisaError where bubblewrap is missing or cannot create its namespaces. There is no weaker substitute.
     """
     where = "code verifier"
     if sys.platform != "linux":

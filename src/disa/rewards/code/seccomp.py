@@ -68,10 +68,7 @@ _CLONE_NAMESPACES = 0x00020000 | 0x02000000 | 0x04000000 | 0x08000000 | 0x100000
 def seccomp_filter(machine: str | None = None) -> bytes:
     """The filter program for this machine, as ``bwrap --seccomp`` reads it.
 
-    Raises
-    ------
-    DisaError
-        On an architecture without a table of call numbers.
+    Raises DisaError on an architecture without a table of call numbers.
     """
     machine = machine or platform.machine()
     if machine not in _ARCHITECTURES:

@@ -16,16 +16,12 @@ from disa.rewards.code.verdict import CodeVerdict, readable
 class CodeVerifier:
     """Runs model-written programs against their tests, in a bubblewrap sandbox each.
 
+    Raises DisaError where bubblewrap is missing or does not work: model-written programs never run without it.
+
     Parameters
     ----------
     workers : int
         Programs judged at the same time. Each is a thread that waits for its sandbox, not a process.
-    limits : Limits, optional
-
-    Raises
-    ------
-    DisaError
-        Where bubblewrap is missing or does not work: model-written programs never run without it.
     """
 
     def __init__(self, workers: int = 2, limits: Limits | None = None) -> None:

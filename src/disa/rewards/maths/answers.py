@@ -58,10 +58,7 @@ class Gold:
     def tolerance(self) -> Fraction | None:
         """Exact value of ``error``.
 
-        Raises
-        ------
-        DisaError
-            Where it is no single number.
+        Raises DisaError where it is no single number.
         """
         try:
             return None if self.error is None else Fraction(self.error)
@@ -76,10 +73,7 @@ class Gold:
     def from_row(cls, row: Mapping[str, Any]) -> Gold:
         """Gold answer of a row with ``answers`` (or ``answer``) and, where present, ``multiple``, ``unit``, ``error``.
 
-        Raises
-        ------
-        DisaError
-            Where the row has no answer.
+        Raises DisaError where the row has no answer.
         """
         answers = row.get("answers") or [row.get("answer")]
         if any(not isinstance(answer, str) or not answer.strip() for answer in answers):

@@ -73,10 +73,7 @@ def _last_match(text: str, pattern: str) -> str | None:
 def compiled(pattern: str) -> re.Pattern[str]:
     """The pattern, checked.
 
-    Raises
-    ------
-    DisaError
-        Where it is no regular expression with exactly one group.
+    Raises DisaError where it is no regular expression with exactly one group.
     """
     where, fix = "maths verifier, pattern", f"give one like {HASHES!r}"
     try:

@@ -76,10 +76,7 @@ def readings(text: str) -> tuple[Tree, ...]:
 def tokenise(text: str) -> list[str]:
     """Numbers, commands, letters and signs.
 
-    Raises
-    ------
-    UnreadableError
-        At any other character.
+    Raises UnreadableError at any other character.
     """
     tokens, position, text = [], 0, text.rstrip()
     while position < len(text):

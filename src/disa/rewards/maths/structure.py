@@ -39,7 +39,6 @@ def parse_structure(text: str, commas_separate: bool = False) -> Sequence | str:
 
     Parameters
     ----------
-    text : str
     commas_separate : bool
         Read ``2,500`` as two numbers; otherwise commas before three digits group thousands.
     """

@@ -339,10 +339,7 @@ def _at(gold: Tree, answer: Tree, point: dict[str, Fraction], complex_allowed: b
 def value_at(tree: Tree, point: dict[str, Fraction]) -> Any:
     """Value of a tree at a point, to 200 digits.
 
-    Raises
-    ------
-    UndefinedError, LimitError
-        Where it has none, or none that can be found in a bounded time.
+    Raises UndefinedError, LimitError where it has none, or none that can be found in a bounded time.
     """
     with _LOCK:
         return _Evaluator(_contexts()[1], point, False).value(tree)

@@ -50,10 +50,7 @@ class MathsVerifier:
     def check(self, golds: Sequence[str | Gold], completions: Sequence[str]) -> list[Verdict]:
         """Verdict on each completion, in order. May be called from any thread.
 
-        Raises
-        ------
-        DisaError
-            Where the two differ in length, or a gold answer is empty.
+        Raises DisaError where the two differ in length, or a gold answer is empty.
         """
         if len(golds) != len(completions):
             raise DisaError(

@@ -48,10 +48,7 @@ def write_value(value, opaque=False):
 def read_value(data):
     """The value of some bytes.
 
-    Raises
-    ------
-    NotPlainData
-        For anything that `write_value` does not write.
+    Raises NotPlainData for anything that `write_value` does not write.
     """
     try:
         value, end = _read(data, 0)
