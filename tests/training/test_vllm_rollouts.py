@@ -20,6 +20,7 @@ from disa.training.disa_config import DISAConfig
 from disa.training.methods import METHODS
 from disa.training.rollouts import BOUNDS, check_gap, policy_precision
 from disa.training.run import _rollouts
+from disa.training.shared_prompt_trainer import SharedPromptTrainer
 
 
 @pytest.fixture
@@ -143,6 +144,9 @@ class Stub:
         self.accelerator = types.SimpleNamespace(gather=lambda x: x, unwrap_model=lambda m: m)
         self.state = types.SimpleNamespace(global_step=4)
 
+    token_log_probs = SharedPromptTrainer.token_log_probs
+    fresh_log_probs = SharedPromptTrainer.fresh_log_probs
+
 
 @pytest.mark.parametrize("bound", [None, 0.01, 0.2])
 def test_the_gap_is_the_mean_over_completions_of_the_difference_per_token(vllm, tmp_path, bound):
@@ -163,7 +167,7 @@ def test_the_gap_is_the_mean_over_completions_of_the_difference_per_token(vllm, 
 def test_log_probabilities_that_nobody_kept_are_asked_of_the_trainer(vllm, tmp_path):
     trainer, asked = Stub(arguments(tmp_path)), {}
 
-    def score(model, ids, mask, length, batch_size):
+    def score(model, ids, mask, length, batch_size, compute_entropy):
         asked.update(ids=ids.tolist(), mask=mask.tolist(), length=length, batch_size=batch_size)
         return torch.tensor([[-1.0, -2.0]]), torch.tensor([[9.0, 9.0]]), None
 

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from disa.errors import DisaError
 from disa.lm.digests import weights_digest
 from disa.lm.loading import load_model, load_tokenizer
-from disa.lm.sampler import sample, uniforms
+from disa.lm.sampler import draw_rows, uniforms
 from disa.lm.sampling_config import SamplingConfig, decode_completion, encode_prompt
 from disa.runs.folders import StageFolder
 from disa.runs.records import Prompt
@@ -199,7 +199,13 @@ def test_more_noise_makes_a_weaker_model(tmp_path):
 
     def success(folder):
         model, tokenizer = load_model(folder), load_tokenizer(folder)
-        draws = sample(model, tokenizer, [encode_prompt(tokenizer, prompt.prompt, LAW)] * 400, numbers, LAW)
+        draws = draw_rows(
+            model,
+            tokenizer,
+            [encode_prompt(tokenizer, prompt.prompt, LAW)] * 400,
+            numbers,
+            temperature=LAW.temperature,
+        )
         return np.mean([TASK.reward(prompt, decode_completion(tokenizer, d.completion_ids)) for d in draws])
 
     changes = {"reference": {"steps": 80, "noise": 0.8}, "proposal": {"steps": 80}, "batch_size": 32, "log_every": 80}

@@ -24,28 +24,16 @@ def a_star_po(values: Mapping[str, float], inverse_temperature: float) -> Frozen
 
 
 def reference_values(
-    rows: Sequence[ScoredTrajectory], *, inverse_temperature: float, beta1: float | None = None, n: int = VALUE_SAMPLES
+    rows: Sequence[ScoredTrajectory], *, inverse_temperature: float, n: int = VALUE_SAMPLES
 ) -> dict[str, float]:
     """``V / beta2`` of every prompt from the first ``n`` trajectories that the reference drew.
 
-    Raises DisaError where a prompt has fewer than ``n`` reference trajectories.
-
-    Parameters
-    ----------
-    inverse_temperature : float
-        1 / beta2.
-    beta1 : float, optional
-        The value's own temperature; beta2 by default.
-
-    Returns
-    -------
-    dict
-        Nats, by prompt id.
+    Raises DisaError where a prompt has fewer than ``n`` reference trajectories. Nats, by prompt id.
     """
     beta2 = 1.0 / inverse_temperature
     rewards = _reference_rewards(rows, n)
     table = torch.tensor(list(rewards.values()), dtype=torch.float64)
-    values = reference_log_z(table, beta1=beta2 if beta1 is None else beta1, beta2=beta2)
+    values = reference_log_z(table, beta1=beta2, beta2=beta2)
     return dict(zip(rewards, values.tolist(), strict=True))
 
 

@@ -12,22 +12,9 @@ from disa.objectives.trajectory_balance import audit_log_z_error
 def audit(residual: Float[Tensor, " audited"], log_ratio: Float[Tensor, " batch"]) -> dict[str, float]:
     """Metrics of one step's on-policy completions, in nats.
 
-    Parameters
-    ----------
-    residual : Tensor, shape (audited,)
-        delta = log Zhat + log pi - log pi_ref - beta r of the completions whose log Zhat is to be judged. None of
-        them: only ``kl_to_reference`` is returned.
-    log_ratio : Tensor, shape (batch,)
-        log pi - log pi_ref.
-
-    Returns
-    -------
-    dict
-        ``residual/mean`` estimates KL(pi || pi*) + eps with eps = log Zhat - log Z;
-        ``residual/rms``;
-        ``eps_audit`` estimates eps from ``E_pi[exp(-delta)] = exp(-eps)``, pooled over prompts;
-        ``kl_to_target`` is the mean residual less the audited eps;
-        ``kl_to_reference`` is the mean log ratio.
+    ``residual/mean`` estimates KL(pi || pi*) + eps with eps = log Zhat - log Z, ``eps_audit`` eps from
+    ``E_pi[exp(-delta)] = exp(-eps)``, pooled over prompts; ``kl_to_target`` is their difference and ``kl_to_reference``
+    the mean log ratio, the only one without residuals.
     """
     metrics = {}
     if residual.numel():

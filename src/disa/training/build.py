@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -53,6 +53,14 @@ GFLOWRL_CLIPS: dict[str, dict[str, Any]] = {
     "ratio": {"ratio_range": (0.8, 1.28)},
 }
 """GFlowRL's published thresholds .2 and .28, read as bounds of the residual at sampling time, or of pi / pi_sampler."""
+
+GSPO_PUBLISHED: dict[str, Any] = {
+    "importance_sampling_level": "sequence",
+    "loss_type": "grpo",
+    "epsilon": 3e-4,
+    "epsilon_high": 4e-4,
+}
+"""GSPO's mean over completions and clip range (arXiv 2507.18071)."""
 
 BOTH_SHARE = 0.5
 """Share of the forward projection in ``disa_both`` where ``offline_share`` is 0."""
@@ -127,10 +135,6 @@ def _towards_target(inputs: TrainerInputs, rows: Sequence[ScoredTrajectory]) -> 
     return StoredTrajectories(rows, inputs.prompt_ids, weights * equal_prompts(rows), seed=config.seed)
 
 
-def _disa_both(inputs: TrainerInputs) -> Trainer:
-    return _disa(inputs, default_share=BOTH_SHARE)
-
-
 def _disa_forward(inputs: TrainerInputs) -> Trainer:
     _verify(inputs)
     return _guarded(inputs, _towards_target(inputs, inputs.trajectories), forward_loss)
@@ -150,10 +154,6 @@ def _sft(inputs: TrainerInputs, *, kind: Literal["correct", "reward"] = "correct
     return _offline(inputs, stored, supervised("mean"))
 
 
-def _sft_reward(inputs: TrainerInputs) -> Trainer:
-    return _sft(inputs, kind="reward")
-
-
 def _a2po(inputs: TrainerInputs) -> Trainer:
     config, rows = inputs.config, inputs.trajectories
     beta, samples = config.inverse_temperature, config.value_samples
@@ -171,49 +171,11 @@ def _a2po(inputs: TrainerInputs) -> Trainer:
     return _balance(inputs, a_star_po(values, beta), num_generations=1)
 
 
-def _vargrad(inputs: TrainerInputs) -> Trainer:
-    return _balance(inputs, Group())
-
-
-def _gflowrl(inputs: TrainerInputs) -> Trainer:
-    return _balance(inputs, gflowrl(**GFLOWRL_CLIPS[inputs.config.gflowrl_clip]))
-
-
-def _gflowrl_published(inputs: TrainerInputs) -> Trainer:
-    log_z = gflowrl(sums=True, **GFLOWRL_CLIPS[inputs.config.gflowrl_clip])
-    return _balance(inputs, log_z, **GFLOWRL_PUBLISHED)
-
-
-def _ctb(inputs: TrainerInputs) -> Trainer:
-    return _balance(inputs, Contrast(inputs.prompt_ids), baseline_prior_strength=0.0)
-
-
-def _max_rl(inputs: TrainerInputs) -> Trainer:
-    return _policy_gradient(inputs, MaxRLTrainer, loss_type="grpo")
-
-
-def _flowrl(inputs: TrainerInputs) -> Trainer:
-    return _balance(inputs, Learned(inputs.config.log_z_learning_rate))
-
-
-def _flowrl_published(inputs: TrainerInputs) -> Trainer:
-    log_z = Learned(inputs.config.log_z_learning_rate, normalised_rewards=True)
-    return _balance(inputs, log_z, **FLOWRL_PUBLISHED)
-
-
-def _policy_gradient(inputs: TrainerInputs, trainer: type[SharedPromptTrainer], **own: Any) -> Trainer:
+def _policy_gradient(
+    inputs: TrainerInputs, trainer: type[SharedPromptTrainer] = SharedPromptTrainer, **own: Any
+) -> Trainer:
     args = GRPOConfig(disable_dropout=True, **inputs.arguments, **inputs.generation, **own)
     return trainer(args=args, **_online(inputs))
-
-
-def _grpo(inputs: TrainerInputs) -> Trainer:
-    return _policy_gradient(inputs, SharedPromptTrainer)
-
-
-def _gspo(inputs: TrainerInputs) -> Trainer:
-    # The mean over completions and the clip range are those of arXiv 2507.18071.
-    own = {"importance_sampling_level": "sequence", "loss_type": "grpo", "epsilon": 3e-4, "epsilon_high": 4e-4}
-    return _policy_gradient(inputs, SharedPromptTrainer, **own)
 
 
 def _balance(inputs: TrainerInputs, log_z: LogZ, **own: Any) -> Trainer:
@@ -226,23 +188,27 @@ def _reuse(config: TrainingConfig) -> dict[str, Any]:
     return {name: getattr(config, name) for name in REUSE}
 
 
-_BUILDERS = {
+_BUILDERS: dict[str, Callable[[TrainerInputs], Trainer]] = {
     "disa": _disa,
     "disa_forward": _disa_forward,
-    "disa_both": _disa_both,
+    "disa_both": lambda inputs: _disa(inputs, default_share=BOTH_SHARE),
     "disa_offline_balance": _disa_offline_balance,
-    "flowrl": _flowrl,
-    "flowrl_published": _flowrl_published,
-    "gflowrl": _gflowrl,
-    "gflowrl_published": _gflowrl_published,
-    "vargrad": _vargrad,
+    "flowrl": lambda inputs: _balance(inputs, Learned(inputs.config.log_z_learning_rate)),
+    "flowrl_published": lambda inputs: _balance(
+        inputs, Learned(inputs.config.log_z_learning_rate, normalised_rewards=True), **FLOWRL_PUBLISHED
+    ),
+    "gflowrl": lambda inputs: _balance(inputs, gflowrl(**GFLOWRL_CLIPS[inputs.config.gflowrl_clip])),
+    "gflowrl_published": lambda inputs: _balance(
+        inputs, gflowrl(sums=True, **GFLOWRL_CLIPS[inputs.config.gflowrl_clip]), **GFLOWRL_PUBLISHED
+    ),
+    "vargrad": lambda inputs: _balance(inputs, Group()),
     "a2po": _a2po,
-    "ctb": _ctb,
-    "max_rl": _max_rl,
-    "grpo": _grpo,
-    "gspo": _gspo,
+    "ctb": lambda inputs: _balance(inputs, Contrast(inputs.prompt_ids), baseline_prior_strength=0.0),
+    "max_rl": lambda inputs: _policy_gradient(inputs, MaxRLTrainer, loss_type="grpo"),
+    "grpo": _policy_gradient,
+    "gspo": lambda inputs: _policy_gradient(inputs, **GSPO_PUBLISHED),
     "sft": _sft,
-    "sft_reward": _sft_reward,
+    "sft_reward": lambda inputs: _sft(inputs, kind="reward"),
     "lora_sft": _sft,
 }
 assert _BUILDERS.keys() == METHODS.keys()

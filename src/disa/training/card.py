@@ -44,18 +44,7 @@ def model_card(
 ) -> str:
     """The text of a policy's README.
 
-    Parameters
-    ----------
-    name, method, base : str
-        Of the policy, of what trained it, and of the model it started from: a hub id, or a folder, which is not named.
-    paper : str, optional
-        The method's, as an arXiv number.
-    rewards : sequence of str
-        Names of the reward functions.
-    anchor : Anchor, optional
-        Of the methods with a frozen log Z.
-    settings, logged : mapping
-        What is worth saying of the settings, and the last line of the step log.
+    A base that is a folder is not named; ``paper`` is an arXiv number, ``logged`` the last line of the step log.
     """
     from huggingface_hub import ModelCardData
 

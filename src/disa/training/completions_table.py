@@ -19,10 +19,7 @@ COLUMNS = ("residual", "log_z")
 class CompletionsTable:
     """The newest rows that a trainer drew, in TRL's order; residuals come later and in another order.
 
-    Parameters
-    ----------
-    trainer : GRPOTrainer
-        Keeps the other columns, and writes no table itself.
+    The trainer keeps the other columns, and writes no table itself.
     """
 
     def __init__(self, trainer: Any) -> None:
@@ -37,12 +34,7 @@ class CompletionsTable:
     def note(self, row: Tensor, drawn: Tensor, residual: Tensor, log_z: Tensor) -> None:
         """Fill in some rows, of all processes; those of earlier generations are left out.
 
-        Parameters
-        ----------
-        row, drawn : Tensor of int, shape (rows,)
-            Place among the rows drawn together, and the step they were drawn at.
-        residual, log_z : Tensor, shape (rows,)
-            Nats.
+        ``row`` is the place among the rows drawn together, ``drawn`` the step they were drawn at.
         """
         for name, values in zip(COLUMNS, (residual, log_z), strict=True):
             kept = self._trainer._logs["extra"][name]

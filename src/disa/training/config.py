@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -173,13 +173,11 @@ class TrainingConfig(StageConfig):
 
     def method_steps(self, method: str) -> int:
         """Batches of one method."""
-        steps: Mapping[Any, int] = self.steps_of
-        return steps.get(method, self.steps)
+        return self.steps_of.get(method, self.steps)
 
     def method_uses(self, method: str) -> int:
         """Optimiser steps of one method that use each batch."""
-        uses: Mapping[Any, int] = self.steps_per_completion_of
-        return uses.get(method, self.steps_per_completion)
+        return self.steps_per_completion_of.get(method, self.steps_per_completion)
 
     def optimizer_steps(self, method: str) -> int:
         """Optimiser steps of one method."""
@@ -187,8 +185,7 @@ class TrainingConfig(StageConfig):
 
     def method_learning_rate(self, method: str) -> float:
         """Peak learning rate of one method."""
-        rates: Mapping[Any, float] = self.learning_rates
-        return rates.get(method, self.learning_rate)
+        return self.learning_rates.get(method, self.learning_rate)
 
     def method_lora(self, method: str) -> LoRAConfig | None:
         """Adapters of one method."""

@@ -41,6 +41,10 @@ _UNREAD = tuple(
 )
 
 
+def _option(default: Any, meaning: str) -> Any:
+    return field(default=default, metadata={"help": meaning})
+
+
 @dataclass
 class DISAConfig(GRPOConfig):
     """Configuration of :class:`disa.DISATrainer` and of every trainer with a log Z.
@@ -51,87 +55,61 @@ class DISAConfig(GRPOConfig):
     are those of a frozen log Z.
     """
 
-    inverse_temperature: float | None = field(
-        default=None,
-        metadata={"help": "beta: the target is the reference times exp(beta * reward). None: the anchor's."},
+    inverse_temperature: float | None = _option(
+        None, "beta: the target is the reference times exp(beta * reward). None: the anchor's."
     )
-    temperature: float | None = field(
-        default=None, metadata={"help": "Divides the logits. None: the anchor's, 1 without one."}
+    temperature: float | None = _option(None, "Divides the logits. None: the anchor's, 1 without one.")
+    max_completion_length: int | None = _option(
+        None, "Tokens per completion. None: the anchor's, TRL's default without one."
     )
-    max_completion_length: int | None = field(
-        default=None, metadata={"help": "Tokens per completion. None: the anchor's, TRL's default without one."}
+    offline_weight_cap: float = _option(
+        8.0, "Bound on the target's density ratio of an offline trajectory that the anchor holds."
     )
-    offline_weight_cap: float = field(
-        default=8.0,
-        metadata={"help": "Bound on the target's density ratio of an offline trajectory that the anchor holds."},
+    length: Length = _option(
+        "sum", "'sum': log-ratios of whole completions; 'mean': per token, which has another target."
     )
-    length: Length = field(
-        default="sum",
-        metadata={"help": "'sum': log-ratios of whole completions; 'mean': per token, which has another target."},
+    baseline: str = _option(
+        "anchored", "'anchored': leave-one-out mean of the residuals shrunk towards zero; 'none': none."
     )
-    baseline: str = field(
-        default="anchored",
-        metadata={"help": "'anchored': leave-one-out mean of the residuals shrunk towards zero; 'none': none."},
+    baseline_prior_strength: float = _option(
+        1.0, "n0 of the anchored baseline: completions' worth of trust in the frozen log Z."
     )
-    baseline_prior_strength: float = field(
-        default=1.0,
-        metadata={"help": "n0 of the anchored baseline: completions' worth of trust in the frozen log Z."},
+    length_scale: float = _option(
+        1.0, "Tokens by which the loss is divided, the same for every completion: the target stays."
     )
-    length_scale: float = field(
-        default=1.0,
-        metadata={"help": "Tokens by which the loss is divided, the same for every completion: the target stays."},
+    residual_clip: float | None = _option(
+        None,
+        "Bound in nats on a residual, on either side; None for none. The target stays a fixed point, the "
+        "gradient is biased where the bound binds.",
     )
-    residual_clip: float | None = field(
-        default=None,
-        metadata={
-            "help": "Bound in nats on a residual, on either side; None for none. The target stays a fixed point, the "
-            "gradient is biased where the bound binds."
-        },
+    offline_share: float = _option(
+        0.0, "Share in [0, 1) of the forward projection on offline trajectories in the objective."
     )
-    offline_share: float = field(
-        default=0.0,
-        metadata={"help": "Share in [0, 1) of the forward projection on offline trajectories in the objective."},
+    flagged: FlagPolicy = _option(
+        "train",
+        "Prompts whose log Z is flagged: 'train' on them all the same, take their log Z from the 'group', "
+        "'skip' them, or 'refuse' to train.",
     )
-    flagged: FlagPolicy = field(
-        default="train",
-        metadata={
-            "help": "Prompts whose log Z is flagged: 'train' on them all the same, take their log Z from the 'group', "
-            "'skip' them, or 'refuse' to train."
-        },
+    prompts: str = _option(
+        "uniform", "'uniform': every prompt once per epoch; 'signal': in proportion to the spread of its residuals."
     )
-    prompts: str = field(
-        default="uniform",
-        metadata={
-            "help": "'uniform': every prompt once per epoch; 'signal': in proportion to the spread of its residuals."
-        },
+    weight_cap: float = _option(
+        2.0, "Bound on the importance weight pi / pi_sampler of a completion that is used again."
     )
-    weight_cap: float = field(
-        default=2.0,
-        metadata={"help": "Bound on the importance weight pi / pi_sampler of a completion that is used again."},
+    min_ess: float = _option(
+        0.2,
+        "A generation is used in no further step once the effective share of its completions, "
+        "(sum w)^2 / (n sum w^2) of their weights before the cap, falls below this.",
     )
-    min_ess: float = field(
-        default=0.2,
-        metadata={
-            "help": "A generation is used in no further step once the effective share of its completions, "
-            "(sum w)^2 / (n sum w^2) of their weights before the cap, falls below this."
-        },
+    replay_share: float = _option(
+        0.0, "Share in [0, 1) of earlier generations' completions in a step, on top of its own."
     )
-    replay_share: float = field(
-        default=0.0,
-        metadata={"help": "Share in [0, 1) of earlier generations' completions in a step, on top of its own."},
+    replay_generations: int = _option(4, "How many earlier generations they are drawn from.")
+    beta: float = _option(0.0, "TRL's KL coefficient. Set from inverse_temperature as its reciprocal; leave it alone.")
+    vllm_importance_sampling_correction: bool = _option(
+        False, "TRL's correction of vLLM's rounding; it costs a pass that the residual never reads."
     )
-    replay_generations: int = field(default=4, metadata={"help": "How many earlier generations they are drawn from."})
-    beta: float = field(
-        default=0.0,
-        metadata={"help": "TRL's KL coefficient. Set from inverse_temperature as its reciprocal; leave it alone."},
-    )
-    vllm_importance_sampling_correction: bool = field(
-        default=False,
-        metadata={"help": "TRL's correction of vLLM's rounding; it costs a pass that the residual never reads."},
-    )
-    disable_dropout: bool = field(
-        default=True, metadata={"help": "Dropout off everywhere: log pi is that of the policy that samples."}
-    )
+    disable_dropout: bool = _option(True, "Dropout off everywhere: log pi is that of the policy that samples.")
 
     def __post_init__(self) -> None:
         """Derive TRL's beta and refuse what a log Z cannot live with."""

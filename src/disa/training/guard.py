@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.nn.utils.rnn import pad_sequence
 from transformers import TrainerCallback
 from trl.trainer.utils import use_adapter
 
@@ -15,11 +14,11 @@ from disa.anchor import Anchor
 from disa.anchor.probes import take_probes
 from disa.errors import DisaError
 from disa.lm.digests import weights_digest
+from disa.training.stored import StoredTrajectories, padded_ids
 
 if TYPE_CHECKING:
     from disa.training.balance_trainer import BalanceTrainer
     from disa.training.offline_trainer import OfflineTrainer
-    from disa.training.stored import StoredTrajectories
 
 _log = logging.getLogger(__name__)
 
@@ -28,13 +27,7 @@ BFLOAT16_BOUND = 0.02
 
 
 class ReferenceGuard(TrainerCallback):
-    """Tries the reference on the anchor's probes when training starts or resumes; digests it at every checkpoint.
-
-    Parameters
-    ----------
-    prompt_ids : mapping of prompt id to token ids
-        As the trainer renders the prompts.
-    """
+    """Tries the reference on the anchor's probes when training starts or resumes; digests it at every checkpoint."""
 
     def __init__(self, trainer: BalanceTrainer, anchor: Anchor, prompt_ids: Mapping[str, Sequence[int]]) -> None:
         self._trainer, self._anchor = trainer, anchor
@@ -50,8 +43,8 @@ class ReferenceGuard(TrainerCallback):
             )
         self._log_ref = torch.tensor([p.log_ref for p, _ in tried], dtype=torch.float64)
         self._ids = [(prompt_ids[p.prompt_id], ids) for p, ids in tried]
-        self._own = [torch.tensor(p.tool_mask or [1] * len(ids)) for p, ids in tried]
-        self._tokens = torch.tensor([int(own.sum()) for own in self._own])
+        self._own = [p.tool_mask or [1] * len(ids) for p, ids in tried]
+        self._tokens = torch.tensor([sum(own) for own in self._own])
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Compare log pi_ref with the anchor's, and log pi in training with that in sampling."""
@@ -89,7 +82,10 @@ class ReferenceGuard(TrainerCallback):
     @torch.no_grad()
     def _log_probs(self) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         """Log pi of the probes in either mode and log pi_ref, each as the trainer's steps compute it."""
-        trainer, batch = self._trainer, self._batch()
+        trainer = self._trainer
+        prompts, completions = zip(*self._ids, strict=True)
+        pad, device = trainer._tokenizer.pad_token_id, trainer.accelerator.device
+        batch = padded_ids(prompts, completions, self._own, pad, device)
         model, training = trainer.model, trainer.model.training
         log_pi = {}
         for mode in ("eval", "train"):
@@ -104,26 +100,11 @@ class ReferenceGuard(TrainerCallback):
         model.train(training)
         return log_pi, log_ref.cpu()
 
-    def _batch(self) -> dict[str, torch.Tensor]:
-        device, pad, batch = self._trainer.accelerator.device, self._trainer._tokenizer.pad_token_id, {}
-        for name, side, rows in zip(
-            ("prompt", "completion"), ("left", "right"), zip(*self._ids, strict=True), strict=True
-        ):
-            ids = [torch.tensor(row) for row in rows]
-            for key, values, value in (("ids", ids, pad), ("mask", [torch.ones_like(row) for row in ids], 0)):
-                padded = pad_sequence(values, batch_first=True, padding_value=value, padding_side=side)
-                batch[f"{name}_{key}"] = padded.to(device)
-        batch["tool_mask"] = pad_sequence(self._own, batch_first=True).to(device)
-        return batch
-
 
 class StartGuard(TrainerCallback):
     """Tries a policy that starts at the reference on stored trajectories, before its first step.
 
-    Parameters
-    ----------
-    bound : float
-        Nats per token: the anchor's (:attr:`disa.anchor.Anchor.probe_bound`).
+    ``bound`` is the anchor's, nats per token (:attr:`disa.anchor.Anchor.probe_bound`).
     """
 
     def __init__(self, trainer: OfflineTrainer, stored: StoredTrajectories, bound: float) -> None:

@@ -187,7 +187,7 @@ class Group(LogZ):
     clip_low, clip_high : float, optional
         GFlowRL's (arXiv 2607.13394): residuals are kept in [-clip_low, clip_high] at sampling time.
     ratio_range : tuple of float, optional
-        Bounds on importance weights, the other reading of its thresholds.
+        Bounds on importance weights, the other way to read its thresholds.
     sums : bool
         Take log Z from sums also where the residual is of means, as GFlowRL published it (its Eq. 4 and 6).
     """

@@ -6,7 +6,7 @@ Loads no torch: the configuration of the training stage reads it. How each is bu
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 REUSE = ("weight_cap", "min_ess", "replay_share", "replay_generations")
 """Settings of trainers with a log Z for completions that they use again."""
@@ -96,25 +96,10 @@ METHODS: dict[str, Method] = {
     ),
 }
 
-MethodName = Literal[
-    "disa",
-    "disa_forward",
-    "disa_both",
-    "disa_offline_balance",
-    "flowrl",
-    "flowrl_published",
-    "gflowrl",
-    "gflowrl_published",
-    "vargrad",
-    "a2po",
-    "ctb",
-    "max_rl",
-    "grpo",
-    "gspo",
-    "sft",
-    "sft_reward",
-    "lora_sft",
-]
+if TYPE_CHECKING:
+    MethodName = str
+else:
+    MethodName = Literal[tuple(METHODS)]
 
 METHOD_SPECIFIC_FIELDS = frozenset(name for method in METHODS.values() for name in method.settings)
 """Fields that some method does not read."""

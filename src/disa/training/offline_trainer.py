@@ -38,7 +38,7 @@ def forward_loss(log_pi: Tensor, batch: StoredBatch) -> Tensor:
 
 
 def supervised(length: Length) -> OfflineLoss:
-    """Cross-entropy of the drawn completions; what was kept, and how often, is the weights' affair."""
+    """Cross-entropy of the drawn completions; the weights say what was kept, and how often."""
 
     def loss(log_pi: Tensor, batch: StoredBatch) -> Tensor:
         lengths = batch.tool_mask.sum(dim=1)

@@ -30,13 +30,8 @@ _log = logging.getLogger(__name__)
 def answer_log_probs(models: Sequence[nn.Module], accelerator: Accelerator) -> str | None:
     """Let ``model(completions=batch, temperature=..., entropy=...)`` return :func:`token_log_probs`.
 
-    Without ``completions`` the forward is the one it was. Adapters pass the call on.
-
-    Returns
-    -------
-    str or None
-        Why one of the models, in training, cannot compute a prompt once for all its completions: then none is
-        changed, and the log says it.
+    Without ``completions`` the forward is the one it was. Adapters pass the call on. Returns why one of the models, in
+    training, cannot compute a prompt once for all its completions: then none is changed, and the log says it.
     """
     kind = accelerator.distributed_type
     reasons = [f"weights are in pieces ({kind.value})"] if kind not in _WHOLE else []
@@ -77,17 +72,7 @@ def completion_log_probs(
 ) -> tuple[Tensor, Tensor | None]:
     """Token log-probabilities of a padded batch, with gradient, and on request the entropies, without.
 
-    Parameters
-    ----------
-    model : nn.Module
-        Taught by :func:`answer_log_probs`, wrapped or not.
-    temperature : float
-        Divides the logits.
-
-    Returns
-    -------
-    tuple of Tensor and (Tensor or None), shape (rows, length)
-        Nats; 0 at padding.
+    The model was taught by :func:`answer_log_probs`, wrapped or not. Nats, shape (rows, length), 0 at padding.
     """
     batch = PackedCompletions(
         _unpadded(prompt_ids, prompt_mask), _unpadded(completion_ids, completion_mask), completion_ids.device

@@ -23,13 +23,7 @@ Batch = dict[str, Any]
 
 
 class Reuse:
-    """What a trainer remembers of completions that it uses again; ``drawn``, the step of drawing, names a generation.
-
-    Parameters
-    ----------
-    args : DISAConfig
-        Reads ``weight_cap``, ``min_ess``, ``replay_share``, ``replay_generations`` and ``seed``.
-    """
+    """What a trainer remembers of completions that it uses again; ``drawn``, their step, names a generation."""
 
     def __init__(self, args: DISAConfig) -> None:
         self._args = args
@@ -51,10 +45,8 @@ class Reuse:
     def replay(self, batch: Batch, number: int, part: int, pad_token_id: int) -> Batch:
         """Add earlier generations' rows, so many that they are ``replay_share`` of all; none where there are none.
 
-        Parameters
-        ----------
-        number, part : int
-            Of the micro-batch and of the process: with the seed they decide which rows, so resuming repeats none.
+        ``number`` of the micro-batch and ``part`` of the process decide with the seed which rows, so resuming repeats
+        none.
         """
         earlier, share = self._kept[:-1], self._args.replay_share
         wanted = round(len(batch["drawn"]) * share / (1 - share))

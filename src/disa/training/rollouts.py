@@ -13,16 +13,18 @@ import shlex
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOConfig
 from trl.generation import vllm_generation
 
 from disa.errors import DisaError
 from disa.lm.loading import free_vllm
 from disa.training.policy_log_probs import own_mask
+
+if TYPE_CHECKING:
+    from disa.training.shared_prompt_trainer import SharedPromptTrainer
 
 BOUNDS = {torch.float32: 1e-3, torch.bfloat16: 2e-2, torch.float16: 2e-2}
 """Largest mean gap, nats per token: ``scoring.parity_bound`` by default, and what it should be in bfloat16."""
@@ -48,19 +50,14 @@ def policy_precision(model: Any, args: GRPOConfig) -> Iterator[None]:
         vllm_generation.LLM = plain
 
 
-def check_gap(trainer: GRPOTrainer, batch: dict[str, Any], bound: float | None) -> None:
+def check_gap(trainer: SharedPromptTrainer, batch: dict[str, Any], bound: float | None) -> None:
     """Refuse fresh completions whose sampler and trainer disagree; the step log has the gap as ``rollouts/gap``.
 
     The gap is that of the scoring stage: the mean over completions of ``|log pi - log pi_sampler|`` per token. Raises
-    DisaError naming the gap and the bound.
-
-    Parameters
-    ----------
-    bound : float or None
-        Nats per token; None for that of the precision.
+    DisaError naming the gap and the bound. A ``bound`` of None is that of the precision.
     """
     mask = own_mask(batch)
-    difference = _log_pi(trainer, batch).double() - batch["sampling_per_token_logps"].double()
+    difference = trainer.fresh_log_probs(batch).double() - batch["sampling_per_token_logps"].double()
     gaps = (difference * mask).sum(dim=1).abs() / mask.sum(dim=1).clamp(min=1)
     gap = trainer.accelerator.gather(gaps).mean().item()
     trainer._metrics["train" if trainer.model.training else "eval"]["rollouts/gap"].append(gap)
@@ -79,17 +76,6 @@ def free_engine(trainer: Any) -> None:
     if llm := getattr(generation, "llm", None):
         generation.llm = None
         free_vllm(llm)
-
-
-def _log_pi(trainer: GRPOTrainer, batch: dict[str, Any]) -> Tensor:
-    if (known := batch.get("old_per_token_logps")) is not None:
-        return known
-    length = batch["completion_ids"].size(1)
-    ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
-    mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
-    size = trainer.args.per_device_train_batch_size
-    with torch.no_grad():
-        return trainer._get_per_token_logps_and_entropies(trainer.model, ids, mask, length, batch_size=size)[0]
 
 
 def _dtype(model: Any, args: GRPOConfig) -> torch.dtype:

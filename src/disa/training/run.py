@@ -79,17 +79,8 @@ def run_training(
     """Train ``method`` and write ``model/`` and ``steps.jsonl``; continue from the newest checkpoint.
 
     The processes of one launch train together: each makes its share of the prompts of a step, and the first one writes.
-
-    Parameters
-    ----------
-    prompts : list of Prompt
-        Training prompts.
-    reference : str or Path
-        Frozen reference, from which the policy starts.
-    anchor : Anchor or None
-        For the methods that read it (:mod:`disa.training.methods`); the others never see it.
-    trajectories : list of ScoredTrajectory
-        Those of the training prompts, likewise.
+    ``anchor`` and ``trajectories`` of the training prompts are for the methods that read them
+    (:mod:`disa.training.methods`); the others never see them.
     """
     try:
         config.check_prompts([method], len(prompts))

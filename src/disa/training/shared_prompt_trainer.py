@@ -78,6 +78,28 @@ class SharedPromptTrainer(GRPOTrainer):
         weights = self.reward_weights.to(self._rewards_per_func.device)
         return torch.where(weights == 0, 0.0, self._rewards_per_func * weights).sum(dim=1)
 
+    def token_log_probs(
+        self, model: Any, inputs: dict[str, Any], *, batch_size: int | None = None, entropy: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """Token log-probabilities of a batch, and on request entropies, as :mod:`disa.training.policy_log_probs`."""
+        mask = inputs["completion_mask"]
+        token_log_pi, entropies, _ = self._get_per_token_logps_and_entropies(
+            model,
+            torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1),
+            torch.cat([inputs["prompt_mask"], mask], dim=1),
+            mask.size(1),
+            batch_size=batch_size,
+            compute_entropy=entropy,
+        )
+        return token_log_pi, entropies
+
+    @torch.no_grad()
+    def fresh_log_probs(self, batch: dict[str, Any]) -> Tensor:
+        """Token log-probabilities of fresh completions under the policy, by a pass where nobody kept them."""
+        if (known := batch.get("old_per_token_logps")) is not None:
+            return known
+        return self.token_log_probs(self.model, batch, batch_size=self.args.per_device_train_batch_size)[0]
+
     def own_rows(self, rows: int) -> slice:
         """Which of all processes' rows are this process's."""
         first = self.accelerator.process_index * rows

@@ -30,15 +30,7 @@ def training_stage(
     anchor: Callable[[], StageFolder],
     scores: Callable[[], dict[str, StageFolder]],
 ) -> Stage:
-    """Describe the training of one method; only what the method reads becomes an input.
-
-    Parameters
-    ----------
-    prompts : callable
-        Training prompts.
-    anchor, scores : callable
-        The frozen log Z, and everything scored.
-    """
+    """Describe the training of one method; only what the method reads becomes an input."""
     frozen = anchor() if METHODS[method].anchor else None
     scored = scores() if config.reads_trajectories(method) else {}
 

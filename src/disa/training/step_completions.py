@@ -22,13 +22,7 @@ from disa.training.reuse import Reuse
 
 
 class StepCompletions(LogZModuleTrainer):
-    """Everything of a step but its loss.
-
-    Parameters
-    ----------
-    *others, **settings
-        As :class:`disa.training.shared_prompt_trainer.SharedPromptTrainer`'s.
-    """
+    """Everything of a step but its loss."""
 
     def __init__(self, *others: Any, log_z: LogZ, args: Any, **settings: Any) -> None:
         self.log_z, self._reuse = log_z, Reuse(args)
@@ -85,29 +79,13 @@ class StepCompletions(LogZModuleTrainer):
         self, model: Any, inputs: dict[str, Any], *, batch_size: int | None = None, entropy: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         """Sequence log-probabilities, float64, and on request token entropies."""
-        token_log_pi, entropies = self._token_log_probs(model, inputs, batch_size=batch_size, entropy=entropy)
+        token_log_pi, entropies = self.token_log_probs(model, inputs, batch_size=batch_size, entropy=entropy)
         return (token_log_pi.double() * own_mask(inputs)).sum(dim=1), entropies
 
-    def _token_log_probs(
-        self, model: Any, inputs: dict[str, Any], *, batch_size: int | None = None, entropy: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
-        mask = inputs["completion_mask"]
-        token_log_pi, entropies, _ = self._get_per_token_logps_and_entropies(
-            model,
-            torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1),
-            torch.cat([inputs["prompt_mask"], mask], dim=1),
-            mask.size(1),
-            batch_size=batch_size,
-            compute_entropy=entropy,
-        )
-        return token_log_pi, entropies
-
-    @torch.no_grad()
     def sampler_log_probs(self, batch: dict[str, Any]) -> Tensor:
         """Token log-probabilities of fresh completions under their sampler, by a pass where nobody kept them."""
         known = batch.get("old_per_token_logps", batch.get("sampling_per_token_logps"))
-        size = self.args.per_device_train_batch_size
-        return self._token_log_probs(self.model, batch, batch_size=size)[0] if known is None else known
+        return self.fresh_log_probs(batch) if known is None else known
 
     def _residual(self, batch: dict[str, Any]) -> Tensor:
         """Residual of fresh completions; NaN where undecided."""

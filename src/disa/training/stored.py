@@ -14,6 +14,28 @@ from disa.errors import DisaError
 from disa.runs.records import ScoredTrajectory
 
 
+def padded_ids(
+    prompts: Sequence[Sequence[int]],
+    completions: Sequence[Sequence[int]],
+    tool_masks: Sequence[Sequence[int]],
+    pad_token_id: int,
+    device: torch.device | str,
+) -> dict[str, Tensor]:
+    """Token ids of rows as a trainer takes them: prompts padded on the left, completions on the right, with masks."""
+
+    def pad(rows: Sequence[Sequence[int]], side: str, value: int = 0) -> Tensor:
+        tensors = [torch.tensor(list(row)) for row in rows]
+        return pad_sequence(tensors, batch_first=True, padding_value=value, padding_side=side).to(device)
+
+    return {
+        "prompt_ids": pad(prompts, "left", pad_token_id),
+        "prompt_mask": pad([[1] * len(ids) for ids in prompts], "left"),
+        "completion_ids": pad(completions, "right", pad_token_id),
+        "completion_mask": pad([[1] * len(ids) for ids in completions], "right"),
+        "tool_mask": pad(tool_masks, "right"),
+    }
+
+
 @dataclasses.dataclass(frozen=True)
 class StoredBatch:
     """Padded token ids of some trajectories, prompts on the left, completions on the right, and what is known of each.
@@ -106,21 +128,14 @@ class StoredTrajectories:
         whole = rng.choice(len(self), size=size * parts, p=self._probability)
         tokens = sum(self._own_length[i] for i in whole) / parts
         rows = whole[part * size : (part + 1) * size]
-        prompts = [torch.tensor(self._prompt_ids[self._prompt_of[i]]) for i in rows]
-        completions = [torch.tensor(list(self._completion_ids[i])) for i in rows]
-
-        def pad(ids: list[Tensor], value: int, side: str) -> Tensor:
-            return pad_sequence(ids, batch_first=True, padding_value=value, padding_side=side).to(device)
-
+        prompts = [self._prompt_ids[self._prompt_of[i]] for i in rows]
+        completions = [self._completion_ids[i] for i in rows]
+        own = [self._tool_mask[i] or [1] * self._own_length[i] for i in rows]
         return StoredBatch(
-            prompt_ids=pad(prompts, pad_token_id, "left"),
-            prompt_mask=pad([torch.ones_like(ids) for ids in prompts], 0, "left"),
-            completion_ids=pad(completions, pad_token_id, "right"),
-            completion_mask=pad([torch.ones_like(ids) for ids in completions], 0, "right"),
+            **padded_ids(prompts, completions, own, pad_token_id, device),
             weight=torch.full((size,), self._mean_weight, dtype=torch.float64, device=device),
             log_ref=self._log_ref[rows].to(device),
             reward=self._reward[rows].to(device),
             log_z=self._log_z[rows].to(device),
-            tool_mask=pad([torch.tensor(self._tool_mask[i] or [1] * self._own_length[i]) for i in rows], 0, "right"),
             tokens=torch.full((size,), tokens, dtype=torch.float64, device=device),
         )

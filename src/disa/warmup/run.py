@@ -71,16 +71,8 @@ def supervise(
 ) -> None:
     """Train on demonstrations and save the model in a folder; continue from the newest checkpoint.
 
-    Parameters
-    ----------
-    name : str
-        Of the model's folder in it, of its checkpoints and its log.
-    steps, noise
-        As in :class:`disa.warmup.config.WarmupRun`.
-    prompts : list of Prompt
-        What the demonstrations solve.
-    start : Path or None
-        The model that training starts from; None stands for the base of the warm-up section.
+    ``name`` is of the model's folder in it, of its checkpoints and its log; without ``start`` training starts from the
+    base of the warm-up section.
     """
     if start is not None:
         model, tokenizer = trainable_model(start), load_tokenizer(start)
