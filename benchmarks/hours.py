@@ -25,7 +25,7 @@ from disa.comparison.budget import equal_budgets
 from disa.comparison.config import ComparisonConfig, point_training
 from disa.lm.loading import empty_model, load_model, load_tokenizer
 from disa.lm.log_probs import PackedCompletions, sequence_log_probs, token_log_probs
-from disa.lm.sampler import sample, uniforms
+from disa.lm.sampler import draw_rows, uniforms
 from disa.lm.sampling_config import encode_prompt
 from disa.partition.pilot import passes_per_token
 from disa.recipe import Recipe, load_recipe, read_section
@@ -64,9 +64,9 @@ def measure(recipe: Recipe, prompts: list[Any]) -> Pace:
     ids = [encode_prompt(tokenizer, p.prompt, recipe.sampling) for p in chosen for _ in range(group)]
     limit = recipe.sampling.max_completion_length
     numbers = np.stack([uniforms(0, p.prompt_id, "reference", n, limit) for p in chosen for n in range(group)])
-    draws, drawing = timed(lambda: sample(model, tokenizer, ids, numbers, recipe.sampling))
-    rows = [draw.completion_ids for draw in draws]
     how = {"temperature": recipe.sampling.temperature}
+    draws, drawing = timed(lambda: draw_rows(model, tokenizer, ids, numbers, **how))
+    rows = [draw.completion_ids for draw in draws]
     _, scoring = timed(lambda: sequence_log_probs(model, ids, rows, **how))
     lora = recipe.training.lora
     policy = get_peft_model(model, LoraConfig(r=lora.rank, target_modules=lora.target_modules)) if lora else model

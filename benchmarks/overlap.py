@@ -24,7 +24,7 @@ from disa.config import StageConfig
 from disa.lm.models import FrozenModels, Models
 from disa.partition import estimate_log_partition_batch
 from disa.partition.log_weights import log_z_from_q
-from disa.partition.pilot import Candidate, pilot_candidates, possible_laws, score_under
+from disa.partition.pilot import Candidate, pilot_candidates, possible_sources, score_under
 from disa.proposals.blends import BlendEngine
 from disa.proposals.run import run_proposals
 from disa.recipe import Recipe, load_recipe
@@ -133,7 +133,7 @@ def main() -> None:
     models = Models(recipe.models.reference, recipe.models.proposal, made_here=False)
     prompts = task.prompts("train")[: sizes.prompts]
     here = models.load(together=True)
-    laws, _ = possible_laws(config, sampling, task, models, prompts, seed=POOL_SEED)
+    laws, _ = possible_sources(config, sampling, task, models, prompts, seed=POOL_SEED)
     plain = config.model_copy(update={"source": "proposal", "seed": TRUTH_SEED})
     truth = draw_pool(recipe, "truth", "reference", sizes.truth, plain, None, models, here, prompts)
     pools = {"reference": (plain.model_copy(update={"seed": POOL_SEED}), None)} | laws

@@ -42,14 +42,8 @@ def preflight(
 ) -> Checked:
     """Check reward, models, tokenizers and prompts of a recipe without loading weights.
 
-    Raises DisaError where something cannot work: the first that is found.
-
-    Parameters
-    ----------
-    prompts : callable
-        Prompts of every split but the warm-up's; called when everything else has been checked.
-    tokenizer : PreTrainedTokenizerBase, optional
-        By which all stages encode; by default the one beside the reference.
+    Raises DisaError where something cannot work: the first that is found. ``prompts`` gives those of every split but
+    the warm-up's; it is called when everything else has been checked.
     """
     facts, warnings = [f"reward: {task.reward_fingerprint}"], []
     if recipe.proposals.engine == "vllm":

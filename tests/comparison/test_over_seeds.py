@@ -44,9 +44,8 @@ def method(name, *seeds, budget=BUDGET, logs=None):
 
 
 def comparison(*methods, criterion="mean@8"):
-    lower = criterion == "kl_to_target"
-    best = best_mode(methods, criterion, lower_is_better=lower)
-    return ComparisonResults(list(methods), policy(0.1, 1.0, 0.5), best, criterion, lower, "completions", 0)
+    best = best_mode(methods, criterion)
+    return ComparisonResults(list(methods), policy(0.1, 1.0, 0.5), best, criterion, "completions", 0)
 
 
 def test_the_interval_is_student_s():
@@ -95,18 +94,18 @@ def test_prompts_differing_in_difficulty_leave_a_paired_difference_alone():
 def test_the_best_mode_is_chosen_on_validation_prompts_whatever_held_out_ones_say():
     disa, forward = method("disa", (0.3, 2, 0.1)), method("disa_forward", (0.5, 2, 0.4))
     disa.values[0]["heldout"] = policy(0.9, 3, 0.01)["heldout"]
-    assert best_mode([disa, forward], "mean@8", lower_is_better=False) == "disa_forward"
-    assert best_mode([disa, forward], "kl_to_target", lower_is_better=True) == "disa"
+    assert best_mode([disa, forward], "mean@8") == "disa_forward"
+    assert best_mode([disa, forward], "kl_to_target") == "disa"
     # Other methods never stand for DISA, however good.
-    assert best_mode([method("grpo", (0.9, 3, 0.0))], "mean@8", lower_is_better=False) is None
+    assert best_mode([method("grpo", (0.9, 3, 0.0))], "mean@8") is None
 
 
 @pytest.mark.parametrize("lower", [True, False])
 def test_a_policy_that_diverged_is_never_the_best(lower):
     scores = {"a": math.nan, "b": 0.2, "c": 0.1, "d": 0.1, "e": math.nan}
-    assert best_point(scores, lower_is_better=lower) == ("c" if lower else "b")
+    assert best_point(scores, "kl_to_target" if lower else "mean@8") == ("c" if lower else "b")
     diverged, other = method("disa", (0.3, 2, math.nan)), method("disa_forward", (0.5, 2, 0.4))
-    assert best_mode([diverged, other], "kl_to_target", lower_is_better=True) == "disa_forward"
+    assert best_mode([diverged, other], "kl_to_target") == "disa_forward"
 
 
 def test_the_scores_that_chose_the_best_mode_are_printed():

@@ -9,8 +9,7 @@ import torch
 
 from disa.lm import sampler
 from disa.lm.log_probs import sequence_log_probs
-from disa.lm.sampler import _generate, draw_tokens, sample, uniforms
-from disa.lm.sampling_config import SamplingConfig
+from disa.lm.sampler import _generate, draw_rows, draw_tokens, uniforms
 from disa.warmup.small_model import character_tokenizer
 from small_architectures import GENERATED_IN, NAMES, VOCABULARY, small_architecture
 
@@ -84,9 +83,8 @@ def test_sampling_in_a_model_in_training_mode_and_with_checkpointed_layers_is_th
 
 def test_bfloat16_draws_come_with_log_probs_within_its_rounding():
     model, (prompts, numbers) = small_architecture("qwen3", torch.float32), prompts_and_numbers()
-    sampling = SamplingConfig(max_completion_length=LENGTH)
     exact = copy.deepcopy(model)
-    draws = sample(model.bfloat16(), TOKENIZER, prompts, numbers.numpy(), sampling)
+    draws = draw_rows(model.bfloat16(), TOKENIZER, prompts, numbers.numpy(), temperature=1.0)
     ids = [d.completion_ids for d in draws]
     found = np.array([d.log_prob for d in draws])
     same = sequence_log_probs(model, prompts, ids)
@@ -101,10 +99,9 @@ def test_a_model_that_cannot_share_prompts_says_why_once(monkeypatch, caplog):
     reason = "for this test of the log"
     monkeypatch.setattr(sampler, "unsupported", lambda model: reason)
     model, (prompts, numbers) = small_architecture("llama"), prompts_and_numbers()
-    sampling = SamplingConfig(max_completion_length=2)
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
-            sample(model, TOKENIZER, prompts[:2], numbers.numpy()[:2], sampling)
+            draw_rows(model, TOKENIZER, prompts[:2], numbers.numpy()[:2, :2], temperature=1.0)
     assert [r.getMessage() for r in caplog.records if reason in r.getMessage()] == [
         f"sampling: prompts are computed once per completion, not once per prompt: {reason}"
     ]

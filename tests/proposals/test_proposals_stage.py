@@ -132,9 +132,9 @@ def test_a_kill_loses_and_doubles_no_row(tmp_path, drawn, monkeypatch, killed_af
             raise KeyboardInterrupt
         return sample(*args, **kwargs)
 
-    sample = proposals.sample
+    sample = proposals.draw_rows
     with monkeypatch.context() as patch:
-        patch.setattr(proposals, "sample", killed)
+        patch.setattr(proposals, "draw_rows", killed)
         with pytest.raises(KeyboardInterrupt):
             draw(tmp_path)
     stage = open_stage(tmp_path)
@@ -148,7 +148,7 @@ def test_a_kill_loses_and_doubles_no_row(tmp_path, drawn, monkeypatch, killed_af
 
 def test_a_kill_and_another_part_size_lose_and_double_no_row(tmp_path, drawn, monkeypatch):
     """prompts_per_part is a matter of speed: it may be changed while the stage is under way."""
-    sample, batches = proposals.sample, iter(range(3))
+    sample, batches = proposals.draw_rows, iter(range(3))
 
     def killed(*args, **kwargs):
         if next(batches, None) is None:
@@ -156,7 +156,7 @@ def test_a_kill_and_another_part_size_lose_and_double_no_row(tmp_path, drawn, mo
         return sample(*args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(proposals, "sample", killed)
+        patch.setattr(proposals, "draw_rows", killed)
         with pytest.raises(KeyboardInterrupt):
             draw(tmp_path, prompts_per_part=2)
     rows = draw(tmp_path, prompts_per_part=4)

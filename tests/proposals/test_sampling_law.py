@@ -5,7 +5,7 @@ import pytest
 from pydantic import ValidationError
 
 from disa.errors import DisaError
-from disa.lm.sampler import sample, uniforms
+from disa.lm.sampler import draw_rows, uniforms
 from disa.lm.sampling_config import SamplingConfig, encode_prompt, stop_token_ids
 from disa.recipe import load_recipe
 from disa.testing import Space, random_model
@@ -24,7 +24,8 @@ def completions(**generation_settings):
     model = to_causal_lm(TABLE)
     for name, value in generation_settings.items():
         setattr(model.generation_config, name, value)
-    return [d.completion_ids for d in sample(model, TOKENIZER, [encode_prompt(TOKENIZER, "0", LAW)] * N, NUMBERS, LAW)]
+    prompts, temperature = [encode_prompt(TOKENIZER, "0", LAW)] * N, LAW.temperature
+    return [d.completion_ids for d in draw_rows(model, TOKENIZER, prompts, NUMBERS, temperature=temperature)]
 
 
 @pytest.mark.parametrize("setting, value", [("top_p", 0.9), ("top_p", 0.0), ("top_k", 50), ("top_k", -1)])
@@ -83,5 +84,5 @@ def test_prompts_of_different_length_in_one_batch_do_not_disturb_each_other():
     # Letters in front of the prompt's digit do not change its table, only its length.
     model, prompts = to_causal_lm(TABLE), [encode_prompt(TOKENIZER, text, LAW) for text in ("0", "ab0", "abcab0")]
     rows = [prompts[i % 3] for i in range(N)]
-    mixed = sample(model, TOKENIZER, rows, NUMBERS, LAW)
+    mixed = draw_rows(model, TOKENIZER, rows, NUMBERS, temperature=LAW.temperature)
     assert [d.completion_ids for d in mixed] == completions()

@@ -1,5 +1,6 @@
 """A tiny study on the finished tiny run: what it reuses, what it measures, and that it shares and resumes."""
 
+import argparse
 import dataclasses
 import json
 import math
@@ -50,6 +51,10 @@ def study_recipe(tiny_recipe, write_recipe):
         )
 
     return write
+
+
+def options(recipe, page=None):
+    return argparse.Namespace(recipe=str(recipe), overrides=[], page=page and str(page))
 
 
 def run(recipe, report=True):
@@ -318,7 +323,7 @@ def test_the_command_prints_the_tables_and_fills_a_page(study_copy, study_recipe
     study_recipe(study_copy)
     page = tmp_path / "page.md"
     page.write_text("before\n<!-- study: start -->\nold\n<!-- study: end -->\nafter\n")
-    assert study_command(str(tmp_path / "recipe.yaml"), [], page=str(page)) == 0
+    assert study_command(options(tmp_path / "recipe.yaml", page)) == 0
     summary = (study_copy / "study" / "report" / "summary.txt").read_text()
     assert summary in capsys.readouterr().out
     text = page.read_text()
@@ -334,7 +339,7 @@ def test_the_command_prints_the_tables_and_fills_a_page(study_copy, study_recipe
 def test_a_study_is_refused_where_another_command_works(tmp_path, study_recipe):
     study_recipe(tmp_path / "run")
     with exclusive(tmp_path / "run"), pytest.raises(RunDirectoryBusy, match="another disa process is working"):
-        study_command(str(tmp_path / "recipe.yaml"), [], page=None)
+        study_command(options(tmp_path / "recipe.yaml"))
 
 
 def test_a_page_without_markers_is_refused_and_left_as_it_is(finished_study, tmp_path):
@@ -380,7 +385,7 @@ def test_unlike_blocks_regressors_and_missing_sections_are_refused(study_recipe,
     given = ["warmup=null", "models.reference=x"]
     assert "no warmup section" in refused(study_recipe(tmp_path, given))
     with pytest.raises(DisaError, match="no study section"):
-        study_command(str(write_recipe(tiny_recipe)), [], page=None)
+        study_command(options(write_recipe(tiny_recipe)))
 
 
 def test_cells_are_frozen_and_named_by_their_coordinates():

@@ -6,7 +6,7 @@ from scipy.stats import chisquare
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from disa.lm.log_probs import sequence_log_probs
-from disa.lm.sampler import sample, uniforms
+from disa.lm.sampler import draw_rows, uniforms
 from disa.lm.sampling_config import SamplingConfig, decode_completion, encode_prompt
 from disa.testing import EnumerableModel, Space, random_model
 from disa.testing.hf import from_causal_lm, oracle_tokenizer, register, save_oracle, to_causal_lm
@@ -55,7 +55,7 @@ def test_padding_on_either_side_leaves_the_logits_of_the_completion_alone():
 def test_sampler_draws_with_the_exact_frequencies_and_reports_the_exact_log_probs():
     n, prompt = 8000, 3
     numbers = np.stack([uniforms(0, str(prompt), "reference", draw, SPACE.length_limit) for draw in range(n)])
-    draws = sample(to_causal_lm(MODEL), TOKENIZER, [prompt_ids(prompt)] * n, numbers, LAW)
+    draws = draw_rows(to_causal_lm(MODEL), TOKENIZER, [prompt_ids(prompt)] * n, numbers, temperature=LAW.temperature)
     drawn = np.array([SPACE.number(draw.completion_ids) for draw in draws])
     expected = n * np.exp(MODEL.log_probs[prompt])
     common = expected >= 5  # the usual smallest cell of a chi-square test; rarer ones share a cell

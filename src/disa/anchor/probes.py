@@ -39,10 +39,7 @@ def prompt_digest(ids: Sequence[int]) -> str:
 def take_probes(prompt_ids: Mapping[str, Sequence[int]], rows: Sequence[ScoredTrajectory]) -> list[Probe]:
     """A digest of every prompt, and a completion of up to :data:`PROBES` of them, spread over the prompts.
 
-    Parameters
-    ----------
-    rows : sequence of ScoredTrajectory
-        The reference's own draws are preferred: they are likely where a changed reference is not.
+    The reference's own draws are preferred: they are likely where a changed reference is not.
     """
     found: dict[str, ScoredTrajectory] = {}
     for row in rows:

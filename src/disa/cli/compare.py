@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import warnings
+import functools
 
 from rich.console import Console
 
+from disa.cli.quiet import quiet_libraries
 from disa.comparison.config import read_comparison
 from disa.errors import DisaError
 from disa.recipe import load_recipe
@@ -24,18 +25,10 @@ def compare(options: argparse.Namespace) -> int:
     console.print(f"[bold]{options.recipe}[/bold] in {recipe.run_dir}")
 
     # Seconds of imports, after everything that can fail fast has been checked.
-    from datasets import disable_progress_bars
-    from transformers.utils import logging
-
     from disa.comparison.run import run_comparison
 
-    logging.disable_progress_bar()
-    disable_progress_bars()
-    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
-
-    def say(line: str) -> None:
-        console.print(line, markup=False)
-
+    quiet_libraries()
+    say = functools.partial(console.print, markup=False)
     text, folder, failed = run_comparison(recipe, methods=methods, seeds=seeds, work=not options.table, say=say)
     say(text)
     say(f"report: {folder / 'report.html'}")

@@ -62,7 +62,7 @@ def add_judge(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--judge", metavar="openai:URL#MODEL", help="judging model; left out: lexical measures only")
     parser.add_argument("--output", required=True, metavar="DIR", help="verdicts, cache and results; continues there")
     parser.add_argument("--mode", choices=("pairs", "labels"), default="pairs", help="ask for each pair, or for labels")
-    parser.add_argument("--solutions", type=_positive, default=6, metavar="N", help="correct solutions a problem (6)")
+    parser.add_argument("--solutions", type=_positive, default=6, metavar="N", help="correct solutions per problem (6)")
     parser.add_argument("--limit", type=_positive, metavar="N", help="only N problems of each task, chosen by the seed")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the choice (0)")
     parser.add_argument("--calibration", metavar="FILE.jsonl", help="labelled pairs to measure the judge on")

@@ -115,7 +115,7 @@ def _parser() -> argparse.ArgumentParser:
 
     command("schema", "init:schema", "print the JSON schema of a recipe, for editors", recipe=False)
 
-    add = command("study", "study:run_study", "error of log Z by proposal strength, inverse temperature and size")
+    add = command("study", "study:study", "error of log Z by proposal strength, inverse temperature and size")
     add("--page", metavar="FILE.md", help="put tables and figures between this page's study markers")
 
     add = command("inspect", "inspect:inspect", "verdict on a run directory or an anchor", recipe=False)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import shlex
 import shutil
-import warnings
 from pathlib import Path
 
 from rich.console import Console
 
+from disa.cli.quiet import quiet_libraries
 from disa.display.marked_block import fill_block
 from disa.recipe import load_recipe
 from disa.runs.folders import read_json
@@ -19,37 +19,28 @@ from disa.runs.provenance import digest
 from disa.study.config import read_study
 
 
-def run_study(options: argparse.Namespace) -> int:
-    """What ``disa study`` does."""
-    return study(options.recipe, options.overrides, page=options.page)
-
-
-def study(recipe_path: str, overrides: list[str], *, page: str | None) -> int:
+def study(options: argparse.Namespace) -> int:
     """Run a recipe's study, print its tables, and on request put them into a page."""
-    recipe = load_recipe(recipe_path, overrides)
-    read_study(recipe, recipe_path)
+    recipe = load_recipe(options.recipe, options.overrides)
+    read_study(recipe, options.recipe)
     refuse_launch("disa study")
     console = Console(highlight=False)
-    console.print(f"[bold]{recipe_path}[/bold] in {recipe.run_dir}")
+    console.print(f"[bold]{options.recipe}[/bold] in {recipe.run_dir}")
 
     # A second or two of imports, after everything that can fail fast has been checked.
-    from transformers.utils import logging
-
     from disa.study.report import write_report
     from disa.study.run import Study
 
-    # As in disa run: bars over small files, and a name that TRL 1.16 still asks transformers for.
-    logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+    quiet_libraries()
     work = Study(recipe, say=lambda line: console.print(line, markup=False))
     with shared(Path(recipe.run_dir), digest(["study", recipe.model_dump(mode="json", exclude={"run_dir"})])):
         work.run()
         report = write_report(work).path
     console.print((report / "summary.txt").read_text(encoding="utf-8"), markup=False, soft_wrap=True)
-    if page is not None:
-        settings = "".join(f" --set {shlex.quote(override)}" for override in overrides)
-        fill_page(Path(page), report, f"disa study {recipe_path}{settings}")
-        console.print(f"page: {page}")
+    if options.page is not None:
+        settings = "".join(f" --set {shlex.quote(override)}" for override in options.overrides)
+        fill_page(Path(options.page), report, f"disa study {options.recipe}{settings}")
+        console.print(f"page: {options.page}")
     console.print(f"report: {report / 'study.html'}")
     return 0
 

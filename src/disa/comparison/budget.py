@@ -1,4 +1,4 @@
-"""Equal budgets: what a method owes for the offline trajectories it reads, it draws less in training.
+"""Equal budgets: a method draws less in training by the offline trajectories that it reads.
 
 With S batches of B sequences, R the offline trajectories a method reads and R_max the most that any compared method
 reads, a method that draws its own completions gets in every batch::
@@ -55,12 +55,7 @@ def trajectories_read(method: str, config: TrainingConfig, rows: Sequence[Scored
 def equal_budgets(configs: Mapping[str, TrainingConfig], read: Mapping[str, int], *, equal: str) -> dict[str, Budget]:
     """Budget of every method.
 
-    Parameters
-    ----------
-    read : mapping of method to int
-        :func:`trajectories_read`.
-    equal : str
-        ``completions`` or ``steps``.
+    ``read`` is of :func:`trajectories_read`; ``equal`` is ``completions`` or ``steps``.
     """
     most = max(read.values())
     return {

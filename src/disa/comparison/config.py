@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
@@ -17,27 +16,9 @@ Point = dict[str, Any]
 """Settings of training that one candidate of the search differs by."""
 
 SEARCHED = frozenset(
-    {
-        "learning_rate",
-        "schedule",
-        "warmup_steps",
-        "max_grad_norm",
-        "baseline",
-        "baseline_prior_strength",
-        "length_scale",
-        "residual_clip",
-        "flagged",
-        "offline_share",
-        "offline_weight_cap",
-        "offline_weight_tail",
-        "log_z_learning_rate",
-        "prompts",
-        "steps_per_completion",
-        "weight_cap",
-        "min_ess",
-        "replay_share",
-        "replay_generations",
-    }
+    "learning_rate schedule warmup_steps max_grad_norm baseline baseline_prior_strength length_scale residual_clip "
+    "flagged offline_share offline_weight_cap offline_weight_tail log_z_learning_rate prompts steps_per_completion "
+    "weight_cap min_ess replay_share replay_generations".split()
 )
 """Settings that a search may choose: none that changes the target or the budget."""
 
@@ -104,8 +85,7 @@ class ComparisonConfig(StageConfig):
 
     def points(self, method: str) -> tuple[Point, ...]:
         """Candidates of one method."""
-        own: Mapping[Any, tuple[Point, ...]] = self.search.points_of
-        return own.get(method, self.search.points)
+        return self.search.points_of.get(method, self.search.points)
 
 
 def point_training(training: TrainingConfig, method: str, point: Point) -> TrainingConfig:

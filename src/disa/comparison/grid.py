@@ -47,18 +47,14 @@ REFERENCE = ComparisonCell("reference")
 class Grid:
     """A recipe's cells, and what is known of them so far.
 
-    Raises DisaError where there are no validation prompts, or a budget needs more prompts per step than there are.
-
-    Parameters
-    ----------
-    recipe : Recipe
-        With a comparison section; its shared stages are finished.
+    Raises DisaError where there are no validation prompts, or a budget needs more prompts per step than there are. The
+    recipe's shared stages must be finished.
     """
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe, self.comparison = recipe, read_comparison(recipe)
-        self._reader = Pipeline(recipe, may_work=(), say=_silent)
-        self._worker = Pipeline(recipe, may_work=("training", "evaluation"), say=_silent)
+        self._reader = Pipeline(recipe, may_work=(), say=lambda line: None)
+        self._worker = Pipeline(recipe, may_work=("training", "evaluation"), say=lambda line: None)
         prompts = self._reader.tasks().rows(Prompt)
         self.prompts = [p for p in prompts if p.split in FINAL_SPLITS]
         self.anchor = Anchor.load(self._reader.anchor().path)
@@ -159,18 +155,13 @@ class Grid:
         scores = {cell: score for cell in candidates if (score := self.score(cell)) is not None}
         if len(scores) < len(candidates):
             return None
-        return dict(best_point(scores, lower_is_better=self.lower_is_better).point)
+        return dict(best_point(scores, self.criterion).point)
 
     @property
     def criterion(self) -> str:
         """The metric that chooses."""
         name = self.comparison.search.criterion
         return name if name == "kl_to_target" else f"{name}@{max(self.recipe.evaluation.ks)}"
-
-    @property
-    def lower_is_better(self) -> bool:
-        """Whether the criterion is a distance."""
-        return self.comparison.search.criterion == "kl_to_target"
 
     def score(self, cell: ComparisonCell) -> float | None:
         """The criterion on the validation prompts, None where the cell is not finished."""
@@ -213,14 +204,10 @@ def check_choice(recipe: Recipe, prompts: Sequence[Prompt]) -> None:
         )
 
 
-def best_point(scores: Mapping[Name, float], *, lower_is_better: bool) -> Name:
+def best_point(scores: Mapping[Name, float], criterion: str) -> Name:
     """Name of the best score, the first of equal ones; NaN, which a policy that diverged gives, is the worst."""
-
-    def order(name: Name) -> tuple[bool, float]:
-        score = scores[name]
-        return math.isnan(score), score if lower_is_better else -score
-
-    return min(scores, key=order)
+    sign = 1 if criterion == "kl_to_target" else -1
+    return min(scores, key=lambda name: (math.isnan(scores[name]), sign * scores[name]))
 
 
 def undefined_criterion(criterion: str, where: str) -> DisaError:
@@ -230,7 +217,3 @@ def undefined_criterion(criterion: str, where: str) -> DisaError:
         where="comparison.search.criterion",
         fix="choose mean, raise evaluation.samples_per_prompt, lower evaluation.ks, or correct the verifier",
     )
-
-
-def _silent(line: str) -> None:
-    """Cells are reported by the comparison, not by their stages."""

@@ -98,7 +98,6 @@ class ComparisonResults:
     best: str | None
     """DISA's best mode on validation prompts, None where none is finished."""
     criterion: str
-    lower_is_better: bool
     equal: str
     """What the budget makes equal."""
     missing: int
@@ -169,18 +168,17 @@ def gather(grid: Grid) -> ComparisonResults | None:
     return ComparisonResults(
         methods=methods,
         reference=grid.values(reference.rows(EvaluationRecord)),
-        best=best_mode(methods, grid.criterion, lower_is_better=grid.lower_is_better),
+        best=best_mode(methods, grid.criterion),
         criterion=grid.criterion,
-        lower_is_better=grid.lower_is_better,
         equal=grid.comparison.budget,
         missing=missing,
     )
 
 
-def best_mode(methods: Sequence[MethodResult], criterion: str, *, lower_is_better: bool) -> str | None:
+def best_mode(methods: Sequence[MethodResult], criterion: str) -> str | None:
     """DISA's best mode: by the criterion of the search, on validation prompts, over the finished seeds."""
     found = {m.method: m.metric("validation", criterion) for m in methods if m.method in OWN}
     scores = {method: number.value for method, number in found.items() if number is not None}
     if missing := [method for method in found if method not in scores]:
         raise undefined_criterion(criterion, missing[0])
-    return best_point(scores, lower_is_better=lower_is_better) if scores else None
+    return best_point(scores, criterion) if scores else None

@@ -32,36 +32,24 @@ def run_comparison(
     """Finish the policies asked for, then write what all finished ones of the recipe add up to.
 
     Raises RunDirectoryBusy where another process works in the run directory on something else. Raises DisaError where
-    nothing is finished that a table could be made of.
-
-    Parameters
-    ----------
-    methods, seeds : sequence, optional
-        Those of the recipe to work on; all by default.
-    work : bool
-        Whether to train and evaluate, or only to write what is there.
-    say : callable
-        Receives one line per shared stage and policy.
-
-    Returns
-    -------
-    str
-        The tables as text.
-    Path
-        Folder with everything written.
-    DisaError or None
-        What to end with where policies failed; all others are finished, and in the tables.
+    nothing is finished that a table could be made of. Returns the tables as text, the folder with everything written,
+    and what to end with where policies failed: all others are finished, and in the tables. Without ``work`` it only
+    writes what is there.
     """
+    nothing_yet = DisaError("no policy is finished yet", where=recipe.run_dir, fix="run the command without --table")
     with shared_run(recipe):
         if work:
             _make_shared_stages(recipe, say)
             grid = Grid(recipe)
             failed = run_cells(grid, methods or grid.comparison.methods, seeds or grid.comparison.seeds, say)
         else:
-            grid, failed = _finished_grid(recipe), {}
+            try:
+                grid, failed = Grid(recipe), {}
+            except NotFinished as unfinished:
+                raise nothing_yet from unfinished
         results, error = gather(grid), failure(failed, FOLDER) if failed else None
         if results is None:
-            raise error or _nothing_yet(recipe)
+            raise error or nothing_yet
         folder = Path(recipe.run_dir) / FOLDER
         return write_results(folder, results, recipe), folder, error
 
@@ -83,12 +71,8 @@ def run_cells(
     """Finish every cell of these methods and seeds, together with whoever else works on them.
 
     Searches come first, then one seed of all methods after the other, so that a table of whole seeds appears early.
-    Seeds of a method one of whose candidates failed have no chosen point: they are left out.
-
-    Returns
-    -------
-    dict of str to DisaError
-        Cells that failed in this process and that no other one finished, by folder.
+    Seeds of a method one of whose candidates failed have no chosen point: they are left out. Returns by folder what
+    failed in this process and no other one finished.
     """
     total = 1 + sum(len(grid.candidates(method)) + len(seeds) for method in methods)
 
@@ -131,14 +115,3 @@ def _make_shared_stages(recipe: Recipe, say: Callable[[str], None]) -> None:
         pipeline = Pipeline(recipe, say=say)
         check_choice(recipe, pipeline.tasks().rows(Prompt))
         pipeline.anchor()
-
-
-def _finished_grid(recipe: Recipe) -> Grid:
-    try:
-        return Grid(recipe)
-    except NotFinished as error:
-        raise _nothing_yet(recipe) from error
-
-
-def _nothing_yet(recipe: Recipe) -> DisaError:
-    return DisaError("no policy is finished yet", where=recipe.run_dir, fix="run the command without --table")

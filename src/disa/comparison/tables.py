@@ -52,27 +52,29 @@ def comparison_tables(results: ComparisonResults) -> list[Table]:
     return [table for table in found if table.rows]
 
 
-def method_rows(results: ComparisonResults, split: str = "heldout") -> list[Row]:
+def method_rows(results: ComparisonResults) -> list[Row]:
     """Header and one row per method: every metric as mean over seeds with its standard error."""
-    metrics = _shown(results, split)
+    metrics = _shown(results)
     rows = [["method", "seeds", *map(metric_label, metrics)]]
-    reference = [f"{clustered_mean(results.reference[split][m].values()).value:.3f}" for m in metrics]
+    heldout = results.reference["heldout"]
+    reference = [f"{clustered_mean(heldout[m].values()).value:.3f}" for m in metrics]
     rows.append(["reference", "", *reference])
     for method in results.methods:
-        cells = [seeds_text(method.metric(split, m)) for m in metrics]
-        rows.append([_marked(method.method, results.best), str(len(method.values)), *cells])
+        cells = [seeds_text(method.metric("heldout", m)) for m in metrics]
+        name = f"{method.method} *" if method.method == results.best else method.method
+        rows.append([name, str(len(method.values)), *cells])
     return rows
 
 
-def difference_rows(results: ComparisonResults, split: str = "heldout") -> list[Row]:
+def difference_rows(results: ComparisonResults) -> list[Row]:
     """Header and one row per method: paired differences to DISA's best mode; empty where it is not finished."""
     if results.best is None:
         return []
-    metrics = _shown(results, split)
+    metrics = _shown(results)
     rows = [[f"minus {results.best}", *map(metric_label, metrics)]]
     for method in results.methods:
         if method.method != results.best:
-            found = [results.difference(method.method, results.best, split, m) for m in metrics]
+            found = [results.difference(method.method, results.best, "heldout", m) for m in metrics]
             rows.append([method.method, *(interval_text(d) for d in found)])
     return rows
 
@@ -130,7 +132,7 @@ def verdict_lines(results: ComparisonResults) -> list[str]:
     """Where each other method's interval of the difference to DISA's best mode leaves out 0, as sentences."""
     if results.best is None:
         return ["No mode of DISA is finished."]
-    metrics, said = _shown(results, "heldout"), []
+    metrics, said = _shown(results), []
     for method in results.methods:
         if method.method != results.best:
             found = {m: results.difference(method.method, results.best, "heldout", m) for m in metrics}
@@ -154,14 +156,10 @@ def interval_text(number: OverSeeds | None) -> str:
     return f"{number.value:+.3f}{interval}" + (f" {MARK}" if number.clear else "")
 
 
-def _shown(results: ComparisonResults, split: str) -> list[str]:
+def _shown(results: ComparisonResults) -> list[str]:
     values = [results.reference, *(v for method in results.methods for v in method.values.values())]
-    idle = [] if any(any(v.get(split, {}).get("undecided", {}).values()) for v in values) else ["undecided"]
-    return shown_metrics(results.metrics(split), idle=idle)
-
-
-def _marked(method: str, best: str | None) -> str:
-    return f"{method} *" if method == best else method
+    idle = [] if any(any(v.get("heldout", {}).get("undecided", {}).values()) for v in values) else ["undecided"]
+    return shown_metrics(results.metrics("heldout"), idle=idle)
 
 
 def _settings(point: dict) -> str:

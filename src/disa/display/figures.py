@@ -131,7 +131,7 @@ def as_svg(figure: Figure) -> str:
 
 
 def write_figures(folder: Path, figures: Iterable[Figure]) -> list[Illustration]:
-    """Write one PNG a figure, those of an earlier report going, and return the figures as a page takes them."""
+    """Write one PNG per figure, remove those of an earlier report, and return the figures as a page takes them."""
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("*.png"):
         old.unlink()

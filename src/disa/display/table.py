@@ -39,12 +39,7 @@ class Table:
 def aligned(rows: Sequence[Sequence[str]], *, numbers: bool = False) -> str:
     """Columns side by side, each as wide as its widest cell.
 
-    Parameters
-    ----------
-    rows : sequence of sequence of str
-        All of the same length.
-    numbers : bool
-        Whether all columns but the first are written to the right.
+    With ``numbers`` all columns but the first are written to the right.
     """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []

@@ -64,13 +64,7 @@ def upper_mean(values: ArrayLike, high: float, miss: float) -> float:
 
     ``e(m) = mean_j prod_i (1 + c_j (m - x_i) / (high - m))`` has expectation at most 1 at the true mean m, also where
     expectations differ (arithmetic and geometric means), and increases with m: the bound is where it passes 1 / miss.
-
-    Parameters
-    ----------
-    high : float
-        No value can be larger.
-    miss : float
-        Probability with which the bound may be too low.
+    No value is above ``high``; ``miss`` is the probability with which the bound may be too low.
     """
     x = np.asarray(values, dtype=np.float64) / high
     low, up = float(x.mean()), 1.0

@@ -69,15 +69,10 @@ def compare_evaluations(values: Values, baseline: str, metrics: Sequence[str]) -
 def sign_flip_test(groups: Sequence[Sequence[float]]) -> float:
     """Two-sided p-value of "no difference" for paired differences, by flipping their signs.
 
-    Under the null hypothesis that the two models are exchangeable on each problem, every pattern of signs is
-    equally likely (Fisher 1935). The statistic is the mean over groups of the mean over a group's problems. All
-    patterns are listed up to 20,000 (14 problems that differ), more are sampled with a fixed seed, and the
-    observed one counts among the sampled, so p is never 0.
-
-    Parameters
-    ----------
-    groups : sequence of sequences of float
-        Differences by problem: one sequence a task.
+    Under the null hypothesis that the two models are exchangeable on each problem, every pattern of signs is equally
+    likely (Fisher 1935). The statistic is the mean over groups of the mean over a group's problems. All patterns are
+    listed up to 20,000 (14 problems that differ), more are sampled with a fixed seed, and the observed one counts among
+    the sampled, so p is never 0. ``groups`` are differences by problem, one sequence per task.
     """
     from scipy.stats import permutation_test
 

@@ -63,14 +63,8 @@ class _Question:
 class Judge:
     """Asks one model about strategies.
 
-    Parameters
-    ----------
-    cache : Path
-        Folder of answers by request: an equal request is asked once, in all runs that share it.
-    max_tokens : int
-        Length limit of an answer.
-    request : dict
-        Further fields of every request, such as ``response_format``; null leaves a field out.
+    Answers are kept in the folder ``cache`` by request: an equal one is asked once, in all runs that share it.
+    ``request`` holds further fields of every request, such as ``response_format``; null leaves a field out.
     """
 
     def __init__(
@@ -94,14 +88,9 @@ class Judge:
     ) -> list[dict[tuple[int, int], StrategyVerdict]]:
         """Verdict on every pair of solutions of every (problem, solutions), by their positions i < j.
 
-        Raises DisaError where the server gives no reply; answers so far are in the cache.
-
-        Parameters
-        ----------
-        mode : {"pairs", "labels"}
-            One question per pair, or one per problem; each asked in both orders.
-        advance : callable
-            Called after every answer.
+        Raises DisaError where the server gives no reply; answers so far are in the cache. With ``mode`` ``pairs`` there
+        is one question per pair, with ``labels`` one per problem, each asked in both orders. ``advance`` is called
+        after every answer.
         """
         questions = {self._key(q): q for problem, solutions in groups for q in _questions(problem, solutions, mode)}
         answers = {}

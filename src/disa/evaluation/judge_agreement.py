@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections import Counter
 from collections.abc import Sequence
 
@@ -11,9 +10,6 @@ import numpy as np
 
 from disa.evaluation.judge import StrategyVerdict
 from disa.evaluation.judge_protocol import DIFFERENT, SAME
-
-_Z = 1.959963984540054
-"""Normal quantile of two-sided 95%."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -48,18 +44,14 @@ def judge_agreement(labels: Sequence[str], verdicts: Sequence[StrategyVerdict]) 
     n = int(table.sum())
     if n == 0:
         return JudgeAgreement(len(labels), abstained, None, None, None, None, confusion)
+    from scipy.stats import binomtest  # takes a second to load
+
     right = int(np.trace(table))
-    accuracy, ends = right / n, wilson(right, n)
+    accuracy, found = right / n, binomtest(right, n).proportion_ci(0.95, "wilson")
+    ends = (float(found.low), float(found.high))
     kappa, low, high = (cohen_kappa(share, table) for share in (accuracy, *ends))
     interval = None if low is None or high is None else (low, high)
     return JudgeAgreement(len(labels), abstained, accuracy, ends, kappa, interval, confusion)
-
-
-def wilson(successes: int, n: int) -> tuple[float, float]:
-    """95% score interval of a proportion."""
-    p, z2 = successes / n, _Z**2
-    centre, half = p + z2 / (2 * n), _Z * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
-    return max(0.0, (centre - half) / (1 + z2 / n)), min(1.0, (centre + half) / (1 + z2 / n))
 
 
 def cohen_kappa(observed: float, table: np.ndarray) -> float | None:

@@ -48,13 +48,6 @@ def pass_at_k(correct: ArrayLike, k: int) -> float:
 
     Unbiased for c correct among n samples (Chen et al., arXiv 2107.03374, equation 1). Mean@k, averaged over every
     choice of k samples, is their plain mean, whatever k is. Raises DisaError when fewer than k samples were drawn.
-
-    Parameters
-    ----------
-    correct : array_like of bool, shape (n,)
-        Whether each sample of the prompt is correct.
-    k : int
-        Samples the metric speaks of.
     """
     correct = _at_least(correct, k)
     n, c = len(correct), int(correct.sum())
@@ -64,15 +57,8 @@ def pass_at_k(correct: ArrayLike, k: int) -> float:
 def distinct_modes_at_k(modes: Sequence[str | None], k: int) -> float:
     """Distinct correct modes expected among k samples: ``sum_m 1 - C(n-n_m, k) / C(n, k)``.
 
-    Rarefaction (Hurlbert, Ecology 52, 1971, equation 4): unbiased, and at k = n the plain count.
-
-    Parameters
-    ----------
-    modes : sequence of str or None, length n
-        Mode of each sample, None for an incorrect one.
-    k : int
-        Samples the metric speaks of.
-
+    Rarefaction (Hurlbert, Ecology 52, 1971, equation 4): unbiased, and at k = n the plain count. A mode is None for an
+    incorrect sample.
     """
     n = len(_at_least(modes, k))
     return math.fsum(1.0 - math.comb(n - n_m, k) / math.comb(n, k) for n_m in _counts(modes).values())
@@ -114,15 +100,6 @@ def kl_to_target(log_pi: ArrayLike, log_ref: ArrayLike, reward: ArrayLike, *, lo
 
     The mean trajectory-balance residual over draws from pi. An error eps of log_z shifts it by
     eps for every model alike: it cancels in :func:`paired_difference`.
-
-    Parameters
-    ----------
-    log_pi, log_ref, reward : array_like, shape (n,)
-        Sequence log-probabilities in nats and rewards of draws from pi.
-    log_z : float
-        The anchor's log partition function of the prompt, in nats.
-    beta : float
-        Inverse temperature.
     """
     residual = log_z + np.asarray(log_pi, np.float64) - np.asarray(log_ref, np.float64)
     return float(np.mean(residual - beta * np.asarray(reward, np.float64)))

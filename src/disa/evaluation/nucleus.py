@@ -15,17 +15,8 @@ def pick_in_nucleus(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Each row's most likely token at temperature 0, else that at its number within the nucleus.
 
-    Parameters
-    ----------
-    u : Tensor, shape (rows,), float64
-        Uniform numbers in [0, 1).
-    temperature : float
-        Divides the scores.
-
-    Returns
-    -------
-    tuple of Tensor, shape (rows,)
-        Tokens, and their log-probabilities under the cut distribution (float64, nats).
+    ``u`` holds uniform numbers in [0, 1). Returns tokens and their log-probabilities under the cut distribution
+    (float64, nats), each of shape (rows,).
     """
     if temperature == 0:
         return scores.argmax(dim=-1), torch.zeros(len(scores), dtype=torch.float64, device=scores.device)
@@ -44,12 +35,8 @@ def nucleus(p: torch.Tensor, top_p: float) -> tuple[torch.Tensor, torch.Tensor]:
 
     Of equal probabilities the lower token comes first. Tokens of at most ``(1 - top_p) / tokens`` have together at most
     ``1 - top_p``, so none of them is inside: of a large vocabulary few are left to be sorted. Half of that allows for
-    rounding.
-
-    Returns
-    -------
-    tuple of Tensor, shape (rows, most candidates of a row)
-        Rows with fewer are filled with token 0 of probability 0.
+    rounding. Both have shape (rows, most candidates of a row); rows with fewer are filled with token 0 of probability
+    0.
     """
     candidates = p > 0.5 * (1 - top_p) / p.shape[-1]
     row, token = candidates.nonzero(as_tuple=True)

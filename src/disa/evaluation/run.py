@@ -38,12 +38,7 @@ def run_evaluation(
 ) -> None:
     """Write the evaluation records of one model of a run, beside any other processes that do the same.
 
-    Parameters
-    ----------
-    name : str
-        The model's name in the records.
-    model, reference : PreTrainedModel
-        The same object where the reference itself is evaluated.
+    ``model`` and ``reference`` are the same object where the reference itself is evaluated.
     """
     # All of the other splits, then some training prompts.
     train = [p for p in prompts if p.split == "train"][: config.train_prompts]

@@ -13,10 +13,10 @@ from disa.evaluation.judge_protocol import DIFFERENT, SAME
 from disa.evaluation.lexical import self_bleu, vendi_score
 from disa.evaluation.metrics import Values, without_idle_bounds
 from disa.evaluation.strategies import PairVerdict, strategy_metrics
-from disa.evaluation.task_prompts import chosen_prompts
 from disa.runs.folders import read_json
 from disa.runs.parquet_rows import read_rows
 from disa.runs.records import EvaluationRecord, Prompt
+from disa.tasks.task import chosen_prompts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,14 +37,8 @@ class SolutionGroup:
 def correct_solutions(folder: Path, *, most: int, limit: int | None, seed: int) -> tuple[list[SolutionGroup], str]:
     """Correct solutions of every problem and model of an evaluation, and the model the others are compared with.
 
-    Parameters
-    ----------
-    folder : Path
-        Output of ``disa evaluate``.
-    most : int
-        Largest number of solutions of one problem and model.
-    limit : int, optional
-        Largest number of problems of a task, chosen by ``seed``.
+    ``folder`` is what ``disa evaluate`` wrote. There are at most ``most`` solutions of a problem and model, and at most
+    ``limit`` problems of a task, chosen by ``seed``.
     """
     results = read_json(folder / "results.json", missing="no evaluation has finished here")
     groups = []
@@ -97,10 +91,7 @@ def verdict_rows(group: SolutionGroup, verdicts: dict[tuple[int, int], StrategyV
 def diversity_values(groups: list[SolutionGroup], verdicts: list[dict[tuple[int, int], StrategyVerdict]]) -> Values:
     """Measures of diversity by problem; one with fewer than two correct solutions defines none.
 
-    Parameters
-    ----------
-    verdicts : list, empty or parallel to ``groups``
-        Verdicts on each group's pairs; without them only the lexical measures are taken.
+    ``verdicts`` on each group's pairs may be empty: only the lexical measures are then taken.
     """
     values: Values = {}
     for number, group in enumerate(groups):

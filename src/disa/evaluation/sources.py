@@ -58,12 +58,7 @@ class ServerSettings(StageConfig):
 class LocalSource:
     """A model in this process.
 
-    Parameters
-    ----------
-    sampling : SamplingConfig
-        The form of the prompt and the length limit.
-    reference : PreTrainedModel, optional
-        With one, every completion has its log-probabilities under the model and under it.
+    With a ``reference``, every completion has its log-probabilities under both.
     """
 
     def __init__(

@@ -54,14 +54,8 @@ def largest_k(metrics: Iterable[str], name: str) -> int | None:
 def shown_metrics(present: Iterable[str], *, idle: Collection[str] = _MISSING, detail: bool = False) -> list[str]:
     """Metrics worth a row, in order.
 
-    Mean@k is one number for every k, and what is at k = 1 the same number again: kept once.
-
-    Parameters
-    ----------
-    idle : collection of str
-        Shares of missing verdicts that are 0 for every model.
-    detail : bool
-        Whether bounds, lengths and cuts are wanted as well.
+    Mean@k is one number for every k, and what is at k = 1 the same number again: kept once. ``idle`` names shares of
+    missing verdicts that are 0 for every model; with ``detail`` come bounds, lengths and cuts.
     """
     present = list(dict.fromkeys(present))
     k = str(largest_k(present, "mean"))
@@ -99,14 +93,8 @@ def summary_tables(
 ) -> list[Table]:
     """A table per split or task, held-out prompts first: a row per metric, a column per model, the reference first.
 
-    Parameters
-    ----------
-    comparisons : sequence of Comparison
-        Become lines beneath the table of their task.
-    detail : bool
-        As in :func:`shown_metrics`.
-    differences : mapping of (model, group, metric) to Measured, optional
-        To the reference: second lines of their cells.
+    ``comparisons`` become lines beneath the table of their task, ``differences`` to the reference second lines of their
+    cells. ``detail`` is that of :func:`shown_metrics`.
     """
     tables = []
     groups = dict.fromkeys(group for found in summary.values() for group in found)

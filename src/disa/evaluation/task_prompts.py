@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 
 from disa.errors import DisaError
 from disa.runs.provenance import digest
 from disa.runs.records import Prompt
-from disa.tasks import Task
+from disa.tasks.task import Task, chosen_prompts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,12 +33,3 @@ class TaskPrompts:
     def content(self) -> str:
         """Digest of the prompts' texts and of what their rewards need."""
         return digest([[p.prompt_id, p.prompt, p.payload] for p in self.prompts])
-
-
-def chosen_prompts(prompts: list[Prompt], limit: int | None, seed: int) -> list[Prompt]:
-    """``limit`` of the prompts, picked by the seed, in their order; all of them where there are no more."""
-    if limit is None or limit >= len(prompts):
-        return prompts
-    order = {p.prompt_id: hashlib.sha256(f"{seed}\0{p.prompt_id}".encode()).digest() for p in prompts}
-    kept = set(sorted(order, key=order.__getitem__)[:limit])
-    return [p for p in prompts if p.prompt_id in kept]

@@ -105,17 +105,8 @@ def blended_sequence_log_probs(
 ) -> np.ndarray:
     """Log-probability of every completion under each component.
 
-    Parameters
-    ----------
-    completion_ids : sequence of token id sequences, one per row
-        With the stop token unless truncated.
-    temperature, tokens_per_batch, advance
-        As :func:`disa.lm.log_probs.sequence_log_probs` takes them.
-
-    Returns
-    -------
-    ndarray, shape (rows, components), float64
-        Nats.
+    The arguments are those of :func:`disa.lm.log_probs.sequence_log_probs`. Returns nats, float64, shape (rows,
+    components).
     """
     streams, parts = needed(streams, weights)
     transforms = [Transform.of(stream.model.config) for stream in streams]

@@ -59,12 +59,8 @@ class AttentionBlock(Protocol):
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Any, kind: AttentionKind) -> Tensor:
     """Scaled dot-product attention where each key head may serve several query heads, keys not being copied for it.
 
-    Parameters
-    ----------
-    mask : Tensor or CausalBias or None
-        Additive or boolean; None for causal attention of as many queries as keys. Capped scores need a tensor.
-    kind : Kind
-        Its window is the mask's affair.
+    ``mask`` is additive or boolean; None stands for causal attention of as many queries as keys. Capped scores need a
+    tensor.
     """
     rows, heads = query.shape[:2]
     shared = heads // key.shape[1]

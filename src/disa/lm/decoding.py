@@ -26,10 +26,7 @@ _ROOM = 16
 class Decoding:
     """State of some rows, one token behind their last ones; a layout of :mod:`disa.lm.shared_prefix`.
 
-    Parameters
-    ----------
-    parents : sequence of int
-        Which prompt each row continues, in ascending order.
+    ``parents`` says in ascending order which prompt each row continues.
     """
 
     def __init__(self, prompts: Sequence[Sequence[int]], parents: Sequence[int], device: torch.device) -> None:

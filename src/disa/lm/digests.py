@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 # Fields of a model's configuration that are bookkeeping, or that the fingerprint has elsewhere (stop tokens).
-_NOT_THE_LAW = frozenset(
+_IRRELEVANT = frozenset(
     "architectures dtype torch_dtype use_cache transformers_version model_name_or_path return_dict output_attentions "
     "output_hidden_states problem_type id2label label2id bos_token_id eos_token_id pad_token_id auto_map".split()
 )
@@ -58,7 +58,7 @@ def _settings(values: dict[str, Any]) -> dict[str, Any]:
     return {
         name: _settings(value) if isinstance(value, dict) else value
         for name, value in values.items()
-        if value is not None and value is not False and name not in _NOT_THE_LAW and not name.startswith("_")
+        if value is not None and value is not False and name not in _IRRELEVANT and not name.startswith("_")
     }
 
 

@@ -60,18 +60,7 @@ def head_log_probs(
     """Log-probability of each target, and on request the entropy of each distribution, which carries no gradient.
 
     Products run in the precision of the surrounding autocast, reductions in float32 or, for float64 inputs, float64.
-
-    Parameters
-    ----------
-    hidden : Tensor, shape (tokens, width)
-        Hidden states that predict the targets.
-    temperature : float
-        Divides the logits.
-
-    Returns
-    -------
-    tuple of Tensor and (Tensor or None), shape (tokens,)
-        Nats.
+    ``hidden`` has shape (tokens, width). Returns nats, each of shape (tokens,).
     """
     weight, bias = head.weight, head.bias
     device = hidden.device.type
@@ -103,17 +92,8 @@ def blended_log_probs(
 ) -> Tensor:
     """Log-probability of each target under every :func:`blend` of some models' logits, without gradient.
 
-    Parameters
-    ----------
-    hidden : sequence of Tensor, shape (tokens, width)
-        Hidden states of each model that predict the targets.
-    weights : sequence of sequence of float
-        Of each blend, one per model.
-
-    Returns
-    -------
-    Tensor, shape (tokens, blends)
-        Nats.
+    ``hidden`` are states of each model, shape (tokens, width); ``weights`` has one number per blend and model. Returns
+    nats, shape (tokens, blends).
     """
     reduction = torch.promote_types(hidden[0].dtype, torch.float32)
     log_p = torch.empty((len(targets), len(weights)), dtype=reduction, device=targets.device)

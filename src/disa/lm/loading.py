@@ -51,12 +51,7 @@ DeviceMap = str | Mapping[str, int | str] | None
 def stated_precision(compute: str, model: str | Path | PreTrainedModel) -> str:
     """What ``compute`` asks for of a frozen model: ``bfloat16`` or ``float32``.
 
-    Parameters
-    ----------
-    compute : {"checkpoint", "float32", "bfloat16"}
-        ``checkpoint`` is what ``config.json`` says of the weights, float32 for anything but bfloat16.
-    model : str, Path or PreTrainedModel
-        Folder or hub id, or a model in memory.
+    ``checkpoint`` is what ``config.json`` says of the weights, float32 for anything but bfloat16.
     """
     if compute != "checkpoint":
         return compute
@@ -113,15 +108,8 @@ def refuse_adapters(path: str | Path, model: PreTrainedModel | None = None) -> N
 def load_model(path: str | Path, compute: str = "checkpoint", device_map: DeviceMap = None) -> PreTrainedModel:
     """Load a causal language model in evaluation mode, frozen, in its :func:`precision`.
 
-    Raises DisaError where the folder or hub id holds no loadable model.
-
-    Parameters
-    ----------
-    path : str or Path
-        Folder or hub id.
-    device_map : str or mapping, optional
-        Of a model that one device cannot hold: passed to ``from_pretrained``, which spreads its layers. By default the
-        whole model is on :func:`device`.
+    Raises DisaError where the folder or hub id holds no loadable model. ``device_map``, of a model that one device
+    cannot hold, is passed to ``from_pretrained``; by default the whole model is on :func:`device`.
     """
     refuse_adapters(path)
     dtype = precision(compute, path)
@@ -221,10 +209,7 @@ def refuse_unloadable(path: str | Path) -> Any:
 def without_own_defaults(model: Any) -> Iterator[None]:
     """Lay a checkpoint's generation defaults aside: ``generate`` fills everything left open from them.
 
-    Parameters
-    ----------
-    model : PreTrainedModel or PeftModel
-        With adapters, the base model's defaults are the ones that count.
+    With adapters, the base model's defaults are the ones that count.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     own, base.generation_config = base.generation_config, GenerationConfig()

@@ -85,12 +85,8 @@ def token_log_probs(
 ) -> tuple[Tensor, Tensor | None]:
     """Log-probability of every completion token of a batch, with gradient, and on request the entropies, without.
 
-    Token i belongs to completion ``batch.row[i]`` and stands at ``batch.step[i]`` in it.
-
-    Returns
-    -------
-    tuple of Tensor and (Tensor or None), shape (tokens,), float32 (float64 for a float64 model)
-        Nats.
+    Token i belongs to completion ``batch.row[i]`` and stands at ``batch.step[i]`` in it. Returns nats, float32 (float64
+    for a float64 model), each of shape (tokens,).
     """
     hidden, head = batch.hidden_states(model), model.get_output_embeddings()
     hidden = hidden.index_select(0, batch.predicting.to(hidden.device))
@@ -121,13 +117,7 @@ class _Completions:
 
 
 class PackedCompletions(_Completions):
-    """Completions in a flat row with every distinct prompt once.
-
-    Parameters
-    ----------
-    prompt_ids, completion_ids : sequences of token id sequences, one per row
-        Rows with equal prompts share one.
-    """
+    """Completions in a flat row with every distinct prompt once."""
 
     def __init__(self, prompt_ids: Ids, completion_ids: Ids, device: torch.device) -> None:
         trunks: list[list[int]] = []

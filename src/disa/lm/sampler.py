@@ -23,11 +23,11 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from disa.lm.decoding import Decoding
 from disa.lm.head import next_token_logits
 from disa.lm.loading import without_own_defaults
-from disa.lm.sampling_config import SamplingConfig, stop_token_ids
+from disa.lm.sampling_config import stop_token_ids
 from disa.lm.shared_prefix import unsupported
 
 Pick = Callable[[torch.Tensor, torch.Tensor, float], tuple[torch.Tensor, torch.Tensor]]
-"""From scores, shape (rows, tokens), a uniform number a row and the temperature to each row's token and the
+"""From scores, shape (rows, tokens), a uniform number per row and the temperature to each row's token and the
 log-probability with which it is picked (float64)."""
 
 _log = logging.getLogger(__name__)
@@ -80,31 +80,6 @@ class _Picking(LogitsProcessor):
         self.log_probs.append(log_p)
         # Greedy decoding over scores that leave one token is how generate is told what was picked.
         return torch.full_like(scores, -torch.inf).scatter(1, token[:, None], 0.0)
-
-
-def sample(
-    model: PreTrainedModel,
-    tokenizer: Tokenizer,
-    prompt_ids: Sequence[Sequence[int]],
-    numbers: np.ndarray,
-    sampling: SamplingConfig,
-) -> list[Draw]:
-    """One completion per prompt row.
-
-    Parameters
-    ----------
-    numbers : ndarray, shape (rows, law.max_completion_length)
-        Uniform numbers in [0, 1), one per row and step.
-    law : SamplingConfig
-        Temperature and length limit.
-
-    Returns
-    -------
-    list of Draw
-        In the order of the rows.
-    """
-    numbers = numbers[:, : sampling.max_completion_length]
-    return draw_rows(model, tokenizer, prompt_ids, numbers, temperature=sampling.temperature)
 
 
 @torch.inference_mode()

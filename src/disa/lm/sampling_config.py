@@ -113,7 +113,7 @@ def declared_stop_token_ids(generation: GenerationConfig, tokenizer: PreTrainedT
 
 
 def check_context(config: PretrainedConfig, prompt_ids: list[int], sampling: SamplingConfig, *, where: str) -> None:
-    """Refuse a prompt that, with a full-length completion, does not fit the context that a model's configuration says."""
+    """Refuse a prompt that a full-length completion would take beyond the context that a model's configuration says."""
     context = getattr(config.get_text_config(), "max_position_embeddings", None)
     if context is not None and len(prompt_ids) + sampling.max_completion_length > context:
         raise DisaError(

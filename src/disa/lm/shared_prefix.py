@@ -134,10 +134,7 @@ def hidden_states(model: PreTrainedModel, input_ids: Tensor, position_ids: Tenso
 class PackedGroups:
     """Trunks and their branches in one flat row.
 
-    Parameters
-    ----------
-    parents : sequence of int
-        Index of the trunk that each branch continues, in ascending order.
+    ``parents`` is the index of the trunk that each branch continues, in ascending order.
     """
 
     def __init__(
@@ -192,7 +189,7 @@ class PackedGroups:
         return self._masks[window, dtype]
 
     def _branch_mask(self, window: int | None) -> Tensor:
-        # One mask for all where all trunks are equally long, else one a branch.
+        # One mask for all where all trunks are equally long, else one per branch.
         length = self.trunks.lengths[:1] if self.trunks.even else self.trunks.lengths[self.parents]
         prompt = torch.arange(self.trunks.width, device=length.device)
         own = length[:, None] + torch.arange(self.branches.width, device=length.device)

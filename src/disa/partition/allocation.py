@@ -97,13 +97,9 @@ def least_variance_share(draws: Draws, smallest: float) -> Array:
     it is smallest with few reference draws; where it writes other solutions, with reference draws alone, whose w is
     1; at a moderate divergence both kinds together beat either.
 
-    The expectation is a mean over the reference's own successes: the proposal's would not show what it never writes.
-    As a prompt has few, those of all prompts count as one more.
-
-    Parameters
-    ----------
-    smallest : float
-        Smallest share; the result where the reference had no success at all.
+    The expectation is a mean over the reference's own successes: the proposal's would not show what it never writes. As
+    a prompt has few, those of all prompts count as one more. ``smallest`` is the result where the reference had no
+    success at all.
     """
     squared = np.where(draws.from_reference, draws.soft**2, 0.0)
     own = draws.sum(squared)
@@ -177,14 +173,9 @@ def allocate(pilot_sd_over_z: ArrayLike, counts: ArrayLike, budget: int, cap: Ar
 def relative_spread(draws: Draws, b: float) -> Array:
     """``c_x = sd(v - c w) expm1(b) / Z`` per prompt, with the prior of :func:`disa.partition.estimators.mixture`.
 
-    Half a hit in one more draw, of the weight of a typical hit, or of one not seen where there is none, so that
-    neither no hits nor hits alone look like certainty. Without hits in N draws and for large b,
-    c_x is about sqrt(2 N): a prompt is not given up before its cap.
-
-    Parameters
-    ----------
-    b : float
-        beta times the width of the reward range.
+    Half a hit in one more draw, of the weight of a typical hit, or of one not seen where there is none, so that neither
+    no hits nor hits alone look like certainty. Without hits in N draws and for large b, c_x is about sqrt(2 N): a
+    prompt is not given up before its cap. ``b`` is beta times the width of the reward range.
     """
     w = linear_weights(draws.log_w)
     v = w * draws.soft

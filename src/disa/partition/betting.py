@@ -39,13 +39,8 @@ _BLOCK_ROWS = 16_384
 def betting(draws: Draws, level: float) -> tuple[Array, Array]:
     """Interval for q from the capital of constant bets on the draws' ``v = w s``.
 
-    The upper end needs the bound ``w_max = 1 / alpha``; without reference draws it is 1. Without
-    hits the lower end is 0 and the upper one finite.
-
-    Returns
-    -------
-    low, high : array, shape (prompts,)
-        In [0, 1].
+    The upper end needs the bound ``w_max = 1 / alpha``; without reference draws it is 1. Without hits the lower end is
+    0 and the upper one finite. Returns both ends, in [0, 1], shape (prompts,).
     """
     v = linear_weights(draws.log_w) * draws.soft
     n, mean = draws.counts.astype(np.float64), draws.sum(v) / draws.counts

@@ -98,10 +98,7 @@ def measure_candidate(
 def compare_candidates(found: list[tuple[MeasuredCandidate, Array]]) -> tuple[list[MeasuredCandidate], int, str]:
     """Give every candidate its gain over the first, the reference alone, and choose.
 
-    Returns
-    -------
-    list of MeasuredCandidate, int and str
-        The candidates, which one is chosen, and why.
+    Returns the candidates, the index of the chosen one, and why.
     """
     reference = found[0][1]
     rows = []

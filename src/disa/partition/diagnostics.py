@@ -18,10 +18,7 @@ _BISECTIONS = 60
 def effective_sample_sizes(draws: Draws) -> tuple[Array, Array]:
     """``ESS = sum(w)^2 / sum(w^2)`` of all draws and of the hits (w s in place of w).
 
-    Returns
-    -------
-    ess, hits_ess : array, shape (prompts,)
-        In draws; 0 where no weight, or no hit, is above 0.
+    Both of shape (prompts,), in draws; 0 where no weight, or no hit, is above 0.
     """
     w = np.exp(draws.log_w - draws.spread(np.maximum(draws.max(draws.log_w), -1e300)))
     return _kish(draws, w), _kish(draws, w * draws.soft)
@@ -45,13 +42,9 @@ def bennett_null_test(draws: Draws) -> dict[str, float | int | None]:
         sum_i p_i = sum_x n_1(x),    p_i = 1 / (1 + (n_0 / n_1) exp(c - d_i))
 
     (Bennett 1976; Shirts and Chodera 2008.) With ``I = sum_i p_i (1 - p_i)`` per prompt, the standard error is
-    ``sqrt(sum_x (I - I^2 (1/n_0 + 1/n_1))) / sum_x I``: the draws' numbers per source are fixed.
-
-    Returns
-    -------
-    dict
-        ``prompts`` (with draws of both kinds), ``log_ratio`` and ``standard_error`` in nats, null
-        without such prompts or where mu and pi_ref never write the same completions.
+    ``sqrt(sum_x (I - I^2 (1/n_0 + 1/n_1))) / sum_x I``: the draws' numbers per source are fixed. Returns ``prompts``
+    (with draws of both kinds), ``log_ratio`` and ``standard_error`` in nats, null without such prompts or where mu and
+    pi_ref never write the same completions.
     """
     n0, n1 = draws.reference_counts, draws.counts - draws.reference_counts
     both = (n0 > 0) & (n1 > 0)
@@ -86,18 +79,8 @@ def bennett_null_test(draws: Draws) -> dict[str, float | int | None]:
 def coverage_profile(draws: Draws, thresholds: Array) -> Array:
     """Share of the reference's successes that mu writes at least exp(t) times less often than pi_ref.
 
-    Measured on reference-drawn successes (weighted by s) of prompts that also have proposal
-    draws, over the whole batch.
-
-    Parameters
-    ----------
-    thresholds : array, shape (k,)
-        t, nats.
-
-    Returns
-    -------
-    array, shape (k,)
-        In [0, 1]; NaN without a reference success.
+    Measured on reference-drawn successes (weighted by s) of prompts that also have proposal draws, over the whole
+    batch. ``thresholds`` are t in nats. NaN without a reference success.
     """
     mixed = draws.spread(draws.reference_counts < draws.counts)
     s = np.where(draws.from_reference & mixed, draws.soft, 0.0)

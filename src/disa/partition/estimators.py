@@ -70,8 +70,7 @@ def anchored(draws: Draws, b: float) -> Array:
 
 def importance_sampling(draws: Draws, b: float) -> Array:
     """``Z = mean(w exp(beta r))``, that is ``q = mean(v) + (mean(w) - 1) / expm1(b)``."""
-    w = linear_weights(draws.log_w)
-    return _from_exponential_mean(draws, w, b)
+    return _from_exponential_mean(draws, linear_weights(draws.log_w), b)
 
 
 def truncated(draws: Draws, b: float) -> Array:

@@ -23,14 +23,14 @@ FEATURES = "mean of the last hidden states over the prompt's tokens, version 1"
 _STATE_FIELDS = ("reference", "tokenizer", "chat_template")
 """What the hidden states of a prompt depend on."""
 
-_LAW_FIELDS = ("temperature", "max_completion_length", "stop_token_ids", "reward", "task", "tools")
+_TARGET_FIELDS = ("temperature", "max_completion_length", "stop_token_ids", "reward", "task", "tools")
 """What q depends on besides; beta is left out, since rewards of 0 and 1 have the same q at every beta."""
 
 
 def features_fingerprint(fingerprint: Fingerprint) -> str:
     """Digest of what the features and the regressed q depend on, given the run's fingerprint."""
     values = fingerprint.as_dict()
-    return digest({"features": FEATURES} | {name: values[name] for name in _STATE_FIELDS + _LAW_FIELDS})
+    return digest({"features": FEATURES} | {name: values[name] for name in _STATE_FIELDS + _TARGET_FIELDS})
 
 
 def prompt_features(
@@ -39,20 +39,8 @@ def prompt_features(
     """Mean-pooled last hidden states of each prompt's tokens under the reference.
 
     Raises DisaError where the model is in training mode or has trainable parameters, or a prompt has no token.
-
-    Parameters
-    ----------
-    reference : torch.nn.Module
-        Hugging Face causal language model, frozen, in evaluation mode.
-    prompt_ids : sequence of token id sequences
-        One per prompt, as the reference reads it when it draws (:func:`disa.lm.sampling_config.encode_prompt`).
-    tokens_per_batch : int
-        Tokens at once, padding included.
-
-    Returns
-    -------
-    array, shape (prompts, d)
-        float64, in the order of the prompts; independent of how they are batched up to float32 rounding.
+    ``prompt_ids`` are as the reference reads them (:func:`disa.lm.sampling_config.encode_prompt`). Returns float64,
+    shape (prompts, d), independent of how prompts are batched up to float32 rounding.
     """
     import torch
     from torch.nn.utils.rnn import pad_sequence

@@ -82,14 +82,10 @@ def proposal_divergence(draws: Draws) -> tuple[Array, Array]:
     of mean length L has its own mean, of variance ``2 kappa L / S``, and the expectation kappa L, of variance
     ``(tau L)^2 + 2 kappa L / T``; D is their precision-weighted mean.
 
-    A prompt without a reference success has D = kappa L (L over all its reference draws: its
-    failures show how long its completions are). Without lengths, or without a reference success
-    in the whole batch, D is NaN: overlap cannot be measured, and the gate stays open.
-
-    Returns
-    -------
-    d, standard_error : array, shape (prompts,)
-        NaN where unknown, or where the prompt lacks draws of either kind.
+    A prompt without a reference success has D = kappa L (L over all its reference draws: its failures show how long its
+    completions are). Without lengths, or without a reference success in the whole batch, D is NaN: overlap cannot be
+    measured, and the gate stays open. Both have shape (prompts,), NaN where unknown or where the prompt lacks draws of
+    either kind.
     """
     found = reference_successes(draws)
     successes, some = found.count, found.count > 0
@@ -118,12 +114,8 @@ def gated(draws: Draws, n_proposal: Array | None = None) -> NDArray[np.bool_]:
     A KL divergence is not negative: D is taken to have a gamma law with the mean and standard error of
     :func:`proposal_divergence`. A normal law gives D = 12 +- 8 a chance of 9% to be at most log 12 - 1, most of it on
     negative values; the gamma law gives it 2%. A wrongly closed gate costs all further proposal draws, which is why the
-    gate closes against the odds only for one prompt in twenty.
-
-    Parameters
-    ----------
-    n_proposal : array, shape (prompts,), optional
-        N_mu, where more proposal draws are to come than there are.
+    gate closes against the odds only for one prompt in twenty. ``n_proposal`` is N_mu where more proposal draws are to
+    come than there are.
     """
     d, error = proposal_divergence(draws)
     available = draws.counts - draws.reference_counts if n_proposal is None else n_proposal

@@ -14,12 +14,6 @@ from disa.partition.draws import Draws
 from disa.partition.log_weights import Array, linear_weights
 
 
-def weight_bound(draws: Draws) -> Array:
-    """Largest possible weight ``w_max = 1 / alpha`` per prompt; infinite without reference draws."""
-    with np.errstate(divide="ignore"):
-        return draws.counts / draws.reference_counts
-
-
 def gamma(draws: Draws, level: float) -> tuple[Array, Array]:
     """Fay and Feuer's (1997) gamma interval for a weighted sum of Poisson counts.
 
@@ -27,16 +21,13 @@ def gamma(draws: Draws, level: float) -> tuple[Array, Array]:
     a/2 quantile of the gamma distribution with mean y and variance V, and the 1 - a/2 quantile of
     that with mean y + k and variance V + k^2. Without hits: 0 and ``k log(2/a)``. Without reference
     draws weights have no bound, and the upper end is 1.
-
-    Returns
-    -------
-    low, high : array, shape (prompts,)
     """
     a = 1.0 - level
     n = draws.counts
     v = linear_weights(draws.log_w) * draws.soft
     y, variance = draws.sum(v) / n, draws.sum(v * v) / n**2
-    k = weight_bound(draws) / n
+    with np.errstate(divide="ignore"):
+        k = n / draws.reference_counts / n  # w_max / N, infinite without reference draws
     low = _gamma_quantile(a / 2, y, variance)
     bounded = np.isfinite(k)
     k = np.where(bounded, k, 1.0)

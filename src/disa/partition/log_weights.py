@@ -28,13 +28,6 @@ def soft_success(rewards: Array, beta: float, reward_range: tuple[float, float])
 
     Equals the reward itself where rewards are 0 and 1, and tends to the scaled reward as beta
     tends to 0. Finite for any beta: ``s = exp(b (u - 1)) expm1(-b u) / expm1(-b)``.
-
-    Parameters
-    ----------
-    beta : float
-        Inverse temperature, positive.
-    reward_range : tuple of float
-        Smallest and largest possible reward.
     """
     low, high = reward_range
     b = beta * (high - low)
@@ -71,11 +64,8 @@ def balance_log_weights(log_ratio: Array, reference_share: Array) -> Array:
 def log_ratio_to_proposals(log_ref: Array, log_proposal: Array, shares: Array) -> Array:
     """``log pi_ref - log mu`` with ``mu = sum_j shares_j mu_j``, in nats.
 
-    Parameters
-    ----------
-    shares : array, shape (n, m)
-        Share of each proposal among the proposal draws of the row's prompt; rows sum to 1, or to
-        0 where the prompt has no proposal draws (the ratio is then 0, and unused).
+    Rows of ``shares``, each proposal's share of the proposal draws of the row's prompt, sum to 1, or to 0 where there
+    are none (the ratio is then 0, and unused).
     """
     drawn = shares.any(axis=1)
     if log_proposal.shape[1] == 1:

@@ -13,10 +13,9 @@ miss up to 0.07 there, where no hits make the integrand one-sided.
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import expit, log_expit
 
-Array = NDArray[np.float64]
+from disa.partition.log_weights import Array
 
 _NODES = 64
 _DROP = 35.0
@@ -78,10 +77,6 @@ def log_marginal(k: Array, n: Array, mean: Array, width: float) -> tuple[Array, 
 
     With the posterior expectation E and the score u = k - n sigma(t), integration by parts gives
     ``dL/dm = E[u]`` and ``dL/dlog s = E[(t - m) u]``: no difference of large numbers as s tends to 0.
-
-    Returns
-    -------
-    value, by_mean, by_log_width : array, shape (prompts,)
     """
     nodes, probabilities, value = posterior_nodes(k, n, mean, width)
     score = (k[:, None] - n[:, None] * expit(nodes)) * probabilities
@@ -89,12 +84,7 @@ def log_marginal(k: Array, n: Array, mean: Array, width: float) -> tuple[Array, 
 
 
 def quantiles(nodes: Array, probabilities: Array, level: float) -> tuple[Array, Array]:
-    """Return the ends of the central interval of the given level, by linear interpolation of the distribution.
-
-    Returns
-    -------
-    low, high : array, shape (prompts,)
-    """
+    """Return the ends of the central interval of the given level, by linear interpolation of the distribution."""
     # Half a node's own probability lies on either side of it.
     below = np.cumsum(probabilities, axis=1) - 0.5 * probabilities
     tail = 0.5 * (1.0 - level)

@@ -38,13 +38,7 @@ def pilot_stage(
     prompts: Callable[[], list[Prompt]],
     inputs: dict[str, StageFolder],
 ) -> Stage:
-    """Describe the stage that chooses ``proposals.source``.
-
-    Parameters
-    ----------
-    prompts : callable
-        Training prompts.
-    """
+    """Describe the stage that chooses ``proposals.source``."""
 
     def work(stage: StageFolder) -> None:
         found = run_pilot(config, sampling, task, models, prompts()[: config.pilot.prompts])
@@ -79,7 +73,7 @@ def chosen_source(config: ProposalsConfig, pilot: StageFolder) -> ProposalsConfi
 
 
 class Candidate(NamedTuple):
-    """One law that the proposal's trajectories could have."""
+    """One distribution that the proposal's trajectories could have."""
 
     name: str
     log_mu: Array | None
@@ -91,11 +85,11 @@ class Candidate(NamedTuple):
     """Fields of ``ProposalsConfig`` that choose it."""
 
 
-Laws = dict[str, tuple[ProposalsConfig, Blends | None]]
+SourceBlends = dict[str, tuple[ProposalsConfig, Blends | None]]
 """By source, the settings that draw from it and its blends."""
 
 
-def possible_laws(
+def possible_sources(
     config: ProposalsConfig,
     sampling: SamplingConfig,
     task: Task,
@@ -103,9 +97,9 @@ def possible_laws(
     prompts: Sequence[Prompt],
     *,
     seed: int,
-) -> tuple[Laws, dict[str, str]]:
+) -> tuple[SourceBlends, dict[str, str]]:
     """Every source that these models and prompts allow, and why the others do not."""
-    found: Laws = {}
+    found: SourceBlends = {}
     left_out: dict[str, str] = {}
     for name in _SOURCES if models.has_proposal else _SOURCES[2:]:
         variant = config.model_copy(update={"source": name, "seed": seed})
@@ -136,14 +130,14 @@ def run_pilot(
     Raises DisaError where no draw has a verdict.
     """
     tokenizer, here = models.tokenizer(), models.load(compute=config.compute, together=True)
-    laws, left_out = possible_laws(config, sampling, task, models, prompts, seed=config.seed + _APART)
+    sources, left_out = possible_sources(config, sampling, task, models, prompts, seed=config.seed + _APART)
     drawn: list[Trajectory] = []
     source: list[int] = []
-    for k, (role, variant, law) in enumerate(
+    for k, (role, variant, blends) in enumerate(
         [("reference", config.model_copy(update={"seed": config.seed + _APART}), None)]
-        + [("proposal", variant, law) for variant, law in laws.values()]
+        + [("proposal", variant, blends) for variant, blends in sources.values()]
     ):
-        engines = {"proposal": BlendEngine(law, here, tokenizer, sampling, variant)} if law else {}
+        engines = {"proposal": BlendEngine(blends, here, tokenizer, sampling, variant)} if blends else {}
         plan = {p.prompt_id: {role: range(config.pilot.draws)} for p in prompts}
         block = [(p, role) for p in prompts]
         for batch in draw_block(block, plan, variant, sampling, here, tokenizer, engines):
@@ -156,7 +150,7 @@ def run_pilot(
         problem = f"the reward is None, undecided, for all {len(drawn)} completions of the pilot"
         raise DisaError(problem, where=f"task {task.name}, field reward", fix="return a number where one can be judged")
     rows = [drawn[i] for i in kept]
-    log_ref, parts = score_under(laws, rows, prompts, sampling, models, here)
+    log_ref, parts = score_under(sources, rows, prompts, sampling, models, here)
     low, high = task.reward_range
     _, number = np.unique([row.prompt_id for row in rows], return_inverse=True)
     pool = Pool(
@@ -166,7 +160,7 @@ def run_pilot(
         source=np.array(source)[kept],
         log_sources=np.stack([log_ref, *map(even_mixture, parts.values())], axis=1),
     )
-    found = pilot_candidates(config, laws, parts, here, models.has_proposal)
+    found = pilot_candidates(config, sources, parts, here, models.has_proposal)
     budget = found[0].cost * config.per_prompt
     measured, best, why = compare_candidates(
         [
@@ -180,7 +174,7 @@ def run_pilot(
 
 
 def score_under(
-    laws: Laws,
+    sources: SourceBlends,
     rows: Sequence[Trajectory],
     prompts: Sequence[Prompt],
     sampling: SamplingConfig,
@@ -189,27 +183,25 @@ def score_under(
 ) -> tuple[Array, dict[str, Array]]:
     """Log-probabilities of completions under the reference and under every component of every source.
 
-    Returns
-    -------
-    array, shape (n,), and dict of array, shape (n, components)
+    Shape (n,), and by source (n, components).
     """
     tokenizer = models.tokenizer()
     encoded = {p.prompt_id: encode_prompt(tokenizer, p.prompt, sampling) for p in prompts}
     names, completions = [row.prompt_id for row in rows], [row.completion_ids for row in rows]
     prompt_ids, how = [encoded[name] for name in names], {"temperature": sampling.temperature}
     found = {}
-    for source, (_, law) in laws.items():
-        if law is None:
+    for source, (_, blends) in sources.items():
+        if blends is None:
             found[source] = sequence_log_probs(here["proposal"], prompt_ids, completions, **how)[:, None]
         else:
-            streams = law.streams(here, names, prompt_ids)
-            found[source] = blended_sequence_log_probs(streams, completions, law.weights, **how)
+            streams = blends.streams(here, names, prompt_ids)
+            found[source] = blended_sequence_log_probs(streams, completions, blends.weights, **how)
     return sequence_log_probs(here["reference"], prompt_ids, completions, **how), found
 
 
 def pilot_candidates(
     config: ProposalsConfig,
-    laws: Laws,
+    sources: SourceBlends,
     parts: Mapping[str, Array],
     here: Mapping[str, Any],
     has_proposal: bool,
@@ -218,9 +210,9 @@ def pilot_candidates(
     size = here["proposal"].num_parameters() / here["reference"].num_parameters() if has_proposal else 1.0
     alpha = config.reference_share
     found = [Candidate("reference", None, 1.0, 2.0, {"source": "proposal", "reference_share": 1.0})]
-    for source, (variant, law) in laws.items():
+    for source, (variant, blends) in sources.items():
         cost = _cost(source, size, alpha)
-        if law is None:
+        if blends is None:
             found.append(Candidate(source, even_mixture(parts[source]), alpha, cost, {"source": source}))
             continue
         field = "temperatures" if source == "tempered" else "lambdas"
@@ -234,7 +226,7 @@ def pilot_candidates(
 
 
 def passes_per_token(source: str, size: float) -> float:
-    """Forward passes of the reference that scoring under both laws takes; those of the proposal count by its size."""
+    """Forward passes of the reference that scoring takes; those of the proposal count by its size."""
     return {"proposal": 1 + size, "bridge": 1 + size, "hinted": 2.0, "tempered": 1.0}[source]
 
 

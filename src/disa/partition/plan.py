@@ -36,18 +36,8 @@ def plan_round(
 
     Undecided rows (reward None) say nothing about log Z, but they were drawn: they count towards the cap, and the next
     draw has a number beyond theirs. A prompt without any decided row gets no more draws. Raises DisaError where a draw
-    has no log-probability under the proposal.
-
-    Parameters
-    ----------
-    rows : sequence of ScoredTrajectory
-        Everything drawn so far for the prompts that share the budget, in any order.
-    budget, cap, reference_share, precision, outlook
-        As in :func:`disa.partition.allocation.next_round`.
-    beta : float
-        Inverse temperature.
-    reward_range : tuple of float
-        Smallest and largest possible reward.
+    has no log-probability under the proposal. ``rows`` are everything drawn so far for the prompts that share the
+    budget, in any order; the limits are those of :func:`disa.partition.allocation.next_round`.
     """
     require_weights(rows, "proposals.adaptive")
     made = count_draws(rows)
@@ -82,14 +72,7 @@ def resample_flagged(rows: Sequence[ScoredTrajectory], flags: Mapping[str, Seque
     The share of reference draws, and with it the mixture that weights are taken against, stays. As flags look at
     rewards, the number of draws depends on them; every draw that was made takes part in the estimate. Undecided rows
     (reward None) were drawn: they are doubled with the others, and a prompt without any decided row, which has no
-    estimate and no flags, gets no more.
-
-    Parameters
-    ----------
-    rows : sequence of ScoredTrajectory
-        Everything drawn so far for these prompts, in any order.
-    flags : mapping of str to sequence of str
-        Flags of the estimates from these rows, by prompt id.
+    estimate and no flags, gets no more. ``rows`` are everything drawn so far for these prompts, in any order.
     """
     made = count_draws(rows)
     wanted = [prompt_id for prompt_id, names in flags.items() if MENDED_BY_DRAWS.intersection(names)]
@@ -120,14 +103,7 @@ def stopped_at_cap(
 ) -> set[str]:
     """Ids of the prompts that an adaptive budget left at its cap without the precision.
 
-    Parameters
-    ----------
-    estimates : sequence of PartitionEstimate
-        Of the prompts that share the budget.
-    made : mapping
-        Of :func:`count_draws`: undecided draws count towards the cap.
-    cap, precision
-        As in :func:`disa.partition.allocation.next_round`.
+    ``made`` is of :func:`count_draws`: undecided draws count towards the cap.
     """
     if not estimates:
         return set()

@@ -32,12 +32,7 @@ _BLOCK = 2_000_000  # elements of the largest temporary array: 16 MB
 def pareto_k(draws: Draws) -> tuple[Array, NDArray[np.intp]]:
     """Shape k-hat of each prompt's weight tail.
 
-    Returns
-    -------
-    k : array, shape (prompts,)
-        NaN where the status is not ``ok``.
-    status : array of int, shape (prompts,)
-        Index into :data:`STATUSES`.
+    Returns k-hat, NaN where the status is not ``ok``, and the status as an index into :data:`STATUSES`.
     """
     k = np.full(len(draws.counts), np.nan)
     status = np.where(draws.counts < MIN_DRAWS, _FEW_DRAWS, _TIES)
@@ -103,18 +98,9 @@ def _tail_fits(draws: Draws, order: NDArray[np.intp]) -> Iterator[_Fit]:
 def fit_generalised_pareto(excess: Array) -> tuple[Array, Array]:
     """Shape k and scale sigma of generalised Pareto samples (Zhang and Stephens 2009, with a prior).
 
-    The density is ``(1 + k x / sigma)^(-1/k - 1) / sigma``. Their quasi-posterior mean of
-    ``theta = -k / sigma`` is taken over a grid of 30 + sqrt(m) points; k is then the profile
-    maximum, averaged with a prior of ten draws at k = 1/2.
-
-    Parameters
-    ----------
-    excess : array, shape (fits, m)
-        Each row ascending, at least 0, its first quartile and maximum above 0.
-
-    Returns
-    -------
-    k, sigma : array, shape (fits,)
+    The density is ``(1 + k x / sigma)^(-1/k - 1) / sigma``. Their quasi-posterior mean of ``theta = -k / sigma`` is
+    taken over a grid of 30 + sqrt(m) points; k is then the profile maximum, averaged with a prior of ten draws at k =
+    1/2. Each row of ``excess`` is ascending, at least 0, its first quartile and maximum above 0.
     """
     m = excess.shape[1]
     points = 30 + int(np.sqrt(m))

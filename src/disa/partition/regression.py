@@ -109,15 +109,15 @@ def regress(
     return regressor, rows, report
 
 
-def posterior(regressor: Regressor, batch: LogPartitionBatch, features: Array, **law: Any) -> LogZPosterior:
+def posterior(regressor: Regressor, batch: LogPartitionBatch, features: Array, **sampling: Any) -> LogZPosterior:
     """Posterior of each prompt from its own evidence, or from that of no hits at all where this is larger.
 
     As in the estimates, hits never speak against the solutions that were not seen.
     """
-    seen = regressor.posterior(*pseudo_counts(batch), features, **law)
+    seen = regressor.posterior(*pseudo_counts(batch), features, **sampling)
     prior = batch.q_without_hits > 0
     n = np.where(prior, 0.5 / np.where(prior, batch.q_without_hits, 0.5) - 1.0, 0.0)
-    none = regressor.posterior(np.zeros(len(n)), n, features, **law)
+    none = regressor.posterior(np.zeros(len(n)), n, features, **sampling)
     larger = prior & (none.log_z > seen.log_z)
     fields = zip(dataclasses.astuple(seen), dataclasses.astuple(none), strict=True)
     return LogZPosterior(*(np.where(larger, b, a) for a, b in fields))

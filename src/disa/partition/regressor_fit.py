@@ -26,7 +26,7 @@ _INTERCEPT_SD, _LOG_WIDTH_SD = 10.0, 1.5
 _SLOPE_SD = 0.25
 """Prior spread of the recalibrated slope around 1: features that carry nothing leave it there."""
 
-_LOG_WIDTH_RANGE = (-5.0, 3.0)
+LOG_WIDTH_RANGE = (-5.0, 3.0)
 """Widths from 0.007, where a random effect no longer matters, to 20 logits."""
 
 _INFORMATION = 0.25
@@ -39,10 +39,6 @@ def pseudo_counts(batch: LogPartitionBatch) -> tuple[Array, Array]:
     ``k = hits_ess``, and n such that the estimate is their Jeffreys mean, ``q = (k + 1/2) / (n + 1)``: the number of
     draws over the weight of a hit. Methods without a prior have q = 0 without hits; n is then the number of reference
     draws, the only ones that are certain to find what is there.
-
-    Returns
-    -------
-    k, n : array, shape (prompts,)
     """
     k, some = batch.hits_ess, batch.q > 0
     n = (k + 0.5) / np.where(some, batch.q, 1.0) - 1.0
@@ -53,16 +49,7 @@ def fit_regressor(k: ArrayLike, n: ArrayLike, features: ArrayLike, *, features_f
     """Fit the regression to the counts of many prompts; the same arguments give the same result.
 
     Raises DisaError with fewer than 20 prompts, where shapes differ, counts are not 0 <= k <= n, or features are not
-    finite.
-
-    Parameters
-    ----------
-    k, n : array, shape (prompts,)
-        Hits and draws, see :func:`pseudo_counts`.
-    features : array, shape (prompts, d)
-        Any number of features; with more than prompts, the fit takes place in their span.
-    features_fingerprint : str
-        What the features were computed from.
+    finite. With more features than prompts, the fit takes place in the prompts' span.
     """
     features = check_features(features, None)
     k, n = check_counts(k, n, len(features))
@@ -125,7 +112,7 @@ def _recalibrate(k: Array, n: Array, mean: Array) -> tuple[float, float, float]:
         slope = np.array([by_mean.sum(), by_mean @ apart, by_log_width.sum()])
         return 0.5 * np.sum((at / prior_sd) ** 2) - value.sum(), at / prior_sd**2 - slope
 
-    bounds = [(None, None), (None, None), _LOG_WIDTH_RANGE]
+    bounds = [(None, None), (None, None), LOG_WIDTH_RANGE]
     shift, excess, log_width = minimize(loss, np.zeros(3), jac=True, method="L-BFGS-B", bounds=bounds).x
     return float(shift), 1.0 + float(excess), float(np.exp(log_width))
 
@@ -150,7 +137,7 @@ def _fit(k: Array, n: Array, scores: Array, signal_sd: float, start: Array | Non
         return 0.5 * (precision * at) @ at - value.sum(), (precision * at - slope) * unit
 
     first = np.concatenate(([pooled], np.zeros(len(squares)), [0.0])) if start is None else start
-    bounds = [(None, None)] * (len(unit) - 1) + [tuple(end / unit[-1] for end in _LOG_WIDTH_RANGE)]
+    bounds = [(None, None)] * (len(unit) - 1) + [tuple(end / unit[-1] for end in LOG_WIDTH_RANGE)]
     with np.errstate(invalid="ignore"):
         z = np.where(unit > 0, first / unit, 0.0)
     return minimize(loss, z, jac=True, method="L-BFGS-B", bounds=bounds).x * unit

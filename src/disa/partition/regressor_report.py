@@ -13,8 +13,7 @@ from disa.errors import DisaError
 from disa.partition.log_weights import Array, log_z_from_q
 from disa.partition.logit_normal import log_marginal
 from disa.partition.regressor import Regressor, check_counts, log_z_posterior
-
-_LOG_WIDTH_RANGE = (-5.0, 3.0)
+from disa.partition.regressor_fit import LOG_WIDTH_RANGE
 
 _PRIOR_SHARES = 200
 
@@ -54,13 +53,6 @@ def report_regressor(
     """Compare predictions from features alone with the counts of held-out prompts.
 
     Raises DisaError where the arrays do not fit together, or a prompt has no draws.
-
-    Parameters
-    ----------
-    k, n : array, shape (prompts,)
-        Hits and draws of prompts that were not in the fit, every n above 0.
-    beta, reward_range, level
-        As in :meth:`Regressor.posterior`.
     """
     mean = regressor.mean_logit(features)
     k, n = check_counts(k, n, len(mean))
@@ -91,7 +83,7 @@ def _likeliest_width(k: Array, n: Array, mean: Array) -> float:
     def loss(log_width: float) -> float:
         return -float(log_marginal(k, n, mean, np.exp(log_width))[0].sum())
 
-    return float(np.exp(minimize_scalar(loss, bounds=_LOG_WIDTH_RANGE, method="bounded").x))
+    return float(np.exp(minimize_scalar(loss, bounds=LOG_WIDTH_RANGE, method="bounded").x))
 
 
 def _coverage(k: Array, n: Array, mean: Array, width: float, level: float) -> float:

@@ -34,12 +34,7 @@ def further_draws(
 ) -> DrawPlan:
     """Draws of round ``number`` after everything scored so far, of the training prompts.
 
-    Parameters
-    ----------
-    prompts : list of Prompt
-        Of all splits: the gate of ``resample`` learns from them together.
-    rows : list of ScoredTrajectory
-        Of these prompts.
+    ``prompts`` are of all splits: the gate of ``resample`` learns from them together.
     """
     if config.resample:
         if estimator.method != "pass_rate":

@@ -42,14 +42,7 @@ def partition_stage(
 ) -> Stage:
     """Describe the stage that estimates log Z from everything scored.
 
-    Parameters
-    ----------
-    proposals : ProposalsConfig
-        How the trajectories' number was decided.
-    scores : dict of str to StageFolder
-        The first scores and those of the rounds.
-    features : callable
-        What a regressor knows of prompts; called only where there is to be one.
+    ``features`` is called only where there is to be a regressor.
     """
     adaptive = proposals.adaptive
 
@@ -183,8 +176,23 @@ def _arrays(
         raise DisaError(f"no {missing} to estimate log Z from", where="partition", fix="run the stages before it")
     drawn = {row.prompt_id for row in rows}
     undrawn = [prompt for prompt in prompts if prompt.prompt_id not in drawn] if predict else []
-    kept = [prompt for prompt in prompts if prompt.prompt_id in drawn] if predict else prompts
-    prompts = _prompts_with_rows(kept, rows)
+    known = [prompt for prompt in prompts if prompt.prompt_id in drawn] if predict else prompts
+    known_ids = {prompt.prompt_id for prompt in known}
+    if stray := next((row.prompt_id for row in rows if row.prompt_id not in known_ids), None):
+        raise DisaError(
+            f"a trajectory belongs to prompt {stray}, which is not among the tasks' prompts",
+            where="partition",
+            fix="rerun proposals and scoring for these tasks",
+        )
+    drawn_splits = {prompt.split for prompt in known if prompt.prompt_id in drawn}
+    prompts = [prompt for prompt in known if prompt.split in drawn_splits or prompt.split == "train"]
+    for prompt in prompts:
+        if prompt.prompt_id not in drawn:
+            raise DisaError(
+                f"prompt {prompt.prompt_id} ({prompt.split}) has no trajectory",
+                where="partition",
+                fix="rerun the proposals and scoring stages, or remove the prompt",
+            )
     return prompts, undrawn, trajectory_columns([prompt.prompt_id for prompt in prompts], rows)
 
 
@@ -207,24 +215,3 @@ def _record(prompt: Prompt, estimate: LogPartition, reward_range: tuple[float, f
         method=estimate.method,
         flags=list(estimate.flags),
     )
-
-
-def _prompts_with_rows(prompts: Sequence[Prompt], rows: Sequence[ScoredTrajectory]) -> list[Prompt]:
-    drawn = {row.prompt_id for row in rows}
-    known = {prompt.prompt_id for prompt in prompts}
-    if stray := next((row.prompt_id for row in rows if row.prompt_id not in known), None):
-        raise DisaError(
-            f"a trajectory belongs to prompt {stray}, which is not among the tasks' prompts",
-            where="partition",
-            fix="rerun proposals and scoring for these tasks",
-        )
-    drawn_splits = {prompt.split for prompt in prompts if prompt.prompt_id in drawn}
-    kept = [prompt for prompt in prompts if prompt.split in drawn_splits or prompt.split == "train"]
-    for prompt in kept:
-        if prompt.prompt_id not in drawn:
-            raise DisaError(
-                f"prompt {prompt.prompt_id} ({prompt.split}) has no trajectory",
-                where="partition",
-                fix="rerun the proposals and scoring stages, or remove the prompt",
-            )
-    return kept

@@ -60,17 +60,6 @@ def sweep_log_z(
 
     Only the soft successes depend on beta. Where rewards are 0 and 1, q is the same at every beta. Raises DisaError
     where an inverse temperature is not finite and positive, or the methods do not fit the draws.
-
-    Parameters
-    ----------
-    draws : Draws
-        From :func:`disa.partition.draws.collect_draws`, at any beta.
-    methods : sequence of str, optional
-        As there.
-
-    Returns
-    -------
-    array, shape (prompts, k)
     """
     chosen = _checked(["mixture"] * len(draws.counts) if methods is None else methods, draws)
     columns = []

@@ -49,13 +49,6 @@ class ModelShape:
 
         Kaplan et al. 2020 (arXiv 2001.08361, section 2.1), with the head's weights in N because small models spend
         much of their time there. A backward pass counts twice a forward pass.
-
-        Parameters
-        ----------
-        tokens : float
-            Positions that pass the model.
-        context : float
-            Tokens of the sequence that each belongs to.
         """
         weights = self.parameters - self.embedding
         return tokens * (2.0 * weights + 2.0 * self.layers * context * self.hidden)

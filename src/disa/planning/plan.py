@@ -47,14 +47,8 @@ def make_plan(
     """One row per stage, in pipeline order; the report, a few seconds of plotting, is left out.
 
     Raises DisaError where ``against`` has no finished stage of the plan, or one that drew or saw another number of
-    completions (before any rounds, which may draw less than planned).
-
-    Parameters
-    ----------
-    cluster : Cluster, optional
-        Adds its time for the stages that run the model, whose memory is then that of its GPUs.
-    against : Path, optional
-        Run directory whose finished stages are compared.
+    completions (before any rounds, which may draw less than planned). A ``cluster`` adds its time for the stages that
+    run the model, whose memory is then that of its GPUs; ``against`` is a run directory to compare with.
     """
     checkpointed = cluster is not None or torch.cuda.is_available()
     work = count_work(recipe, rehearsal.shape, rehearsal.lengths, rehearsal.prompts, checkpointed=checkpointed)

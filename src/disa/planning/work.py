@@ -71,16 +71,9 @@ def count_work(
 ) -> dict[str, StageWork]:
     """Work of the stages that run the model, by the name of their folder.
 
-    Parameters
-    ----------
-    shape : ModelShape
-        Of reference, proposal and policy, which are taken to be of one size.
-    prompts : dict
-        Number of prompts of each split.
-    checkpointed : bool
-        Whether training keeps the inputs of layers alone and computes the rest again, as it does on CUDA
-        (:func:`disa.lm.hf_trainer.trainer_arguments`). The operations of the second forward pass are not counted, as
-        utilisations are quoted without them.
+    Reference, proposal and policy are taken to be of one size. ``checkpointed`` training keeps the inputs of layers
+    alone and computes the rest again, as on CUDA (:func:`disa.lm.hf_trainer.trainer_arguments`). The operations of the
+    second forward pass are not counted, as utilisations are quoted without them.
     """
     training, evaluation = recipe.training, recipe.evaluation
     per_sequence = shape.forward_flops(lengths.sequence, lengths.sequence)

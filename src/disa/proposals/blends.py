@@ -41,7 +41,7 @@ class Blends:
     Parameters
     ----------
     weights : sequence of (float, float)
-        Of the reference's logits and of the second stream's, one pair a component.
+        Of the reference's logits and of the second stream's, one pair per component.
     second : {"reference", "proposal"}
         Model of the second stream.
     hinted : mapping of str to sequence of int, optional
@@ -71,15 +71,7 @@ class Blends:
         encoded: Mapping[str, Sequence[int]],
         **how: Any,
     ) -> np.ndarray:
-        """Log-probabilities of trajectories under the reference and under mu, shape (rows, 2), in one go.
-
-        Parameters
-        ----------
-        encoded : mapping
-            Prompt tokens by prompt id.
-        **how
-            As :func:`disa.lm.blend.blended_sequence_log_probs` takes it.
-        """
+        """Log-probabilities of trajectories under the reference and under mu, shape (rows, 2), in one go."""
         ids = [row.prompt_id for row in rows]
         streams = self.streams(models, ids, [encoded[i] for i in ids])
         weights = (_REFERENCE, *self.weights)
@@ -116,13 +108,7 @@ def _hint(template: str, task: Task, prompt: Prompt) -> str:
 
 
 class BlendEngine:
-    """Draws the proposal's trajectories from blends.
-
-    Parameters
-    ----------
-    models : mapping
-        The models of ``blends.roles``; loaded when the first trajectory is drawn.
-    """
+    """Draws the proposal's trajectories from blends."""
 
     def __init__(
         self,
@@ -133,17 +119,18 @@ class BlendEngine:
         config: ProposalsConfig,
     ) -> None:
         self._blends, self._models, self._tokenizer = blends, models, tokenizer
-        self._law, self._seed = sampling, config.seed
+        self._sampling, self._seed = sampling, config.seed
         self._held: dict[str, PreTrainedModel] = {}
 
     def draw(self, jobs: Sequence[Job]) -> list[Draw]:
-        """One trajectory a job; its log-probability is that of the mixture."""
-        blends, limit = self._blends, self._law.max_completion_length
+        """One trajectory per job; its log-probability is that of the mixture."""
+        blends, limit = self._blends, self._sampling.max_completion_length
         self._held = self._held or {role: self._models[role] for role in blends.roles}
         streams = blends.streams(self._held, [job.prompt_id for job in jobs], [job.prompt_ids for job in jobs])
         for model, prompts in streams:
             for job, ids in zip(jobs, prompts, strict=True):
-                check_context(model.config, list(ids), self._law, where=f"prompt {job.prompt_id}, as the blend has it")
+                where = f"prompt {job.prompt_id}, as the blend has it"
+                check_context(model.config, list(ids), self._sampling, where=where)
         numbers = np.stack([uniforms(self._seed, job.prompt_id, "proposal", job.draw, limit) for job in jobs])
         count = len(blends.weights)
         component = [(self._first(job.prompt_id, count) + job.draw) % count for job in jobs]
@@ -155,7 +142,7 @@ class BlendEngine:
             torch.tensor(component, device=device),
             torch.as_tensor(numbers, device=device),
             stops,
-            temperature=self._law.temperature,
+            temperature=self._sampling.temperature,
         )
         found = even_mixture(log_probs).tolist()
         return [Draw(ids, ids[-1] not in stops, log_p) for ids, log_p in zip(rows, found, strict=True)]

@@ -27,11 +27,6 @@ def make_engines(
     """Engine of each source that transformers does not draw.
 
     Raises DisaError where an engine is not installed or a file cannot be imported.
-
-    Parameters
-    ----------
-    paths : mapping
-        Folder or hub id of ``reference`` and ``proposal``.
     """
     if config.engine == "transformers":
         return {}

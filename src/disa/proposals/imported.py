@@ -46,16 +46,7 @@ class ImportedTrajectories:
     """The proposal's trajectories, in the order of their files.
 
     Raises DisaError where a file cannot be read, a row is no completion that the sampling law can write, or no row
-    belongs to a prompt of the run.
-
-    Parameters
-    ----------
-    prompts : list of Prompt
-        Those of the run. Rows of other prompts are left out and counted.
-    tokenizer : PreTrainedTokenizerBase
-        The reference's.
-    stops : sequence of int
-        Stop tokens.
+    belongs to a prompt of the run. Rows of other prompts than the run's are left out and counted.
     """
 
     def __init__(

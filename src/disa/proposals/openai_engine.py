@@ -1,7 +1,7 @@
 """Draw from a server of the OpenAI protocol that reports log-probabilities: vLLM, SGLang, llama.cpp and their like.
 
 They differ in what they draw from by default and in how they report tokens. Every setting that changes the
-distribution is sent, and where the server repeats what it used, as llama.cpp does, its word is checked. Tokens are
+distribution is sent, and where the server repeats what it used, as llama.cpp does, that is checked. Tokens are
 taken as ids in whichever form they come; where only text comes it is tokenised again, and the trajectory marked.
 """
 
@@ -44,24 +44,17 @@ and SGLang and an error to llama-cpp-python."""
 class OpenAIEngine:
     """One model behind ``/completions``.
 
-    Parameters
-    ----------
-    endpoint : str
-        ``openai:URL#MODEL``.
-    stops : sequence of int
-        Stop tokens.
-    tokenizer : PreTrainedTokenizerBase
-        The reference's.
+    The endpoint is ``openai:URL#MODEL``, the tokenizer the reference's.
     """
 
     def __init__(
         self, endpoint: str, sampling: SamplingConfig, stops: Sequence[int], tokenizer: Tokenizer, config: OpenAIConfig
     ) -> None:
         self._client = OpenAIClient(Endpoint.parse(endpoint), timeout=config.timeout, concurrency=config.concurrency)
-        self._law, self._stops, self._tokenizer, self._config = sampling, tuple(stops), tokenizer, config
+        self._sampling, self._stops, self._tokenizer, self._config = sampling, tuple(stops), tokenizer, config
 
     def draw(self, jobs: Sequence[Job]) -> list[Draw]:
-        """One request a job, several at once.
+        """One request per job, several at once.
 
         Raises DisaError where the server cannot be reached, refuses a request, drew from another distribution than it
         was asked to, or reports no log-probabilities.
@@ -74,14 +67,14 @@ class OpenAIEngine:
     def _draw(self, job: Job) -> Draw:
         reply = self._client.complete(self._prompt(job.prompt_ids), **self._request(job.seed))
         where = f"{self._client.endpoint.url}, prompt {job.prompt_id}, draw {job.draw}"
-        check_settings(reply, self._law, where=where)
-        limit = self._law.max_completion_length
+        check_settings(reply, self._sampling, where=where)
+        limit = self._sampling.max_completion_length
         if (tokens := reported_tokens(reply)) is not None:
             return finished_draw(*tokens, self._stops, limit, where=where)
         truncated = reply.finish_reason == "length"
         if (tokens := self._pieces(reply)) is None:
             # Its own tokens need not be those that were drawn, and may be more: then it is cut at the limit as well.
-            ids = text_ids(self._tokenizer, reply.text, self._law, truncated=truncated, where=where)
+            ids = text_ids(self._tokenizer, reply.text, self._sampling, truncated=truncated, where=where)
             return Draw(ids[:limit], truncated or len(ids) > limit, None, retokenised=True)
         ids, log_probs = tokens
         if truncated:
@@ -116,7 +109,7 @@ class OpenAIEngine:
         return self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
     def _request(self, seed: int) -> dict[str, Any]:
-        sampling = self._law
+        sampling = self._sampling
         return {
             **NEUTRAL,
             **_LLAMA_CPP,

@@ -33,20 +33,8 @@ def round_stage(
 ) -> Stage:
     """Describe one round.
 
-    Parameters
-    ----------
-    number : int
-        From 1 on.
-    prompts : callable
-        Training prompts.
-    inputs : dict
-        What the first draws read, and all earlier scores.
-    target : dict
-        Further settings that the plan depends on.
-    plan : callable
-        The draws that everything drawn so far calls for.
-    say : callable
-        Receives one line that says how many.
+    ``inputs`` are what the first draws read, and all earlier scores; ``target`` holds further settings that the plan
+    depends on.
     """
 
     def work(stage: StageFolder) -> None:

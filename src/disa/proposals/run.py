@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from disa.lm.models import FrozenModels, Models
-from disa.lm.sampler import Draw, sample, uniforms
+from disa.lm.sampler import draw_rows, uniforms
 from disa.lm.sampling_config import SamplingConfig, check_context, decode_completion, encode_prompt
 from disa.proposals.answers import varied_answers
 from disa.proposals.blends import BlendEngine, blends_of
@@ -104,15 +104,8 @@ def run_proposals(
 ) -> None:
     """Write one part per block of prompts, beside any other processes that do the same.
 
-    Parameters
-    ----------
-    models : dict
-        ``reference`` and ``proposal``; the same object twice where there is no separate proposal. A source that an
-        engine draws needs none.
-    plan : mapping, optional
-        The draws to make of every prompt; by default the configuration's counts, from 0 on, and all that an import has.
-    engines : mapping, optional
-        What draws in the place of transformers, by source.
+    ``plan`` is by default the configuration's counts, from 0 on, and all that an import has. A source that an engine
+    draws needs no model.
     """
     engines, models = engines or {}, FrozenModels.of(models)
     if plan is None:
@@ -181,11 +174,14 @@ def draw_block(
         jobs = [(p.prompt_id, draw) for p, s in block if s == source for draw in plan[p.prompt_id][source]]
         for start in range(0, len(jobs), config.batch_size):
             batch = jobs[start : start + config.batch_size]
-            draws = (
-                engines[source].draw([Job(i, encoded[i], n, job_seed(config.seed, i, source, n)) for i, n in batch])
-                if source in engines
-                else _sampled(batch, source, encoded, config, sampling, models[source], tokenizer)
-            )
+            if source in engines:
+                jobs_of = [Job(i, encoded[i], n, job_seed(config.seed, i, source, n)) for i, n in batch]
+                draws = engines[source].draw(jobs_of)
+            else:
+                limit = sampling.max_completion_length
+                numbers = np.stack([uniforms(config.seed, i, source, n, limit) for i, n in batch])
+                rows = [encoded[i] for i, _ in batch]
+                draws = draw_rows(models[source], tokenizer, rows, numbers, temperature=sampling.temperature)
             yield [
                 Trajectory(
                     prompt_id=prompt_id,
@@ -201,24 +197,3 @@ def draw_block(
                 )
                 for (prompt_id, draw), d in zip(batch, draws, strict=True)
             ]
-
-
-def _sampled(
-    batch: list[tuple[str, int]],
-    source: str,
-    encoded: dict[str, list[int]],
-    config: ProposalsConfig,
-    sampling: SamplingConfig,
-    model: PreTrainedModel,
-    tokenizer: Tokenizer,
-) -> list[Draw]:
-    numbers = np.stack(
-        [uniforms(config.seed, prompt_id, source, draw, sampling.max_completion_length) for prompt_id, draw in batch]
-    )
-    return sample(
-        model,
-        tokenizer,
-        [encoded[prompt_id] for prompt_id, _ in batch],
-        numbers,
-        sampling,
-    )

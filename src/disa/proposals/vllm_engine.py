@@ -60,7 +60,7 @@ class VLLMEngine:
         if taken := sorted(fixed.keys() & options.keys()):
             problem = f"{', '.join(taken)} cannot be set, disa sets it"
             raise DisaError(problem, where="recipe, field proposals.vllm", fix="remove it")
-        self._law, self._stops, self._vllm = sampling, tuple(stops), vllm
+        self._sampling, self._stops, self._vllm = sampling, tuple(stops), vllm
         self._arguments, self._llm = fixed | options, None
 
     def close(self) -> None:
@@ -77,8 +77,8 @@ class VLLMEngine:
         return self._llm
 
     def draw(self, jobs: Sequence[Job]) -> list[Draw]:
-        """One trajectory a job, each with a seed of its own."""
-        sampling = self._law
+        """One trajectory per job, each with a seed of its own."""
+        sampling = self._sampling
         settings = [
             self._vllm.SamplingParams(
                 n=1,
@@ -100,4 +100,4 @@ class VLLMEngine:
         ids = [int(token) for token in completion.token_ids]
         log_probs = [float(step[token].logprob) for token, step in zip(ids, completion.logprobs, strict=True)]
         where = f"vLLM, prompt {job.prompt_id}, draw {job.draw}"
-        return finished_draw(ids, log_probs, self._stops, self._law.max_completion_length, where=where)
+        return finished_draw(ids, log_probs, self._stops, self._sampling.max_completion_length, where=where)

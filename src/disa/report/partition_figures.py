@@ -27,13 +27,7 @@ def partition_figures(
 ) -> list[Figure]:
     """Draw log Z in nats, its evidence and its flags; none without estimates.
 
-    Parameters
-    ----------
-    binary : bool
-        Whether every reward was one of the range's ends.
-    coverage : mapping, optional
-        The partition manifest's profile: how much of the reference's successes the proposal writes less often, by how
-        many nats.
+    ``binary`` says whether every reward was one of the range's ends; ``coverage`` is the partition manifest's profile.
     """
     if not estimates:
         return []

@@ -1,4 +1,4 @@
-"""Figures of the training stage: one panel a logged quantity, methods overlaid."""
+"""Figures of the training stage: one panel per logged quantity, methods overlaid."""
 
 from __future__ import annotations
 
@@ -55,8 +55,7 @@ def _panel(
         axes.plot(
             x, running_mean(y, window), color=colour, linestyle=styles[method]["linestyle"], linewidth=2, label=method
         )
-        tenth = max(1, len(y) // 10)
-        changes.append(f"{method} {_short(y[:tenth].mean())} → {_short(y[-tenth:].mean())}")
+        changes.append(f"{method} {y[:window].mean():.3g} → {y[-window:].mean():.3g}")
     if key in _ZERO_LINE:
         axes.axhline(0, color=GUIDE, linestyle="--", linewidth=1)
     if key == "grad_norm" and all((y > 0).all() for _, y in series.values()):
@@ -82,7 +81,3 @@ def _series(steps: Sequence[Mapping[str, Any]], x_key: str, key: str) -> tuple[n
 
 def _finite(value: Any) -> bool:
     return isinstance(value, (int, float)) and math.isfinite(value)
-
-
-def _short(value: float) -> str:
-    return f"{value:.3g}"

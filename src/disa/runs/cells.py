@@ -20,20 +20,10 @@ def share_cells(
 ) -> dict[str, DisaError]:
     """Finish all units, together with whoever else works on them.
 
-    A unit that fails for a reason its user can mend is tried once and left, and the others are finished.
-
-    Parameters
-    ----------
-    units : callable
-        Gives the units by name, in the order of work. It is asked again after each, for one may add others. A unit
-        raises :class:`RunDirectoryBusy` where another process holds it, and does nothing where it is finished.
-    say : callable
-        Receives a line per failure, and one where this process waits.
-
-    Returns
-    -------
-    dict of str to DisaError
-        What failed in this process, by name.
+    A unit that fails for a reason its user can mend is tried once and left, and the others are finished. ``units``
+    gives the units by name, in the order of work, and is asked again after each, for one may add others. A unit raises
+    :class:`RunDirectoryBusy` where another process holds it, and does nothing where it is finished. Returns by name
+    what failed in this process.
     """
     done: set[str] = set()
     failed: dict[str, DisaError] = {}

@@ -137,10 +137,7 @@ class StageFolder:
     def alone(self, waiting: Callable[[], None] = lambda: None) -> contextlib.AbstractContextManager[None]:
         """Hold this stage among all processes that work in the run directory.
 
-        Parameters
-        ----------
-        waiting : callable
-            Called once where another process holds it and this one has to wait.
+        ``waiting`` is called once where another process holds it and this one has to wait.
         """
         return awaited(self._lock, waiting)
 
@@ -151,15 +148,10 @@ class StageFolder:
     def parts_to_make(self, rows: dict[str, int]) -> Iterator[str]:
         """Keys of the parts that this process is to make, until all are there.
 
-        A part belongs to the process that claimed it for as long as that process lives; other processes take the
-        other parts, then wait, and take over the part of one that died. Parts that another part size left, with
-        another key or another number of rows, go: a stage under way may be continued with another part size, which
-        only moves the borders of its parts.
-
-        Parameters
-        ----------
-        rows : dict
-            Number of rows of every part, by key, in the order in which parts are made.
+        A part belongs to the process that claimed it for as long as that process lives; other processes take the other
+        parts, then wait, and take over the part of one that died. Parts that another part size left, with another key
+        or another number of rows, go: a stage under way may be continued with another part size, which only moves the
+        borders of its parts. ``rows`` is the number of rows of every part, in the order in which parts are made.
         """
         for path in self.path.glob("*.parquet"):
             if path.stem not in rows:

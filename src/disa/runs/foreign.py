@@ -16,14 +16,8 @@ from disa.errors import DisaError
 def foreign_rows(path: Path, shown: str | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield every row of a file, with its place for messages (``FILE, row 3``; the first is row 0).
 
-    Raises DisaError where the file is missing, of another type, not readable, or a row is no JSON object.
-
-    Parameters
-    ----------
-    path : Path
-        ``.jsonl`` or ``.parquet``.
-    shown : str, optional
-        What messages call the file.
+    Raises DisaError where the file is missing, of another type, not readable, or a row is no JSON object. ``shown`` is
+    what messages call the file.
     """
     shown = shown or str(path)
     if not path.is_file():

@@ -50,11 +50,7 @@ def shared(run_dir: Path, work: str) -> Iterator[None]:
     """Hold a run directory together with any number of processes that do the same work.
 
     Raises RunDirectoryBusy where a process that does other work holds it. Raises DisaError where it cannot be made.
-
-    Parameters
-    ----------
-    work : str
-        Digest of what is to be done: processes that do something else are kept out.
+    ``work`` is a digest of what is to be done.
     """
     with _lock_file(run_dir) as file:
         path = run_dir / ".work"
@@ -89,10 +85,7 @@ def somebody_works(run_dir: Path) -> bool:
 def awaited(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
     """Hold a lock file, waiting for it where another process does.
 
-    Parameters
-    ----------
-    waiting : callable
-        Called once where this process has to wait.
+    ``waiting`` is called once where this process has to wait.
     """
     with path.open("w") as file:
         if not try_lock(file):

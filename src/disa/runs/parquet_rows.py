@@ -59,25 +59,15 @@ def read_rows(paths: str | Path | Iterable[Path], row_type: type[Row], *, thin: 
     """Read rows of one type from a file, from a folder's ``*.parquet`` files, or from many files.
 
     Raises DisaError naming file, row and field: a missing or unreadable file, a missing column, a wrong type, another
-    record or version, a null or a NaN where a value is required.
-
-    Parameters
-    ----------
-    thin : bool
-        Leave texts and token ids of completions where they are: texts are empty, token ids are :class:`StoredIds`. A
-        row then takes some hundred bytes, however long its completion.
+    record or version, a null or a NaN where a value is required. With ``thin`` the texts and token ids of completions
+    stay where they are: texts are empty, token ids are :class:`StoredIds`. A row then takes some hundred bytes, however
+    long its completion.
     """
     return [row for path in _files(paths) for row in _read_file(path, row_type, thin=thin)]
 
 
 class StoredRows(Sequence[Row]):
-    """Rows of Parquet files that stay there; those that are looked at are read and checked.
-
-    Parameters
-    ----------
-    paths, row_type
-        As :func:`read_rows` takes them.
-    """
+    """Rows of Parquet files that stay there; those that are looked at are read and checked."""
 
     def __init__(self, paths: str | Path | Iterable[Path], row_type: type[Row]) -> None:
         self._paths, self._row_type = _files(paths), row_type

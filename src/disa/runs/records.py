@@ -90,7 +90,7 @@ class ScoredTrajectory(Trajectory):
 
     log_ref: float
     log_proposal: float | None
-    """Null where neither the proposal's weights nor its own word are at hand: no importance weight then."""
+    """Null where neither the proposal's weights nor its sampler's number are at hand: no importance weight then."""
     reward: float | None
     """Null where the verifier came to no verdict: such a row takes no part in any estimate or loss."""
 

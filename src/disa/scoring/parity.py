@@ -22,17 +22,9 @@ def parity_report(
 ) -> dict[str, Any]:
     """Absolute differences per token between the sampler's and the scorer's log-probability.
 
-    Parameters
-    ----------
-    models : sequence of str
-        Sources whose model the scorer has.
-
-    Returns
-    -------
-    dict
-        Per source: ``mean`` and ``max`` over its trajectories in nats per token, and the count; with the ``bound``
-        that the means must respect. Trajectories that only one of the two has a number for are counted as
-        ``unchecked``, where there are any.
+    Of each source in ``models``, whose model the scorer has: ``mean`` and ``max`` over its trajectories in nats per
+    token, and the count; with the ``bound`` of the means. Trajectories that only one of the two has a number for are
+    counted as ``unchecked``.
     """
     report: dict[str, Any] = {"bound": bound, "unit": "nats per token"}
     both = [row for row in rows if row.source in models and row.log_sampler is not None]

@@ -54,16 +54,7 @@ def scoring_stage(
 ) -> Stage:
     """Describe the stage that scores the first draws, or those of a round.
 
-    Parameters
-    ----------
-    drawn : StageFolder
-        The trajectories.
-    drawn_by : ProposalsConfig
-        How they were drawn.
-    proposal_here : bool
-        False where only a server or a file speaks for the proposal.
-    number : int
-        Of the round.
+    ``proposal_here`` is False where only a server or a file speaks for the proposal.
     """
 
     def work(stage: StageFolder) -> None:
@@ -112,14 +103,9 @@ def run_scoring(
 ) -> None:
     """Write one part per block of trajectories, beside any other processes that do the same, then the parity report.
 
-    Raises DisaError where a reward is unusable, or sampler and scorer disagree beyond the bound.
-
-    Parameters
-    ----------
-    blends : Blends, optional
-        What the proposal's trajectories were drawn from, where that is not the model ``proposal`` itself.
-    verdict_needed : bool
-        Refuse trajectories none of which has a reward; a small round of further draws may be left without.
+    Raises DisaError where a reward is unusable, or sampler and scorer disagree beyond the bound. ``blends`` are what
+    the proposal's trajectories were drawn from, where that is not the model ``proposal`` itself. Without
+    ``verdict_needed`` there may be no reward at all, as in a small round of further draws.
     """
     by_id = {p.prompt_id: p for p in prompts}
     drawn_for: Iterable[str] = (t.prompt_id for t in trajectories)
@@ -170,7 +156,7 @@ def run_scoring(
             log_ref, log_proposal = pairs.T.tolist()
         else:
             scores = score(last, block, advance).tolist()
-            # Without the proposal's weights there is only its own word, and that on its own draws.
+            # Without the proposal's weights there is only what its sampler said, and that of its own draws.
             said = [t.log_sampler if t.source == "proposal" else None for t in block]
             log_ref, log_proposal = log_ref or scores, scores if "proposal" in models else said
         return [_scored(*row) for row in zip(block, log_ref, log_proposal, rewards, strict=True)]

@@ -67,11 +67,6 @@ def truth_from_reference(columns: dict[str, Any], beta: float, reward_range: tup
     Z is taken without its factor exp(beta r_min). Var q is ``(mean(s^2) - mean(s)^2) / (n + 2)`` with half a success
     and half a failure added to the draws: for rewards of 0 and 1 the variance of the Jeffreys posterior. Raises
     DisaError where a prompt has no draw.
-
-    Parameters
-    ----------
-    columns : dict
-        Draws of the reference, as :func:`disa.partition.draws.trajectory_columns` makes them.
     """
     prompts = columns["n_prompts"]
     s = soft_success(columns["rewards"], beta, reward_range)
@@ -122,15 +117,9 @@ def cell_error(
     """Measure one cell: error, interval coverage, flags and effective sample sizes, as plain JSON values.
 
     Every block is estimated as the partition stage would, all prompts at once, since the gate pools its evidence over
-    them. Means are over prompts, whose standard errors treat them as independent.
-
-    Returns
-    -------
-    dict
-        ``bias``, ``bias_squared``, ``variance``, ``mse``, ``rmse``, ``coverage``, ``width``, ``ess``, ``hits_ess``,
-        ``gated``, ``flagged``, and of the whole pool ``proposal_reward`` and ``divergence`` (not where all came from
-        the reference), each with ``value`` and ``se``; ``flags``: rate by name; ``truth_se``: root mean square
-        standard error of the truth; ``blocks``; ``prompts``.
+    them. Means are over prompts, whose standard errors treat them as independent. Of the whole pool come
+    ``proposal_reward`` and ``divergence``, not where all draws came from the reference; ``truth_se`` is the root mean
+    square standard error of the truth.
     """
     batches = [
         estimate_log_partition_batch(

@@ -35,18 +35,14 @@ _QUANTITIES = {
 def study_figures(results: Mapping[str, Any]) -> list[Figure]:
     """Every figure; those of policies only where policies were trained."""
     size = min(results["trajectories"])
-    beta = central_beta(results)
+    # The one nearest to the recipe's own.
+    beta = min(results["inverse_temperatures"], key=lambda beta: abs(beta - results["inverse_temperature"]))
     figures = [_heat_map(results, name, size) for name in _QUANTITIES]
     figures += [_decomposition(results, size, beta)]
     figures += [_against_beta(results, name, size) for name in ("bias_squared", "variance")]
     figures += [_rmse_against_size(results, beta)]
     betas = dict.fromkeys(row["inverse_temperature"] for row in results["policies"])
     return figures + [figure for value in betas for figure in _policy_figures(results, value)]
-
-
-def central_beta(results: Mapping[str, Any]) -> float:
-    """The study's inverse temperature nearest to the recipe's own."""
-    return min(results["inverse_temperatures"], key=lambda beta: abs(beta - results["inverse_temperature"]))
 
 
 def _heat_map(results: Mapping[str, Any], name: str, size: int) -> Figure:

@@ -32,14 +32,8 @@ def policy_rows(
     """One row per method: held-out metrics of a cell's policies.
 
     Values are first averaged over seeds within a prompt; ``se`` is over prompts. ``seeds`` has the mean of each seed,
-    ``gains`` the differences to the reference, paired by prompt.
-
-    Parameters
-    ----------
-    seeds : sequence of sequences of StageFolder
-        Finished evaluations of each seed, the reference's among them.
-    log_z : mapping of str to float
-        The truth of the held-out prompts, the same for all cells of one inverse temperature.
+    ``gains`` the differences to the reference, paired by prompt. ``seeds`` are the evaluations of each seed, the
+    reference's among them.
     """
     found = [_heldout(folders, prompts, log_z, cell.beta, ks) for folders in seeds]
     rows = []

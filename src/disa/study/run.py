@@ -51,13 +51,6 @@ class Study:
 
     Raises DisaError where the recipe has no such sections, asks for a regressor, brings its proposal, or its blocks
     would not be alike.
-
-    Parameters
-    ----------
-    recipe : Recipe
-        With a ``study`` and a ``warmup`` section.
-    say : callable
-        Receives one line per stage.
     """
 
     def __init__(self, recipe: Recipe, *, say: Callable[[str], None]) -> None:

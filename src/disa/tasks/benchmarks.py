@@ -81,33 +81,18 @@ def rows_digest(rows: Iterable[Sequence[str]]) -> str:
     Texts are compared in Unicode's composed form (NFC) with runs of white space as one space: copies of a
     data set differ in these and mean the same.
     """
-    canonical = sorted(json.dumps([_canonical(text) for text in row], ensure_ascii=False) for row in rows)
+    canonical = sorted(
+        json.dumps([" ".join(unicodedata.normalize("NFC", text).split()) for text in row], ensure_ascii=False)
+        for row in rows
+    )
     return hashlib.sha256("\n".join(canonical).encode()).hexdigest()
-
-
-def _canonical(text: str) -> str:
-    return " ".join(unicodedata.normalize("NFC", text).split())
 
 
 def verify(name: str, files: dict[str, str], rows: int, digest: str, *, from_hub: bool, where: str) -> str:
     """What vouches for the rows just loaded.
 
     Raises DisaError where the number of rows is another, or a digest is known and neither it nor a file's is right.
-
-    Parameters
-    ----------
-    name : str
-        Entry of the table.
-    files : dict of str to str
-        SHA-256 of the files that were read.
-    rows : int
-        How many rows they hold.
-    digest : str
-        Their :func:`rows_digest`.
-    from_hub : bool
-        Whether the files are the hub's own; a local file may hold the same rows in another form.
-    where : str
-        Source, for the error message.
+    ``from_hub`` says whether the files are the hub's own; a local file may hold the same rows in another form.
     """
     entry = BENCHMARKS[name]
     pinned = None not in entry.files.values()

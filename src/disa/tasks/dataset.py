@@ -22,7 +22,7 @@ from disa.tasks.judges import AnswerJudge, make_judge
 from disa.tasks.overlap import normalised, overlap_counts, remove_overlaps
 from disa.tasks.rows import Problem, read_problem
 from disa.tasks.sources import RawSource, label_of, read_source
-from disa.tasks.task import SPLITS, DataReport, Task, read_payload
+from disa.tasks.task import SPLITS, DataReport, Task, chosen_prompts, read_payload
 
 
 class DatasetTask(Task):
@@ -166,7 +166,10 @@ class DatasetTask(Task):
             for problem in filter(lambda problem: problem.kept, problems):
                 splits[self._split_of(source, problem)].append(problem)
         left, found = remove_overlaps(splits, self.config.overlap)
-        prompts = {split: self._chosen(split, [_prompt(split, p) for p in rows]) for split, rows in left.items()}
+        prompts = {
+            split: chosen_prompts([_prompt(split, p) for p in rows], self.config.limit(split), self.config.seed)
+            for split, rows in left.items()
+        }
         over_limit = {split: len(left[split]) - len(rows) for split, rows in prompts.items()}
         facts = {
             "sources": sources,
@@ -191,16 +194,6 @@ class DatasetTask(Task):
                 return split
             number -= share
         return "train"
-
-    def _chosen(self, split: str, rows: list[Prompt]) -> list[Prompt]:
-        """Where there are more than asked for, those of the smallest hash: a larger limit only adds to them."""
-        limit = self.config.limit(split)
-        if limit is None or limit >= len(rows):
-            return rows
-        seed = self.config.seed
-        rank = {row.prompt_id: hashlib.sha256(f"{seed}\0{row.prompt_id}".encode()).digest() for row in rows}
-        kept = set(sorted(rank, key=rank.__getitem__)[:limit])
-        return [row for row in rows if row.prompt_id in kept]
 
 
 def _verifier(source: SourceConfig) -> str:

@@ -62,20 +62,9 @@ def remove_overlaps(
 ) -> tuple[dict[str, list[Problem]], list[Overlap]]:
     """Drop repeated problems, the first of the highest split staying.
 
-    Held-out problems define what is reported: one is dropped only where prompt and gold come twice, and a
-    repetition with another gold or in other words is reported and kept.
-
-    Parameters
-    ----------
-    match : str
-        ``normalised``, or ``exact`` to compare letter by letter.
-
-    Returns
-    -------
-    dict of str to list of Problem
-        What is left, in its order.
-    list of Overlap
-        Every repetition found.
+    Held-out problems define what is reported: one is dropped only where prompt and gold come twice, and a repetition
+    with another gold or in other words is reported and kept. ``match`` is ``normalised``, or ``exact`` to compare
+    letter by letter. Returns what is left, in its order, and every repetition found.
     """
     seen: dict[str, tuple[str, Problem]] = {}
     ids: set[str] = set()

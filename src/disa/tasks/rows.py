@@ -68,7 +68,8 @@ def read_problem(source: SourceConfig, row: RawRow) -> Problem:
     # The tests first: a problem that happens to say {tests} stays as it is.
     prompt = source.few_shot + template.replace("{tests}", shown_tests).replace("{prompt}", text)
     row_id = row.get(columns.get("id", "id"))
-    solution = row.get(_solution_column(columns))
+    # Of a column named solution that is mapped to something else it holds none.
+    solution = row.get(columns.get("solution", "" if "solution" in columns.values() else "solution"))
     return Problem(
         text=text,
         prompt=prompt,
@@ -81,11 +82,6 @@ def read_problem(source: SourceConfig, row: RawRow) -> Problem:
         solution=solution if isinstance(solution, str) and solution.strip() else None,
         kept=all(row.need(column, "keep") in values for column, values in source.keep.items()),
     )
-
-
-def _solution_column(columns: dict[str, str]) -> str:
-    """Column of the worked solution; one of that name that is mapped to something else holds none."""
-    return columns.get("solution", "" if "solution" in columns.values() else "solution")
 
 
 def _default_template(source: SourceConfig) -> str:

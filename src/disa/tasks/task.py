@@ -31,13 +31,7 @@ class DataReport:
 
 
 class Task(ABC):
-    """A source of prompts and the judge of completions.
-
-    Parameters
-    ----------
-    config : StageConfig
-        The ``tasks`` section of a recipe; a ``TaskConfig`` where prompts are generated.
-    """
+    """A source of prompts and the judge of completions."""
 
     name: str
     version: int
@@ -164,6 +158,15 @@ class Task(ABC):
         prompt_id = hashlib.sha256(f"{self.name}\0{text}".encode()).hexdigest()[:16]
         prompt = Prompt(prompt_id, self.name, split, text, json.dumps(payload), None)
         return Prompt(prompt_id, self.name, split, text, prompt.payload, len(self.solutions(prompt)))
+
+
+def chosen_prompts(prompts: list[Prompt], limit: int | None, seed: int) -> list[Prompt]:
+    """``limit`` of the prompts, those of the smallest hash, in their order: a larger limit only adds to them."""
+    if limit is None or limit >= len(prompts):
+        return prompts
+    order = {p.prompt_id: hashlib.sha256(f"{seed}\0{p.prompt_id}".encode()).digest() for p in prompts}
+    kept = set(sorted(order, key=order.__getitem__)[:limit])
+    return [p for p in prompts if p.prompt_id in kept]
 
 
 @functools.lru_cache(maxsize=65536)

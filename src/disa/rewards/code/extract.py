@@ -21,14 +21,9 @@ def extract_code(completion: str, names: Collection[str] = ()) -> str:
 
     Where blocks are marked as Python, others do not count, and of those that can be parsed not those of plain values.
     The last that defines one of ``names`` is the program, where there are none the last that reads the input; without
-    such a block the last that defines a function or a class; else the last one. Other blocks that define names which
-    it uses and does not define go in front of it, the nearest ones. A completion without a fence is the program as a
-    whole; an unclosed fence reaches to the end.
-
-    Parameters
-    ----------
-    names : collection of str
-        Functions, methods or classes that the tests call; none for a script.
+    such a block the last that defines a function or a class; else the last one. Other blocks that define names which it
+    uses and does not define go in front of it, the nearest ones. A completion without a fence is the program as a
+    whole; an unclosed fence reaches to the end. ``names`` are what the tests call; none for a script.
     """
     blocks = list(_blocks(completion))
     if not blocks:

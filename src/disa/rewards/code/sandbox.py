@@ -54,10 +54,7 @@ class Run:
     def stop(self, seconds: float = 0.0) -> int | None:
         """Wait for the end, then kill whatever is left.
 
-        Returns
-        -------
-        int or None
-            Exit code, 128 + signal number where a signal ended it, None where it had to be killed here.
+        Returns the exit code, 128 + signal number where a signal ended it, None where it had to be killed here.
         """
         try:
             return self.process.wait(seconds)
@@ -89,13 +86,7 @@ class Run:
 
 
 class Sandbox:
-    """Starts scripts of ``inside/`` in bubblewrap.
-
-    Parameters
-    ----------
-    bwrap : str
-        Path of the executable.
-    """
+    """Starts scripts of ``inside/`` in bubblewrap."""
 
     def __init__(self, bwrap: str, limits: Limits) -> None:
         self._limits = limits
@@ -106,16 +97,8 @@ class Sandbox:
     ) -> Run:
         """Start a script.
 
-        Parameters
-        ----------
-        script : str
-            File name in ``inside/``, without its ending.
-        setup : mapping
-            What the script reads first, plain data.
-        fds : sequence of int
-            File descriptors it inherits; all others stay closed.
-        script_pipes : bool
-            Whether stdin and stdout are pipes to the caller instead of /dev/null.
+        ``setup``, plain data, is what the script reads first. It inherits ``fds`` alone. With ``script_pipes`` stdin
+        and stdout are pipes to the caller instead of /dev/null.
         """
         started_read, started_write = os.pipe()
         uid = None if os.geteuid() else _FIRST_UID + secrets.randbelow(_UIDS)

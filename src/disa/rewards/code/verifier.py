@@ -16,12 +16,8 @@ from disa.rewards.code.verdict import CodeVerdict, readable
 class CodeVerifier:
     """Runs model-written programs against their tests, in a bubblewrap sandbox each.
 
-    Raises DisaError where bubblewrap is missing or does not work: model-written programs never run without it.
-
-    Parameters
-    ----------
-    workers : int
-        Programs judged at the same time. Each is a thread that waits for its sandbox, not a process.
+    Raises DisaError where bubblewrap is missing or does not work: model-written programs never run without it. Of
+    ``workers`` programs judged at the same time each is a thread that waits for its sandbox.
     """
 
     def __init__(self, workers: int = 2, limits: Limits | None = None) -> None:

@@ -25,15 +25,9 @@ _NOT_EQUATION = re.compile(r"<|>|\\(?:le|ge|ne|approx|equiv|sim|cong|wedge|to|Ri
 
 
 def verdict_on(gold: str | Gold, answer: str, *, percent_optional: bool = False) -> Verdict:
-    r"""Whether an answer is the gold answer.
+    """Whether an answer is the gold answer.
 
-    Parameters
-    ----------
-    gold : str or Gold
-    answer : str
-        As :func:`disa.rewards.maths.extract_answer` returns it.
-    percent_optional : bool
-        Whether a percent sign may be left out or added (``10`` for ``10\%``), as some graders have it.
+    With ``percent_optional`` a percent sign may be left out or added, as some graders have it.
     """
     try:
         same = _decide(as_gold(gold), answer, percent_optional)

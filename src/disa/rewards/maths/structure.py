@@ -37,10 +37,7 @@ class Sequence:
 def parse_structure(text: str, commas_separate: bool = False) -> Sequence | str:
     """A cleaned answer as nested sequences of single expressions.
 
-    Parameters
-    ----------
-    commas_separate : bool
-        Read ``2,500`` as two numbers; otherwise commas before three digits group thousands.
+    With ``commas_separate`` ``2,500`` is two numbers; otherwise commas before three digits group thousands.
     """
     if (outward := _outward(text)) is not None:
         return outward
