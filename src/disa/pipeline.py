@@ -53,20 +53,11 @@ class NotFinished(DisaError):
 
 
 class Pipeline:
-    """One recipe's stages.
+    """One recipe's stages; ``say`` receives one line per stage.
 
-    Parameters
-    ----------
-    may_work : collection of str
-        Stages that may do work; any other must have finished already.
-    say : callable
-        Receives one line per stage.
-    finished : mapping of str to StageFolder, optional
-        By folder name, stages that finished in another run directory and are taken as they are.
-    task, models : Task, Models, optional
-        Those that no recipe can name, in place of the recipe's.
-    backend : Backend, optional
-        What makes the parts of ``2_proposals`` and ``3_scoring`` in this process's place.
+    Stages outside ``may_work`` must have finished already; ``finished`` ones, by folder name, finished in another run
+    directory and are taken as they are. ``task`` and ``models`` are those that no recipe can name, in place of the
+    recipe's. A ``backend`` makes the parts of ``2_proposals`` and ``3_scoring`` in this process's place.
     """
 
     def __init__(

@@ -94,27 +94,12 @@ def certify(
 ) -> Certificate:
     """Bound the mean KL(policy || target) over the prompts, numbered from 0; each has some of all three kinds of rows.
 
-    Parameters
-    ----------
-    log_ratio, reward : array, shape (samples,)
-        log pi - log pi_ref of the policy's own samples, nats, and their rewards, NaN where undecided (the smallest
-        reward is then taken, which can only raise the bound).
-    v : array, shape (trajectories,)
-        ``w s`` of the trajectories that log Z is estimated from: unbiased for q, in [0, largest_weight]. Their number
-        must not depend on what they are.
-    pilot : array, shape (pilots,)
-        Soft successes of reference samples that are no trajectories.
-    sample_prompt, trajectory_prompt, pilot_prompt : array of int
-        Which prompt each belongs to.
-    largest_weight : float
-        1 / alpha, alpha the smallest share of reference draws of any prompt.
-    beta, reward_range
-        Of the target.
-    level : float
-        Confidence.
-    ceiling : float
-        Largest log-ratio of a completion to the target that counts in full, nats. No sample can bound the mean of
-        what has no bound; the bound is one on the KL itself where no completion lies above.
+    ``log_ratio`` is log pi - log pi_ref of the policy's own samples, nats, and ``reward`` theirs, NaN where undecided
+    (the smallest reward is then taken, which can only raise the bound). ``v`` is ``w s`` of the trajectories that log Z
+    is estimated from: unbiased for q, in [0, largest_weight = 1 / alpha], alpha the smallest share of reference draws
+    of any prompt; their number must not depend on what they are. ``pilot`` holds soft successes of reference samples
+    that are no trajectories. A completion's log-ratio to the target counts in full up to ``ceiling`` nats: no sample
+    can bound the mean of what has no bound; the bound is one on the KL itself where no completion lies above.
     """
     low, high = reward_range
     width = beta * (high - low)

@@ -142,23 +142,11 @@ def per_prompt(
 ) -> Values:
     """Every metric of every model by prompt: model -> split or task -> metric -> prompt_id -> value.
 
-    Raises DisaError when a record's prompt is unknown, a correct sample of a task with modes has none, or a prompt has
-    fewer samples than the largest k.
-
-    Parameters
-    ----------
-    n_solutions : mapping of str to (int or None)
-        Exact number of solutions by ``prompt_id``, None where the task cannot count them.
-    ks : sequence of int
-        The k of Mean@k, pass@k and distinct modes at k.
-    log_z : mapping of str to float
-        The anchor's log Z, nats; ``kl_to_target`` is defined for the prompts it names.
-    beta : float
-        Inverse temperature.
-    by : {"split", "task"}
-        What prompts are grouped by.
-    has_modes : bool
-        Whether the task names the modes of solutions that it cannot count.
+    ``n_solutions`` is the exact number of solutions, None where the task cannot count them; ``ks`` the k of Mean@k,
+    pass@k and distinct modes at k; ``has_modes`` says that the task names the modes of solutions that it cannot count.
+    ``kl_to_target`` is defined for the prompts that ``log_z`` (the anchor's, nats) names. Raises DisaError when a
+    record's prompt is unknown, a correct sample of a task with modes has none, or a prompt has fewer samples than the
+    largest k.
     """
     groups: dict[tuple[str, str, str], list[EvaluationRecord]] = defaultdict(list)
     for record in records:

@@ -53,23 +53,10 @@ def draw_blended(
     *,
     temperature: float,
 ) -> tuple[list[list[int]], np.ndarray]:
-    """One completion per row, each by its own component, with its log-probability under all of them.
+    """One completion per row, each by its own ``component``, with its log-probability (nats) under all of them.
 
-    Parameters
-    ----------
-    weights : sequence of (float, float)
-        Of each component.
-    component : Tensor of int, shape (rows,)
-        By which component each row is drawn.
-    numbers : Tensor, shape (rows, length limit)
-        Uniform numbers in [0, 1), one per row and step.
-    stops : sequence of int
-        Tokens that end a completion and are part of it.
-
-    Returns
-    -------
-    tuple of list of list of int and ndarray, shape (rows, components)
-        Token ids, and log-probabilities in nats.
+    ``weights`` has a pair per component, ``numbers`` a uniform number in [0, 1) per row and step. ``stops`` end a
+    completion and are part of it.
     """
     streams, parts = needed(streams, weights)
 

@@ -101,22 +101,11 @@ def branch_attention(
     rows: AttentionBlock,
     kind: AttentionKind,
 ) -> Tensor:
-    """Attention of all branches of one trunk.
+    """Attention of all branches of one trunk: the shape of ``query``.
 
-    Parameters
-    ----------
-    query : Tensor, shape (tokens, heads, size)
-        Of the branches, one after the other.
-    trunk : tuple of Tensor, each of shape (length, key heads, size)
-        Keys and values of the trunk.
-    own : tuple of Tensor, each of shape (tokens, key heads, size)
-        Keys and values of the branches.
-    rows : Block
-        The branches within these tokens.
-
-    Returns
-    -------
-    Tensor, shape (tokens, heads, size)
+    ``query`` has shape (tokens, heads, size), of the branches one after the other; keys and values of the ``trunk``
+    have shape (length, key heads, size), those of the branches (``own``) shape (tokens, key heads, size). ``rows`` says
+    where each branch lies.
     """
     if kind[1:] == (None, None) and _fused(query):
         return _Joined.apply(query, *trunk, *own, rows, kind.scale)

@@ -26,22 +26,9 @@ def take_fingerprint(
 ) -> Fingerprint:
     """Fingerprint of everything log Z depends on: calibration stores it, every trainer compares its own with it.
 
-    Parameters
-    ----------
-    reference : PreTrainedModel or PeftModel
-        The model whose weights are hashed; adapters do not count.
-    sampling : SamplingConfig
-        The sampling law, as the caller will draw and score.
-    reward : str
-        Identity of the reward with its range.
-    inverse_temperature : float
-        beta.
-    task : str
-        Identity of the task.
-    stops : iterable of int, optional
-        Tokens that end a completion, where the caller stops at others than those the reference and tokenizer declare.
-    tools : str
-        Identity of tools and environments.
+    Adapters of the reference do not count; ``sampling`` is as the caller will draw and score; ``reward``, ``task`` and
+    ``tools`` are identities. ``stops`` are the tokens that end a completion, where the caller stops at others than
+    those the reference and tokenizer declare.
     """
     return Fingerprint(
         reference=weights_digest(reference),

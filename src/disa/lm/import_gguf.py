@@ -37,25 +37,12 @@ _EMBEDDING, _OUTPUT = "token_embd.weight", "output.weight"
 def import_gguf(
     file: str | Path, folder: str | Path, dtype: str = "bfloat16", stops: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Write a GGUF file's model, tokenizer and chat template as a Hugging Face folder.
+    """Write a GGUF file's model, tokenizer and chat template as a Hugging Face folder, whole or not at all.
 
-    Raises DisaError where the file is no GGUF, is cut off, or holds anything that the folder could not express; where
-    ``folder`` exists.
-
-    Parameters
-    ----------
-    folder : path
-        Appears whole or not at all.
-    dtype : {"bfloat16", "float32", "float16"}
-        Of the weights in the folder.
-    stops : sequence of str
-        Tokens that end a completion beside those that the file names.
-
-    Returns
-    -------
-    dict
-        What ``gguf.json`` in the folder says: the file's SHA-256, what it says of itself, how its weights were stored,
-        and whether the embeddings are tied, with the relative difference of the two tables where it stores two.
+    ``stops`` end a completion beside the tokens that the file names. Returns what ``gguf.json`` in the folder says: the
+    file's SHA-256, what it says of itself, how its weights were stored, and whether the embeddings are tied, with the
+    relative difference of the two tables where it stores two. Raises DisaError where the file is no GGUF, is cut off,
+    or holds anything that the folder could not express; where ``folder`` exists.
     """
     file, folder = Path(file), Path(folder)
     if folder.exists():

@@ -34,27 +34,11 @@ def sequence_log_probs(
     tokens_per_batch: int = 16384,
     advance: Callable[[int], None] = lambda rows: None,
 ) -> np.ndarray:
-    """``log p(y | x) = sum_t log softmax(logits_t / T)[y_t]`` of every completion.
+    """``log p(y | x) = sum_t log softmax(logits_t / T)[y_t]`` of every completion, nats in float64.
 
-    Parameters
-    ----------
-    model : PreTrainedModel
-        A causal language model with a separate output embedding.
-    prompt_ids, completion_ids : sequences of token id sequences, one per row
-        A completion includes its stop token unless it is truncated.
-    own : sequence of (sequence of int or None), optional
-        1 for each token of a completion that is summed, 0 for those of tools; None for all of them.
-    temperature : float
-        Divides the logits, as it did when the completions were sampled.
-    tokens_per_batch : int
-        Prompt plus completion tokens at once, padding included.
-    advance : callable
-        Called with the number of rows of every batch that is done.
-
-    Returns
-    -------
-    ndarray, shape (rows,), float64
-        Nats, in the order of the rows.
+    A completion includes its stop token unless it is truncated. ``own`` has 1 for each token that is summed, 0 for
+    those of tools; None for all of them. ``tokens_per_batch`` counts prompt and completion tokens, padding included;
+    ``advance`` is called with the number of rows of every batch that is done.
     """
     _check(prompt_ids, completion_ids)
     shared = unsupported(model) is None

@@ -22,19 +22,11 @@ Origin: TypeAlias = "str | Path | PreTrainedModel"
 
 
 class FrozenModels(Mapping[str, "PreTrainedModel"]):
-    """Models by role, one in memory at a time unless they work together: asking for another lets the one before go.
+    """Models by role, one in memory at a time unless they work ``together``: asking for another lets the one before go.
 
-    Pickled, they are paths, and load where they arrive. Raises DisaError where a model in memory is not in the stated
-    precision.
-
-    Parameters
-    ----------
-    paths : dict
-        Folder, hub id or model in memory of each role; roles of one path share a model.
-    compute, device_map
-        As :func:`disa.lm.loading.load_model` takes them. A model in memory stays as it is.
-    together : bool
-        Keep all of them.
+    ``paths`` has the folder, hub id or model in memory of each role; roles of one path share a model. ``compute`` and
+    ``device_map`` are :func:`disa.lm.loading.load_model`'s; a model in memory stays as it is. Pickled, they are paths,
+    and load where they arrive. Raises DisaError where a model in memory is not in the stated precision.
     """
 
     def __init__(
@@ -108,20 +100,11 @@ class FrozenModels(Mapping[str, "PreTrainedModel"]):
 
 
 class Models:
-    """Reference and proposal, loaded only when asked for.
+    """Reference and proposal, each a folder, a hub id or a model in memory, loaded only when asked for.
 
-    Parameters
-    ----------
-    reference : str, Path or PreTrainedModel
-        Folder, hub id, or a model in memory, which is put into evaluation mode where it is used.
-    proposal : str, Path or PreTrainedModel, optional
-        The same; without one the reference stands in for it.
-    made_here : bool
-        The run's own warm-up made them: they then enter a stage's fingerprint as its input.
-    tokenizer : PreTrainedTokenizerBase, optional
-        By default the one beside the reference.
-    device_map : str or mapping, optional
-        Of models that one device cannot hold, as :func:`disa.lm.loading.load_model` takes it.
+    A model in memory is put into evaluation mode where it is used; without a proposal the reference stands in for it.
+    ``made_here`` says that the run's own warm-up made them: they then enter a stage's fingerprint as its input. The
+    tokenizer is by default the one beside the reference.
     """
 
     def __init__(

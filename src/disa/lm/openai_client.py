@@ -63,24 +63,11 @@ class Endpoint:
 
 
 class OpenAIClient:
-    """Requests to one endpoint.
+    """Requests to one endpoint; the key is read from ``OPENAI_API_KEY`` and never written anywhere.
 
-    Parameters
-    ----------
-    timeout : float
-        Seconds one try may take, the whole reply included.
-    attempts : int
-        Tries of one request, the first included.
-    backoff : float
-        Seconds before the second try; doubled for each further one, up to a minute, with jitter.
-    concurrency : int
-        Requests under way at once in :meth:`map`.
-    stream : bool
-        Receive completions piece by piece, for gateways that close connections which are silent for a while.
-
-    Notes
-    -----
-    The key is read from ``OPENAI_API_KEY`` and never written anywhere.
+    One of ``attempts`` tries may take ``timeout`` seconds, the whole reply included; the second waits ``backoff``
+    seconds, each further one twice as long, up to a minute, with jitter. ``concurrency`` requests are under way at once
+    in :meth:`map`. ``stream`` receives completions piece by piece, for gateways that close silent connections.
     """
 
     def __init__(

@@ -117,25 +117,11 @@ def draw_tokens(
     temperature: float = 1.0,
     pick: Pick = invert,
 ) -> tuple[list[list[int]], list[list[float]]]:
-    """Token ids of one completion per row, with their log-probabilities, every distinct prompt being computed once.
+    """Token ids of one completion per row, with their log-probabilities (nats); every distinct prompt is computed once.
 
-    Parameters
-    ----------
-    model : PreTrainedModel
-        Of an architecture that can share prompts.
-    numbers : Tensor, shape (rows, length limit)
-        Uniform numbers in [0, 1), one per row and step.
-    stops : sequence of int
-        Tokens that end a completion and are part of it.
-    temperature : float
-        Divides the logits.
-    pick : callable
-        How a token is picked; by default by inversion of its whole distribution.
-
-    Returns
-    -------
-    tuple of list of list of int and list of list of float
-        In the order of the rows; log-probabilities in nats.
+    ``numbers`` has a uniform number in [0, 1) per row and step; by default a token is picked by inversion of its whole
+    distribution. ``stops`` end a completion and are part of it. The model's architecture has to be able to share
+    prompts.
     """
 
     def choose(scores: list[torch.Tensor], rows: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -158,24 +144,11 @@ def decode(
     stops: Sequence[int],
     choose: Callable[[list[torch.Tensor], torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]],
 ) -> tuple[list[list[int]], list[Any]]:
-    """Write the same completions behind the prompts of every stream.
+    """Write the same completions, of at most ``limit`` tokens, behind the prompts of every stream, all on one device.
 
-    Parameters
-    ----------
-    streams : sequence of Stream
-        On one device.
-    limit : int
-        Most tokens of a completion.
-    stops : sequence of int
-        Tokens that end a completion and are part of it.
-    choose : callable
-        From the logits of every stream, shape (rows, tokens), the rows' numbers and the step to each row's token and
-        what is kept of it (float64, one or more values a row).
-
-    Returns
-    -------
-    tuple of list of list of int and list of list
-        Tokens of each row, and what was kept of them.
+    ``choose`` gives, from the logits of every stream, shape (rows, tokens), the rows' numbers and the step, each row's
+    token and what is kept of it (float64, one or more values a row). ``stops`` end a completion and are part of it.
+    Returns the tokens of each row, and what was kept of them.
     """
     device = streams[0].model.device
     keys = [tuple(map(tuple, prompts)) for prompts in zip(*(s.prompt_ids for s in streams), strict=True)]

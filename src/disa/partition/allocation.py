@@ -55,28 +55,13 @@ def next_round(
     precision: float,
     outlook: float,
 ) -> tuple[Counts, Counts]:
-    """Further draws of every prompt from the reference and from the proposal, given all draws so far.
+    """``budget`` further draws in total, of every prompt from the reference and from the proposal, given all so far.
 
-    A prompt whose hits_ess reaches 1 / precision^2, a relative error of about ``precision``, gets no more. Where the
-    gate is closed, further draws come from the reference alone; elsewhere they bring the prompt's share of reference
-    draws to that of least variance, ``reference_share`` or more.
-
-    Parameters
-    ----------
-    budget : int
-        Further draws in total.
-    cap : int or array of int, shape (prompts,)
-        Most draws of a prompt in all.
-    b : float
-        beta times the width of the reward range.
-    reference_share : float
-        Smallest alpha, rounded up to whole draws.
-    outlook : float
-        Proposal draws that a prompt may expect in the end: what the gate holds against D where there are fewer yet.
-
-    Returns
-    -------
-    reference, proposal : array of int, shape (prompts,)
+    A prompt whose hits_ess reaches 1 / precision^2, a relative error of about ``precision``, gets no more, and none
+    gets more than ``cap`` in all. Where the gate is closed, further draws come from the reference alone; elsewhere they
+    bring the prompt's share of reference draws to that of least variance, ``reference_share`` (rounded up to whole
+    draws) or more. ``outlook`` is how many proposal draws a prompt may expect in the end: what the gate holds against D
+    where there are fewer yet. ``b`` is beta times the width of the reward range.
     """
     reference_made = draws.reference_counts.astype(np.intp)
     closed = gated(draws, np.maximum(draws.counts - reference_made, outlook))
@@ -116,25 +101,10 @@ def least_variance_share(draws: Draws, smallest: float) -> Array:
 def allocate(pilot_sd_over_z: ArrayLike, counts: ArrayLike, budget: int, cap: ArrayLike) -> Counts:
     """Further draws per prompt, so that the totals come as close to Neyman's as draws already made allow.
 
-    Totals are ``N_x = clip(t c_x, counts, max(cap, counts))`` with the t at which the budget is spent, rounded to whole
-    draws by largest remainder. That minimises ``sum_x c_x^2 / N_x`` under these limits. Raises DisaError where shapes
-    differ, or a value is negative or not finite.
-
-    Parameters
-    ----------
-    pilot_sd_over_z : array, shape (prompts,)
-        c_x, non-negative; see :func:`relative_spread`. A prompt with 0 gets nothing.
-    counts : array of int, shape (prompts,)
-        Draws already made.
-    budget : int
-        Further draws in total.
-    cap : int or array of int, shape (prompts,)
-        Largest total of a prompt; one at its cap gets nothing.
-
-    Returns
-    -------
-    array of int, shape (prompts,)
-        Sums to the budget, or to less where the caps of all prompts with c_x > 0 are reached.
+    Totals are ``N_x = clip(t c_x, counts, max(cap, counts))`` with c_x the ``pilot_sd_over_z``
+    (:func:`relative_spread`) and the t at which the budget is spent, rounded to whole draws by largest remainder. That
+    minimises ``sum_x c_x^2 / N_x`` under these limits. They sum to the budget, or to less where the caps of all prompts
+    with c_x > 0 are reached. Raises DisaError where shapes differ, or a value is negative or not finite.
     """
     c, made = np.asarray(pilot_sd_over_z, dtype=np.float64), np.asarray(counts)
     if c.ndim != 1 or made.shape != c.shape or np.shape(cap) not in ((), c.shape):

@@ -63,21 +63,10 @@ def pooled_weights(pool: Pool) -> Array:
 def measure_candidate(
     pool: Pool, name: str, log_mu: Array | None, *, reference_share: float, cost: float, budget: float
 ) -> tuple[MeasuredCandidate, Array]:
-    """Judge one candidate.
+    """Judge one candidate: its measurement, ``gain`` being 0, and each prompt's error.
 
-    Parameters
-    ----------
-    log_mu : array, shape (n,), or None
-        Log-probability of every draw under the candidate; None for the reference alone.
-    reference_share : float
-        alpha of its design.
-    cost, budget : float
-        Forward passes per token of one trajectory, and those to be spent on a prompt.
-
-    Returns
-    -------
-    MeasuredCandidate and array, shape (prompts,)
-        ``gain`` being 0, and each prompt's error.
+    ``log_mu`` is every draw's log-probability under the candidate, None for the reference alone. ``cost`` counts
+    forward passes per token of one trajectory, ``budget`` those to be spent on a prompt.
     """
     weight = pooled_weights(pool)
     log_ratio = np.zeros(len(weight)) if log_mu is None else pool.log_ref - log_mu

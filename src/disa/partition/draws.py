@@ -18,18 +18,10 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Draws:
-    """Draws of ``prompts`` prompts, grouped by prompt; every prompt has at least one.
+    """Draws of ``prompts`` prompts, one row each, grouped by prompt; every prompt has at least one.
 
-    Parameters
-    ----------
-    rewards, soft : array, shape (n,)
-        Rewards, and their soft successes in [0, 1].
-    log_ratio, log_w : array, shape (n,)
-        log pi_ref - log mu and the log importance weight, nats.
-    lengths : array, shape (n,), or None
-        Tokens of each completion.
-    prompt : array of int, shape (n,)
-        Index of each draw's prompt, ascending.
+    ``soft`` are soft successes in [0, 1]; ``log_ratio`` is log pi_ref - log mu and ``log_w`` the log importance weight,
+    nats; ``lengths`` are tokens; ``prompt`` is the index of each draw's prompt, ascending.
     """
 
     rewards: Array

@@ -48,14 +48,8 @@ def log_z_from_q(q: Array, beta: float, reward_range: tuple[float, float]) -> Ar
 def balance_log_weights(log_ratio: Array, reference_share: Array) -> Array:
     """Log of ``w = pi_ref / (alpha pi_ref + (1 - alpha) mu)``, in nats.
 
-    Exactly 0 where every draw of the prompt came from the reference (alpha = 1).
-
-    Parameters
-    ----------
-    log_ratio : array, shape (n,)
-        log pi_ref - log mu; +inf where mu cannot write the completion, -inf where pi_ref cannot.
-    reference_share : array, shape (n,)
-        alpha of the draw's prompt, in [0, 1].
+    ``log_ratio`` is log pi_ref - log mu: +inf where mu cannot write the completion, -inf where pi_ref cannot. alpha is
+    the ``reference_share`` of each draw's prompt; the weight is exactly 1 where it is 1.
     """
     with np.errstate(divide="ignore"):
         return -np.logaddexp(np.log(reference_share), np.log1p(-reference_share) - log_ratio)

@@ -26,22 +26,10 @@ _END_HALVINGS = 12
 
 
 def posterior_nodes(k: Array, n: Array, mean: Array, width: float) -> tuple[Array, Array, Array]:
-    """Nodes of logit q, their posterior probabilities, and the log marginal likelihood.
+    """64 nodes of logit q per prompt, their posterior probabilities, and the log marginal likelihood.
 
-    Parameters
-    ----------
-    k, n : array, shape (prompts,)
-        Hits and draws; need not be integers. n = 0 returns the prior.
-    mean : array, shape (prompts,)
-        Prior mean of logit q.
-    width : float
-        Prior standard deviation of logit q, positive.
-
-    Returns
-    -------
-    nodes, probabilities : array, shape (prompts, 64)
-    log_marginal : array, shape (prompts,)
-        Nats, without the binomial coefficient.
+    ``k`` hits of ``n`` draws need not be integers; n = 0 returns the prior, whose mean and standard deviation are
+    ``mean`` and ``width``. The likelihood is in nats, without the binomial coefficient.
     """
 
     def log_joint(t: Array) -> Array:

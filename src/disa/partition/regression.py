@@ -70,26 +70,11 @@ def regress(
 ) -> tuple[Regressor, list[PartitionEstimate], dict[str, Any]]:
     """Fit on the training prompts and let every prompt borrow strength.
 
-    Raises DisaError with fewer than 20 training prompts.
-
-    Parameters
-    ----------
-    estimates, batch : sequence of PartitionEstimate, LogPartitionBatch
-        The estimates of the prompts that have trajectories, as rows and as arrays.
-    drawn, undrawn : sequence of Prompt
-        Prompts with trajectories, in the order of the estimates, and those without.
-    beta, reward_range, level
-        As the estimates were made.
-
-    Returns
-    -------
-    regressor : Regressor
-        Fitted on all training prompts with trajectories; prompts for evaluation never enter a fit.
-    rows : list of PartitionEstimate
-        First the drawn prompts with their posterior (method ``posterior``; pass rates and mixtures alike), then the
-        others with their prediction (method and flag ``predicted``).
-    report : dict
-        How well prompts outside the fit are predicted from features alone, as plain JSON values.
+    ``estimates`` and ``batch`` are the same estimates, of the ``drawn`` prompts in their order, as rows and as arrays;
+    prompts for evaluation never enter the fit. The rows returned are first the drawn prompts with their posterior
+    (method ``posterior``; pass rates and mixtures alike), then the others with their prediction (method and flag
+    ``predicted``). The report says how well prompts outside the fit are predicted from features alone. Raises DisaError
+    with fewer than 20 training prompts.
     """
     k, n = pseudo_counts(batch)
     at = features.of(drawn)

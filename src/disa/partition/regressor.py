@@ -49,22 +49,9 @@ class LogZPosterior:
 class Regressor:
     """A fitted prompt -> log Z regression.
 
-    Parameters
-    ----------
-    centre, scale : array, shape (d,)
-        Mean and standard deviation of the features over the prompts of the fit.
-    weights : array, shape (d,)
-        c, logits per standardised feature.
-    intercept, width : float
-        a and s, logits.
-    signal_sd : float
-        g, logits.
-    constant_mean, constant_width : float
-        Mean and width of logit q over prompts when the features are ignored.
-    prompts : int
-        Number of prompts of the fit.
-    features_fingerprint : str
-        What the features were computed from (:func:`disa.partition.features.features_fingerprint`).
+    Features are standardised by ``centre`` and ``scale`` over the ``prompts`` of the fit; ``weights`` is c,
+    ``intercept`` a, ``width`` s and ``signal_sd`` g, all in logits. ``constant_mean`` and ``constant_width`` are mean
+    and width of logit q over prompts when the features are ignored.
     """
 
     centre: Array
@@ -100,21 +87,11 @@ class Regressor:
         reward_range: tuple[float, float] = (0.0, 1.0),
         level: float = 0.9,
     ) -> LogZPosterior:
-        """Posterior of log Z given a prompt's own (pseudo-)counts and its features.
+        """Posterior of log Z given a prompt's own (pseudo-)counts and its features, at a two-sided ``level``.
 
-        Raises DisaError where shapes differ, counts are not 0 <= k <= n, or features are not finite.
-
-        Parameters
-        ----------
-        k, n : array, shape (prompts,)
-            Hits and draws, see :func:`disa.partition.regressor_fit.pseudo_counts`.
-        beta : float
-            Inverse temperature. Rewards of 0 and 1 have the same q at every beta; graded ones need
-            the beta of the counts that the regressor was fitted on.
-        reward_range : tuple of float
-            Smallest and largest possible reward.
-        level : float
-            Two-sided level of the interval, in (0, 1).
+        ``k`` hits of ``n`` draws are those of :func:`disa.partition.regressor_fit.pseudo_counts`. Rewards of 0 and 1
+        have the same q at every beta; graded ones need the beta of the counts that the regressor was fitted on. Raises
+        DisaError where shapes differ, counts are not 0 <= k <= n, or features are not finite.
         """
         mean = self.mean_logit(features)
         k, n = check_counts(k, n, len(mean))

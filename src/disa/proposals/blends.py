@@ -38,14 +38,8 @@ def even_mixture(log_probs: np.ndarray) -> np.ndarray:
 class Blends:
     """The components of mu, and the second stream that they lean on.
 
-    Parameters
-    ----------
-    weights : sequence of (float, float)
-        Of the reference's logits and of the second stream's, one pair per component.
-    second : {"reference", "proposal"}
-        Model of the second stream.
-    hinted : mapping of str to sequence of int, optional
-        Prompt of the second stream by prompt id; by default the reference's.
+    Each component weighs the reference's logits and those of the second stream, of the model ``second``, which reads
+    the ``hinted`` prompt of a prompt id, by default the reference's prompt.
     """
 
     weights: tuple[Weights, ...]

@@ -19,20 +19,9 @@ from disa.runs.processes import count
 
 
 class VLLMEngine:
-    """One model under vLLM, loaded with its first draw.
+    """One model under vLLM, loaded with its first draw; ``options`` are further arguments of ``vllm.LLM``.
 
     Raises DisaError where vLLM is not installed, or an option is one that is set here.
-
-    Parameters
-    ----------
-    model : str
-        Folder or hub id.
-    stops : sequence of int
-        Stop tokens.
-    compute : str
-        Precision of the weights: ``float32`` or ``bfloat16``.
-    options : dict
-        Further arguments of ``vllm.LLM``.
     """
 
     _loaded: ClassVar[VLLMEngine | None] = None

@@ -29,16 +29,10 @@ RANGE_FIX = (
 class CustomReward:
     """A reward function found by name, its range checked at every call.
 
-    Raises DisaError where the function cannot be imported, or its range is not two finite, increasing numbers.
-
-    Parameters
-    ----------
-    name : str
-        ``module:function``, or ``path/to/file.py:function`` for a file that is not installed.
-    reward_range : (float, float), optional
-        Smallest and largest reward; by default the function's attribute ``reward_range``, else (0, 1).
-    conversational : bool
-        Hand prompts and completions over as lists of messages, as TRL does for chat data.
+    ``name`` is ``module:function``, or ``path/to/file.py:function`` for a file that is not installed; its range by
+    default the function's attribute ``reward_range``, else (0, 1). ``conversational`` hands prompts and completions
+    over as lists of messages, as TRL does for chat data. Raises DisaError where the function cannot be imported, or its
+    range is not two finite, increasing numbers.
     """
 
     def __init__(

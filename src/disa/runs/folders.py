@@ -41,18 +41,10 @@ _RECORDED_PACKAGES = ("disa", "torch", "transformers", "trl", "numpy")
 
 
 class StageFolder:
-    """One stage's folder in a run directory.
+    """One stage's folder in a run directory, such as ``2_proposals``.
 
-    Parameters
-    ----------
-    name : str
-        Folder name, for example ``2_proposals``.
-    version : int
-        Version of the stage's code: raise it when the same configuration gives other rows.
-    identity : dict
-        The configuration values that determine the result.
-    inputs : dict of str to StageFolder
-        Finished upstream stages; their content enters the fingerprint.
+    ``version`` is that of the stage's code: raise it when the same configuration gives other rows. ``identity`` holds
+    the configuration values that determine the result; the content of the finished ``inputs`` enters the fingerprint.
     """
 
     def __init__(

@@ -41,21 +41,9 @@ def make_parts(
 ) -> int:
     """Make the parts that are not there yet, beside any other processes that do the same; returns the number of rows.
 
-    Parameters
-    ----------
-    blocks : mapping
-        What each part is made of, by its key, in the order of work.
-    count : callable
-        Number of rows that a block gives.
-    make : callable
-        Rows of one block.
-    title : str
-        Of the progress bar.
-    read : callable, optional
-        From a part's key and block to what is worked on, in the process that has the run directory.
-    first : callable, optional
-        From that to what ``make`` is given in its place: what needs no model.
-
+    ``blocks`` says by its key, in the order of work, what each part is made of, ``count`` how many rows that gives, and
+    ``make`` makes them. ``read`` turns key and block into what is worked on, in the process that has the run directory;
+    ``first`` turns that into what ``make`` is given in its place: what needs no model.
     """
     backend = stage.backend
     sizes = {key: count(block) for key, block in blocks.items()}

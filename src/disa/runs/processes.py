@@ -34,10 +34,7 @@ def local_rank() -> int:
 def share_of_process(total: int, setting: str) -> int:
     """One process's part of a batch that all processes of the launch make together.
 
-    Raises
-    ------
-    DisaError
-        Where the batch does not divide evenly; ``setting`` is the recipe's name for it.
+    Raises DisaError where the batch does not divide evenly; ``setting`` is the recipe's name for it.
     """
     if total % count():
         raise DisaError(
@@ -51,10 +48,7 @@ def share_of_process(total: int, setting: str) -> int:
 def refuse_launch(command: str) -> None:
     """Refuse a launch of a command whose processes each look for work of their own.
 
-    Raises
-    ------
-    DisaError
-        Where there are several: they would wait in one training for processes that are at another.
+    Raises DisaError where there are several: they would wait in one training for processes that are at another.
     """
     if count() > 1:
         raise DisaError(

@@ -65,14 +65,8 @@ def rows_identity(key_columns: Sequence[str]) -> str:
 class PythonRows(Task):
     """Rows with a column ``prompt`` (text, or messages), and a reward given by Python functions.
 
-    Parameters
-    ----------
-    train, heldout : sequence of mappings
-        Rows. Equal ones are one prompt.
-    key_columns : sequence of str
-        Columns that, with the prompt, make the id.
-    tools : Tools, optional
-        What answers while a completion is written. Trajectories are then judged as they are drawn.
+    Equal rows are one prompt; ``key_columns`` make its id with the prompt. ``tools`` answer while a completion is
+    written: trajectories are then judged as they are drawn.
     """
 
     name = TASK

@@ -19,21 +19,13 @@ Rewards = Any
 
 
 class RewardFunctions:
-    """A weighted sum of TRL reward functions.
+    """A weighted sum of TRL reward functions, weights being 1 by default.
 
-    Parameters
-    ----------
-    functions : callable, str, PreTrainedModel or sequence of them
-        Called as TRL calls them, with ``prompts``, ``completions`` and every column; they return one value per
-        completion. Functions, partials, objects, coroutine functions; sequence classifiers, by name, folder or object.
-    weights : sequence of float, optional
-        One per function, 1 by default. A function of weight 0 is not called: it is for logging.
-    processing_classes : PreTrainedTokenizerBase or list of them, optional
-        Tokenizers of the reward models, one per function; None for that beside the model.
-    chat_template_kwargs : mapping, optional
-        Further arguments of the reward models' chat templates.
-    tools : Tools, optional
-        With tools, TRL's trainer judges what it draws. Only the identity is asked for then.
+    They are called as TRL calls them, with ``prompts``, ``completions`` and every column, and return one value per
+    completion: functions, partials, objects, coroutine functions; sequence classifiers, by name, folder or object, with
+    their tokenizers (``processing_classes``, None for that beside the model) and arguments of their chat templates. A
+    function of weight 0 is not called: it is for logging. With ``tools``, TRL's trainer judges what it draws: only the
+    identity is asked for then.
     """
 
     def __init__(

@@ -15,18 +15,10 @@ BATCH = 16
 
 
 class RewardModel:
-    """First logit of a sequence classifier on prompt and completion.
+    """First logit of a sequence classifier with one label on prompt and completion.
 
+    The tokenizer is by default the one beside the model; ``chat_template_kwargs`` serve prompts that are messages.
     Completions of one length form a batch, so that none is padded: a reward does not depend on its neighbours.
-
-    Parameters
-    ----------
-    model : str or PreTrainedModel
-        Name or folder of a classifier with one label, or the model.
-    processing_class : PreTrainedTokenizerBase, optional
-        By default the tokenizer beside the model.
-    chat_template_kwargs : mapping
-        Further arguments of the tokenizer's chat template, for prompts that are messages.
     """
 
     def __init__(

@@ -34,16 +34,9 @@ EOS_TOKEN, PAD_TOKEN = "<eos>", "<pad>"
 
 
 class OracleConfig(PreTrainedConfig):
-    """Size of the table.
+    """Size of the table: tokens with EOS, tokens of the longest completion, and at most 10 prompts.
 
-    Parameters
-    ----------
-    vocab_size : int
-        Tokens a completion is made of, EOS included.
-    length_limit : int
-        Tokens of the longest completion. Sample with exactly this limit: behind it there is no table.
-    prompts : int
-        Number of tables, at most 10.
+    Sample with exactly the length limit: behind it there is no table.
     """
 
     model_type = "disa_oracle"

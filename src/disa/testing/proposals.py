@@ -44,19 +44,9 @@ PROPOSALS = {
 def make_proposal(
     reference: EnumerableModel, reward: Array, strength: Strength, rng: np.random.Generator
 ) -> EnumerableModel:
-    """Guide the reference towards reward.
+    """Guide the reference towards a reward in [0, 1] that is not 0 everywhere; ``rng`` draws the noise.
 
-    Parameters
-    ----------
-    reward : array, shape (prompts, completions)
-        In [0, 1], and not 0 everywhere.
-    rng : Generator
-        Draws the noise.
-
-    Returns
-    -------
-    EnumerableModel
-        With full support, and exact log-probabilities like any other.
+    The result has full support, and exact log-probabilities like any other table.
     """
     space, prompts = reference.space, len(reference.logits)
     values = reference.values(reward)

@@ -20,17 +20,8 @@ GRADES = 4
 def binary_reward(reference: EnumerableModel, success: Array, rng: np.random.Generator) -> Array:
     """Reward 1 for the best-scoring completions that together have the given probability, else 0.
 
-    Parameters
-    ----------
-    success : array, shape (prompts,)
-        Wanted success probability under the reference. Met up to the mass of one completion; at least
-        one completion passes and one fails.
-    rng : Generator
-        Draws the prompts' scores.
-
-    Returns
-    -------
-    array, shape (prompts, completions)
+    ``success`` is wanted under the reference, and met up to the mass of one completion; at least one completion passes
+    and one fails. ``rng`` draws the prompts' scores.
     """
     return _above(reference, _scores(reference, rng), success)
 

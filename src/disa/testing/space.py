@@ -20,15 +20,7 @@ EOS = 0
 
 @dataclasses.dataclass(frozen=True)
 class Space:
-    """Completions over a vocabulary with a length limit.
-
-    Parameters
-    ----------
-    vocabulary : int
-        Tokens, EOS included; at least 2.
-    length_limit : int
-        Tokens of the longest completion; at least 1.
-    """
+    """Completions over a vocabulary (EOS included, at least 2 tokens) with a length limit (at least 1 token)."""
 
     vocabulary: int = 6
     length_limit: int = 8

@@ -44,14 +44,8 @@ class LogZHead(nn.Module):
 class Learned(LogZ):
     """A head's log Z. It is saved with the optimiser's state in a checkpoint and is no part of the policy's folder.
 
-    Parameters
-    ----------
-    learning_rate : float
-        Peak learning rate of the head; the policy's is far too small for it.
-    detach_backbone : bool
-        Keep the head's gradient out of the policy. The published code lets it in.
-    normalised_rewards : bool
-        Normalise rewards within the group, as published.
+    The policy's ``learning_rate`` is far too small for it. ``detach_backbone`` keeps its gradient out of the policy;
+    the published code lets it in. ``normalised_rewards`` normalises rewards within the group, as published.
     """
 
     name, paper = "FlowRL", "2509.15207"

@@ -85,20 +85,11 @@ class LogZ:
 
 
 class Frozen(LogZ):
-    """Known for every prompt before training (DISA, A*-PO).
+    """Known for every prompt before training (DISA, A*-PO), by the data set's column ``prompt_id``.
 
-    Parameters
-    ----------
-    values : mapping of prompt id to float
-        Log Z, nats. The data set needs the column ``prompt_id``.
-    scale : float
-        Factor on the residual.
-    from_group : collection of str
-        Prompts whose log Z is the group's mean all the same.
-    facts : mapping of str to float
-        For the log.
-    signal : mapping of prompt id to float, optional
-        What ``prompts="signal"`` starts from (:func:`disa.training.prompt_sampler.expected_signal`).
+    Log Z is the group's mean all the same for prompts in ``from_group``. ``scale`` is a factor on the residual,
+    ``facts`` are for the log, and ``prompts="signal"`` starts from ``signal``
+    (:func:`disa.training.prompt_sampler.expected_signal`).
     """
 
     frozen = True
@@ -182,14 +173,9 @@ class Contrast(Frozen):
 class Group(LogZ):
     """The group's mean, anew at every step (VarGrad, arXiv 2010.10436; TBA, arXiv 2503.18929; GFlowRL).
 
-    Parameters
-    ----------
-    clip_low, clip_high : float, optional
-        GFlowRL's (arXiv 2607.13394): residuals are kept in [-clip_low, clip_high] at sampling time.
-    ratio_range : tuple of float, optional
-        Bounds on importance weights, the other way to read its thresholds.
-    sums : bool
-        Take log Z from sums also where the residual is of means, as GFlowRL published it (its Eq. 4 and 6).
+    GFlowRL (arXiv 2607.13394) keeps residuals in [-clip_low, clip_high] at sampling time; ``ratio_range``, bounds on
+    importance weights, is the other way to read its thresholds. With ``sums`` log Z comes from sums also where the
+    residual is of means, as it was published (its Eq. 4 and 6).
     """
 
     def __init__(

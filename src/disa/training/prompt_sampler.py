@@ -35,19 +35,11 @@ def expected_signal(row: PartitionEstimate, beta: float, reward_range: tuple[flo
 
 
 class SignalSampler(Sampler[int]):
-    """Rows of a data set, batch by batch, each row drawn at most once per batch.
+    """Rows of a data set, batch by batch, each row drawn at most once per batch, in proportion to its ``signal``.
 
     The data loader asks for batches ahead of their turn. So the c-th batch is drawn once the (c - 2)-th was measured,
-    from a generator of its own: a resumed run draws what an unbroken one does.
-
-    Parameters
-    ----------
-    signal : sequence of float
-        Of each row, before the first batch.
-    batch_size : int
-        Distinct rows of a batch.
-    mini_repeat_count, repeat_count : int
-        Times that each row, and each batch, follows itself: TRL's.
+    from a generator of its own: a resumed run draws what an unbroken one does. A batch has ``batch_size`` distinct
+    rows; ``mini_repeat_count`` and ``repeat_count`` are TRL's.
     """
 
     def __init__(

@@ -27,18 +27,11 @@ _OF_THE_PROMPT = (PromptLearningConfig, AdaptionPromptConfig)
 def policy(model: Any, reference: str | Path | None, peft_config: Any, args: GRPOConfig) -> Any:
     """The policy, loaded where it is given by its folder, in a form whose reference is known.
 
-    It is loaded in float32, but for a base under new adapters (:func:`disa.lm.loading.load_base`).
-
-    TRL takes the reference from where the policy's configuration says it was loaded, or switches new adapters off. Of a
-    policy with adapters of its own it would take a copy of them, so there the reference has to be given. Raises
-    DisaError where what is to be the reference is not known, or not what was given.
-
-    Parameters
-    ----------
-    peft_config : PeftConfig, optional
-        Of new adapters.
-    args : GRPOConfig
-        Its ``model_init_kwargs`` are those of ``from_pretrained``, which may say another ``dtype``.
+    It is loaded in float32, but for a base under new adapters (``peft_config``; :func:`disa.lm.loading.load_base`);
+    ``args.model_init_kwargs`` may say another ``dtype``. TRL takes the reference from where the policy's configuration
+    says it was loaded, or switches new adapters off. Of a policy with adapters of its own it would take a copy of them,
+    so there the reference has to be given. Raises DisaError where what is to be the reference is not known, or not what
+    was given.
     """
     if isinstance(model, (str, Path)):
         dtype = precision("checkpoint", model) if peft_config is not None and args.bf16 else "float32"

@@ -60,20 +60,12 @@ class StoredBatch:
 
 
 class StoredTrajectories:
-    """Trajectories with a weight each, as an endless sequence of numbered batches.
+    """Trajectories with a weight W each, as an endless sequence of numbered batches.
 
-    Rows are drawn in proportion to their weight W, and every one then weighs mean(W): the same expected gradient as
-    uniform draws weighted by W, without computing rows that weigh nothing. Raises DisaError where there are no rows, or
+    Rows are drawn in proportion to W, and every one then weighs mean(W): the same expected gradient as uniform draws
+    weighted by W, without computing rows that weigh nothing. ``log_z`` is that of each row's prompt, for losses that
+    need it; a trainer may be held to the ``temperature`` of the draws. Raises DisaError where there are no rows, or
     none has a weight.
-
-    Parameters
-    ----------
-    weights : Tensor, shape (rows,)
-        W, non-negative.
-    log_z : Tensor, shape (rows,), optional
-        Log Z of each row's prompt, for losses that need it.
-    temperature : float, optional
-        That the trajectories were drawn at, where a trainer is to be held to it.
     """
 
     def __init__(

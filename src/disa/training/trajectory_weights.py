@@ -26,20 +26,11 @@ def target_weights(
 ) -> Tensor:
     """``W = w exp(beta r) / Zhat`` of every row, the density ratio of the target to the row's own mixture.
 
-    Raises DisaError where a prompt has no log Z, or a trajectory no log-probability under the proposal.
-
-    Parameters
-    ----------
-    rows : sequence of ScoredTrajectory
-        Those the anchor was estimated from, or some prompts' share of them. Each prompt's share of reference draws is
-        the mixture's alpha.
-    anchor : Anchor
-        Supplies log Z and the inverse temperature.
-    tail : {"cap", "pareto"}
-        How large weights are tamed: none above ``cap``; or each prompt's largest weights replaced by the order
-        statistics of the Pareto tail fitted to them (arXiv 1507.02646), and then the cap.
-    cap : float
-        Bound on W: trades a bias towards the mixture for variance.
+    ``rows`` are those the anchor was estimated from, or some prompts' share of them; each prompt's share of reference
+    draws is the mixture's alpha. With ``tail="pareto"`` each prompt's largest weights are replaced by the order
+    statistics of the Pareto tail fitted to them (arXiv 1507.02646). No weight is above ``cap``, which trades a bias
+    towards the mixture for variance. Raises DisaError where a prompt has no log Z, or a trajectory no log-probability
+    under the proposal.
     """
     log_proposal = [row.log_proposal for row in rows if row.log_proposal is not None]
     if len(log_proposal) < len(rows):

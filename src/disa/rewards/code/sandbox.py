@@ -40,12 +40,8 @@ _CHECK_SECONDS = 30.0
 class Run:
     """One sandboxed process, from its start to its end.
 
-    Parameters
-    ----------
-    process : subprocess.Popen
-        The ``bwrap`` outside of the sandbox; everything inside dies with it.
-    started_fd : int
-        Where the script inside reports that its limits hold.
+    ``process`` is the ``bwrap`` outside of the sandbox: everything inside dies with it. The script inside reports to
+    ``started_fd`` that its limits hold.
     """
 
     def __init__(self, process: subprocess.Popen[bytes], started_fd: int) -> None:

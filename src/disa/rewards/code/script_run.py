@@ -62,10 +62,7 @@ def _run(
 def _exchange(run: Run, given: bytes, end: float, max_bytes: int) -> tuple[bytes, bytes, str]:
     """Feed the input and collect what is written, until both outputs are closed.
 
-    Returns
-    -------
-    tuple of (bytes, bytes, str)
-        Output, the end of the error output, and what cut it short: ``time``, ``length`` or nothing.
+    Returns output, the end of the error output, and what cut it short: ``time``, ``length`` or nothing.
     """
     stdin, stdout, stderr = run.process.stdin, run.process.stdout, run.process.stderr
     assert stdin is not None and stdout is not None and stderr is not None

@@ -12,18 +12,11 @@ Status = Literal["passed", "failed", "timed_out", "crashed", "undecided"]
 
 @dataclass(frozen=True)
 class CodeVerdict:
-    """What became of one program.
+    """What became of one program, why in a few words (empty where passed), and how many tests held before one did not.
 
-    Parameters
-    ----------
-    status : str
-        ``passed``, ``failed`` (a test does not hold, the program raised or is no Python), ``timed_out`` (its processor
-        time was used up), ``crashed`` (its process ended early), or ``undecided`` (the sandbox or the tests themselves
-        failed, or wall-clock time was up: no statement about the program).
-    reason : str
-        Why, in a few words; empty where passed.
-    tests_passed : int
-        Tests that held before the first that did not.
+    ``status`` is ``passed``, ``failed`` (a test does not hold, the program raised or is no Python), ``timed_out`` (its
+    processor time was used up), ``crashed`` (its process ended early), or ``undecided`` (the sandbox or the tests
+    themselves failed, or wall-clock time was up: no statement about the program).
     """
 
     status: Status
