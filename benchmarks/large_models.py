@@ -16,14 +16,14 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from disa.planning.cluster import GPUS, Cluster
 from disa.planning.model_shape import ModelShape
-from disa.planning.work import Lengths, StageWork, count_work
+from disa.planning.work import StageWork, TextLengths, count_work
 from disa.recipe import Recipe, load_recipe
 from page import fill, table
 
 PAGE = Path(__file__).parents[1] / "docs" / "planning.md"
 RECIPES = Path(__file__).parents[1] / "recipes"
 GPU, COUNTS = "h100", (8, 64)
-LENGTHS = Lengths(prompt=200, completion=600, demonstration=0)
+LENGTHS = TextLengths(prompt=200, completion=600, demonstration=0)
 # hidden_size, intermediate_size, num_hidden_layers, num_attention_heads, num_key_value_heads, vocab_size
 MODELS = {
     "0.5B": ("qwen-7b-node.yaml", (896, 4864, 24, 14, 2, 151936)),  # the recipe of 7B: the same lengths and batches

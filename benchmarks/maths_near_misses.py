@@ -15,11 +15,11 @@ from fractions import Fraction
 from disa.rewards.maths.answers import Gold
 from disa.rewards.maths.formula import readings
 from disa.rewards.maths.notation import clean, key
-from disa.rewards.maths.structure import Sequence, parse_structure
+from disa.rewards.maths.structure import Elements, parse_structure
 from disa.rewards.maths.units import take_apart
 from disa.rewards.maths.value import names, parse_exact, value_at
 
-Element = Sequence | str
+Element = Elements | str
 ORDERED = ("()", "[]", "[)", "(]")
 
 
@@ -67,8 +67,8 @@ def respell(gold: Gold) -> str:
         return f"0+({text})" if is_expression(text) and re.search(r"[0-9\\]", text) else text
 
     parsed = structure(gold)
-    if isinstance(parsed, Sequence) and parsed.kind in (",", "{}", "cup"):
-        parsed = Sequence(parsed.kind, parsed.items[::-1], parsed.text)
+    if isinstance(parsed, Elements) and parsed.kind in (",", "{}", "cup"):
+        parsed = Elements(parsed.kind, parsed.items[::-1], parsed.text)
     return write(parsed, change) if not clean(gold.answer).startswith("\\dollar") else clean(gold.answer)
 
 
@@ -107,7 +107,7 @@ def sign(gold: Gold, rng: random.Random) -> str | None:
 def swapped(gold: Gold, rng: random.Random) -> str | None:
     """Two different elements of a tuple or matrix in each other's place."""
     parsed = structure(gold)
-    if not isinstance(parsed, Sequence) or parsed.kind in (",", "{}", "cup"):
+    if not isinstance(parsed, Elements) or parsed.kind in (",", "{}", "cup"):
         return None
     items = list(parsed.items)
     pairs = [(i, j) for i in range(len(items)) for j in range(i) if write(items[i]) != write(items[j])]
@@ -115,37 +115,37 @@ def swapped(gold: Gold, rng: random.Random) -> str | None:
         return None
     i, j = rng.choice(pairs)
     items[i], items[j] = items[j], items[i]
-    return write(Sequence(parsed.kind, tuple(items), ""))
+    return write(Elements(parsed.kind, tuple(items), ""))
 
 
 def missing(gold: Gold, rng: random.Random) -> str | None:
     """One element of several left out."""
     parsed = structure(gold)
-    if not isinstance(parsed, Sequence) or len(parsed.items) < 2 or parsed.kind.startswith("matrix"):
+    if not isinstance(parsed, Elements) or len(parsed.items) < 2 or parsed.kind.startswith("matrix"):
         return None
     if len(parsed.items) == 2 and parsed.kind in ORDERED:
         return None
     items = list(parsed.items)
     del items[rng.randrange(len(items))]
-    return write(Sequence(parsed.kind, tuple(items), ""))
+    return write(Elements(parsed.kind, tuple(items), ""))
 
 
 def extra(gold: Gold, rng: random.Random) -> str | None:
     """One element too many."""
     parsed = structure(gold)
-    if not isinstance(parsed, Sequence) or parsed.kind.startswith("matrix"):
+    if not isinstance(parsed, Elements) or parsed.kind.startswith("matrix"):
         return None
-    return write(Sequence(parsed.kind, (*parsed.items, str(rng.randrange(1000, 2000))), ""))
+    return write(Elements(parsed.kind, (*parsed.items, str(rng.randrange(1000, 2000))), ""))
 
 
 def replaced(gold: Gold, rng: random.Random) -> str | None:
     """One element of several replaced by another number."""
     parsed = structure(gold)
-    if not isinstance(parsed, Sequence):
+    if not isinstance(parsed, Elements):
         return None
     items = list(parsed.items)
     items[rng.randrange(len(items))] = str(rng.randrange(1000, 2000))
-    return write(Sequence(parsed.kind, tuple(items), ""))
+    return write(Elements(parsed.kind, tuple(items), ""))
 
 
 def percent(gold: Gold, rng: random.Random) -> str | None:
@@ -213,18 +213,18 @@ def base(gold: Gold, rng: random.Random) -> str | None:
 def container(gold: Gold, rng: random.Random) -> str | None:
     """A list or set as a tuple, a tuple as a list or set."""
     parsed = structure(gold)
-    if not isinstance(parsed, Sequence) or len(parsed.items) < 2 or parsed.kind[:3] in ("mat", "cup"):
+    if not isinstance(parsed, Elements) or len(parsed.items) < 2 or parsed.kind[:3] in ("mat", "cup"):
         return None
     kind = "()" if parsed.kind in (",", "{}") else rng.choice((",", "{}"))
-    return write(Sequence(kind, parsed.items, ""))
+    return write(Elements(kind, parsed.items, ""))
 
 
 def bracket(gold: Gold, rng: random.Random) -> str | None:
     """An end of an interval open instead of closed, or the other way round."""
     parsed = structure(gold)
-    if not isinstance(parsed, Sequence) or parsed.kind not in ORDERED or len(parsed.items) != 2:
+    if not isinstance(parsed, Elements) or parsed.kind not in ORDERED or len(parsed.items) != 2:
         return None
-    return write(Sequence(rng.choice([kind for kind in ORDERED if kind != parsed.kind]), parsed.items, ""))
+    return write(Elements(rng.choice([kind for kind in ORDERED if kind != parsed.kind]), parsed.items, ""))
 
 
 def letter(gold: Gold, rng: random.Random) -> str | None:

@@ -24,7 +24,7 @@ from disa.config import StageConfig
 from disa.lm.models import FrozenModels, Models
 from disa.partition import estimate_log_partition_batch
 from disa.partition.log_weights import log_z_from_q
-from disa.partition.pilot import Candidate, pilot_candidates, possible_sources, score_under
+from disa.partition.pilot import PilotCandidate, pilot_candidates, possible_sources, score_under
 from disa.proposals.blends import BlendEngine
 from disa.proposals.run import run_proposals
 from disa.recipe import Recipe, load_recipe
@@ -81,7 +81,7 @@ def draw_pool(
 
 
 def measured(
-    candidate: Candidate,
+    candidate: PilotCandidate,
     log_ref: Array,
     source: Sequence[str],
     rewards: Array,

@@ -25,7 +25,7 @@ MOST_PROMPTS = 1000
 
 
 @dataclasses.dataclass(frozen=True)
-class Checked:
+class PreflightFindings:
     """What a preflight found."""
 
     facts: list[str]
@@ -39,7 +39,7 @@ def preflight(
     task: Task,
     prompts: Callable[[], list[Prompt]],
     tokenizer: PreTrainedTokenizerBase | None = None,
-) -> Checked:
+) -> PreflightFindings:
     """Check reward, models, tokenizers and prompts of a recipe without loading weights.
 
     Raises DisaError where something cannot work: the first that is found. ``prompts`` gives those of every split but
@@ -85,7 +85,7 @@ def preflight(
                 "warning: the tokenizer has a chat template, and prompts go to the model as plain text; an "
                 "instruction-tuned model wants sampling.conversational: true"
             )
-    return Checked(facts, warnings)
+    return PreflightFindings(facts, warnings)
 
 
 def _check_optimiser(name: str) -> None:

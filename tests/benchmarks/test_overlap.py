@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from disa.partition.log_weights import log_z_from_q
-from disa.partition.pilot import Candidate
+from disa.partition.pilot import PilotCandidate
 from tiny_qwen import maths_rows, write_model
 
 BETA = 3.0
@@ -26,7 +26,7 @@ def test_the_error_of_reference_draws_is_that_of_the_pass_rate(overlap):
     # All of the first prompt's draws are solved and none of the second's: every subset says the same.
     rewards, prompt = np.repeat([1.0, 0.0], 20), np.repeat([0, 1], 20)
     truth = np.array([0.5, 0.1])
-    one = Candidate("reference", None, 1.0, 2.0, {})
+    one = PilotCandidate("reference", None, 1.0, 2.0, {})
     sizes = overlap.Sizes(budget=8, repeats=3)
     given = np.full(40, -1.0), ["reference"] * 40, rewards, prompt, truth, BETA, sizes, "reference"
     q = np.array([8.5, 0.5]) / 9
@@ -51,7 +51,7 @@ def test_a_candidate_that_costs_twice_as_much_gets_half_as_many_draws(overlap, m
         BETA,
         overlap.Sizes(budget=8, repeats=1),
     )
-    overlap.measured(Candidate("bridge", np.full(40, -1.0), 0.25, 4.0, {}), *rows, "bridge")
+    overlap.measured(PilotCandidate("bridge", np.full(40, -1.0), 0.25, 4.0, {}), *rows, "bridge")
     assert seen == [(2 * 4, 2 * 1)]  # four draws for each of two prompts, one of them the reference's
 
 

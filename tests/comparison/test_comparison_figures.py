@@ -7,7 +7,7 @@ from test_over_seeds import comparison, method
 
 from disa.comparison.budget import Budget
 from disa.comparison.figures import comparison_figures, reward_curve
-from disa.display.figures import Point, as_png, figure_style, model_styles, quality_against_diversity
+from disa.display.figures import ScatterPoint, as_png, figure_style, model_styles, quality_against_diversity
 from disa.training.methods import METHODS
 
 
@@ -75,7 +75,7 @@ def test_every_method_at_once_is_drawn_without_a_warning():
 
 
 def test_the_report_of_a_run_with_every_method_is_drawn_without_a_warning():
-    points = [Point(name, (0.5, 0.1), (1.5, 0.1), split) for name in METHODS for split in ("heldout", "train")]
+    points = [ScatterPoint(name, (0.5, 0.1), (1.5, 0.1), split) for name in METHODS for split in ("heldout", "train")]
     with figure_style():
         (figure,) = quality_against_diversity(points, "Mean@8", "")
         assert as_png(figure.drawing)

@@ -9,7 +9,7 @@ from scipy import stats
 
 from disa.comparison.budget import Budget
 from disa.comparison.grid import best_point
-from disa.comparison.results import Candidate, ComparisonResults, MethodResult, best_mode, over_seeds
+from disa.comparison.results import ComparisonResults, MethodResult, SearchedPoint, best_mode, over_seeds
 from disa.comparison.tables import (
     budget_rows,
     comparison_tables,
@@ -116,7 +116,7 @@ def test_the_scores_that_chose_the_best_mode_are_printed():
 
 
 def searched(name, chosen, *rates):
-    candidates = [Candidate({"learning_rate": str(rate)}, rate, 0.5) for rate in rates]
+    candidates = [SearchedPoint({"learning_rate": str(rate)}, rate, 0.5) for rate in rates]
     return dataclasses.replace(
         method(name, (0.5, 2, 0.1)), search=candidates, point={"learning_rate": str(chosen)} if candidates else {}
     )

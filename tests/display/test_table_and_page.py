@@ -1,6 +1,6 @@
 """Tables in three forms, and a page on which nothing hostile acts."""
 
-from disa.display.page import Folded, Section, Text, cut, page, visible
+from disa.display.page import FoldedText, PageSection, PageText, cut, page, visible
 from disa.display.table import Table, aligned
 
 
@@ -32,13 +32,13 @@ def test_characters_that_hide_or_turn_what_follows_are_shown_as_code_points():
 def test_everything_on_a_page_is_text():
     hostile = "</p><script>alert(1)</script>\u202e"
     table = Table([[hostile, hostile], [hostile, hostile]], hostile, hostile, [hostile])
-    parts = [Text([hostile]), Text([hostile] * 2), table, Folded(hostile, hostile)]
-    written = page(hostile, hostile, [Section(hostile, parts)])
+    parts = [PageText([hostile]), PageText([hostile] * 2), table, FoldedText(hostile, hostile)]
+    written = page(hostile, hostile, [PageSection(hostile, parts)])
     assert written.count("<script>") == 1 and "alert(1)</script>" not in written
     # Title, heading, lead, contents, section, 3 lines, caption, the table's region, 4 cells, note, 2 of the fold.
     assert written.count("&lt;script&gt;alert(1)&lt;/script&gt;&lt;U+202E&gt;") == 17
 
 
 def test_a_section_without_parts_is_left_out_of_page_and_contents():
-    written = page("t", "l", [Section("Here", [Text(["x"])]), Section("Not here", [])])
+    written = page("t", "l", [PageSection("Here", [PageText(["x"])]), PageSection("Not here", [])])
     assert 'href="#here"' in written and "Not here" not in written

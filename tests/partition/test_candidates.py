@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from disa.partition.candidates import Pool, compare_candidates, measure_candidate, pooled_weights
+from disa.partition.candidates import PilotDraws, compare_candidates, measure_candidate, pooled_weights
 
 RNG = np.random.default_rng(0)
 COMPLETIONS, ALPHA = 40, 0.25
@@ -28,7 +28,7 @@ def big_pool(n=200_000):
     y = np.concatenate(drawn)
     which = np.repeat(np.arange(3), n)
     logs = np.stack([log_p[y] for log_p in sources], axis=1)
-    return y, Pool(np.zeros(len(y), np.intp), SUCCESS[y], LOG_REF[y], which, logs)
+    return y, PilotDraws(np.zeros(len(y), np.intp), SUCCESS[y], LOG_REF[y], which, logs)
 
 
 def exact(log_mu):

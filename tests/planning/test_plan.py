@@ -17,7 +17,7 @@ from disa.planning.cluster import GPUS, Cluster
 from disa.planning.model_shape import ModelShape
 from disa.planning.plan import StagePlan, _measured, make_plan
 from disa.planning.rehearsal import Rehearsal, _of_parts, _of_steps, rehearse
-from disa.planning.work import Lengths, StageWork, _activation_bytes, _cache_bytes, _trained_bytes, count_work
+from disa.planning.work import StageWork, TextLengths, _activation_bytes, _cache_bytes, _trained_bytes, count_work
 from disa.recipe import load_recipe
 from disa.runs.folders import read_json, write_json
 from disa.runs.parquet_rows import read_rows, write_rows
@@ -25,7 +25,7 @@ from disa.runs.records import EvaluationRecord, Trajectory
 from disa.warmup.config import SmallModelConfig
 from disa.warmup.small_model import character_tokenizer, small_model
 
-LENGTHS = Lengths(prompt=10.0, completion=6.0, demonstration=6.0)
+LENGTHS = TextLengths(prompt=10.0, completion=6.0, demonstration=6.0)
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ from disa.errors import DisaError
 from disa.evaluation.metrics import MetricValue
 from disa.partition.config import PartitionConfig
 from disa.study.errors import (
-    Pool,
-    Truth,
+    HeldoutDraws,
+    TrueLogZ,
     cell_error,
     decompose,
     in_block,
@@ -46,12 +46,12 @@ def pool_of(rewards, log_ref=None, log_proposal=None, reference_draws=None):
         "from_reference": np.tile(index < reference_draws, prompts),
         "lengths": np.full(rewards.size, 4.0),
     }
-    return Pool(columns, np.tile(np.where(index < reference_draws, index, index - reference_draws), prompts))
+    return HeldoutDraws(columns, np.tile(np.where(index < reference_draws, index, index - reference_draws), prompts))
 
 
 def test_bias_and_variance_add_up_to_the_mean_squared_error():
     rng = np.random.default_rng(0)
-    estimates, truth = rng.normal(size=(5, 7)), Truth(rng.normal(size=7), rng.uniform(0, 0.1, 7))
+    estimates, truth = rng.normal(size=(5, 7)), TrueLogZ(rng.normal(size=7), rng.uniform(0, 0.1, 7))
     found = decompose(estimates, truth)
     expected = ((estimates - truth.log_z) ** 2).mean(axis=0) - truth.variance
     # Float rounding of sums of a few numbers near 1.
@@ -62,7 +62,7 @@ def test_bias_and_variance_add_up_to_the_mean_squared_error():
 def test_bias_squared_and_variance_are_unbiased_with_four_replicates_and_a_noisy_truth():
     rng = np.random.default_rng(1)
     prompts, bias, spread, noise = 40_000, 0.3, 0.5, 0.2
-    truth = Truth(rng.normal(0.0, noise, prompts), np.full(prompts, noise**2))
+    truth = TrueLogZ(rng.normal(0.0, noise, prompts), np.full(prompts, noise**2))
     found = decompose(bias + rng.normal(0.0, spread, (4, prompts)), truth)
     # Five standard errors of a mean over prompts; leaving out either correction would shift bias^2 by over 0.04, that
     # is more than 20 of them.
@@ -132,7 +132,7 @@ def test_error_and_coverage_of_a_cell_are_those_of_the_binomial_distribution():
     pool = pool_of((rng.random((prompts, n * blocks)) < p).astype(np.float64))
     log_z = np.full(prompts, math.log1p(math.expm1(b) * p))
     config = PartitionConfig(method="pass_rate", interval="clopper_pearson", level=level)
-    truth, counts = Truth(log_z, np.zeros(prompts)), {"reference": n, "proposal": 0}
+    truth, counts = TrueLogZ(log_z, np.zeros(prompts)), {"reference": n, "proposal": 0}
     found = cell_error(pool, counts, blocks, truth, config, b, (0.0, 1.0))
 
     k = np.arange(n + 1)
@@ -164,7 +164,7 @@ def test_a_proposal_that_follows_the_values_lowers_the_error_of_the_default_esti
     reference = random_model(Space(4, 4), prompts, rng)
     rewards = binary_reward(reference, np.full(prompts, 0.05), rng)
     strong = make_proposal(reference, rewards, PROPOSALS["strong"], rng)
-    truth = Truth(log_partition(reference.log_probs, rewards, 4.0), np.zeros(prompts))
+    truth = TrueLogZ(log_partition(reference.log_probs, rewards, 4.0), np.zeros(prompts))
 
     def measured(proposal, share):
         counts = {"reference": round(share * n), "proposal": n - round(share * n)}

@@ -14,7 +14,7 @@ import pytest
 
 from disa.errors import DisaError
 from disa.tasks import SPLITS, judges, make_task
-from disa.tasks.benchmarks import BENCHMARKS, Contents, PublishedBenchmark, rows_digest, verify
+from disa.tasks.benchmarks import BENCHMARKS, BenchmarkContents, PublishedBenchmark, rows_digest, verify
 from disa.tasks.dataset_config import DatasetConfig, SourceConfig
 from disa.tasks.rows import read_problem
 from disa.tasks.sources import RawRow
@@ -34,7 +34,7 @@ def entry(**changes):
         "revision": "0" * 40,
         "files": {"test.jsonl": hashlib.sha256(lines(ROWS).encode()).hexdigest()},
         "licence": "MIT",
-        "contents": (Contents(5, DIGEST, "the published rows"),),
+        "contents": (BenchmarkContents(5, DIGEST, "the published rows"),),
         "columns": {"prompt": "problem"},
     }
     return PublishedBenchmark(**values | changes)
@@ -57,7 +57,7 @@ def sums(tmp_path, monkeypatch):
 
 
 def test_the_published_file_is_recognised_by_its_bytes(sums):
-    facts = sums(ROWS, contents=(Contents(5, None, "not seen"),))
+    facts = sums(ROWS, contents=(BenchmarkContents(5, None, "not seen"),))
     assert facts["checked"] == "verified: SHA-256 of the published files"
     assert (facts["hub"], facts["licence"], facts["rows"]) == ("org/sums", "MIT", 5)
 
@@ -87,17 +87,17 @@ def test_other_rows_are_refused(rows, sums):
 @pytest.mark.parametrize("rows", [ROWS[:4], [*ROWS, {"problem": "more?", "answer": "1"}]])
 def test_another_number_of_rows_is_refused_also_where_no_digest_is_known(rows, sums):
     with pytest.raises(DisaError, match=f"{len(rows)} rows found, sums has 5"):
-        sums(rows, contents=(Contents(5, None, "not seen"),), files={"test.jsonl": None})
+        sums(rows, contents=(BenchmarkContents(5, None, "not seen"),), files={"test.jsonl": None})
 
 
 def test_rows_nobody_has_seen_are_said_to_be_unverified_with_what_was_found(sums):
-    facts = sums(ROWS, contents=(Contents(5, None, "not seen"),), files={"test.jsonl": None})
+    facts = sums(ROWS, contents=(BenchmarkContents(5, None, "not seen"),), files={"test.jsonl": None})
     assert facts["checked"].startswith("not verified: 5 rows as expected")
     assert facts["checked"].endswith(DIGEST)
 
 
 def test_a_known_copy_vouches_beside_unseen_published_rows(sums):
-    contents = (Contents(6, None, "not seen"), Contents(5, DIGEST, "a copy"))
+    contents = (BenchmarkContents(6, None, "not seen"), BenchmarkContents(5, DIGEST, "a copy"))
     assert sums(ROWS, contents=contents, files={"test.jsonl": None})["checked"] == "verified: digest of a copy"
     with pytest.raises(DisaError, match="4 rows found, sums has 6 or 5"):
         sums(ROWS[:4], contents=contents)
@@ -107,7 +107,7 @@ def test_a_known_copy_vouches_beside_unseen_published_rows(sums):
 
 def test_a_file_digest_vouches_only_where_every_file_is_known():
     files = {"a.jsonl": "0" * 64, "b.jsonl": None}
-    BENCHMARKS["two"] = entry(files=files, contents=(Contents(5, None, "not seen"),))
+    BENCHMARKS["two"] = entry(files=files, contents=(BenchmarkContents(5, None, "not seen"),))
     try:
         found = verify("two", {"a.jsonl": "0" * 64, "b.jsonl": "1" * 64}, 5, DIGEST, from_hub=True, where="two")
     finally:
@@ -142,7 +142,7 @@ def test_files_of_the_hub_that_are_not_the_pinned_ones_are_refused_also_where_no
 
     (tmp_path / "test.jsonl").write_text(lines(CHANGED["an answer"]))
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *_, **__: str(tmp_path / "test.jsonl"))
-    monkeypatch.setitem(BENCHMARKS, "sums", entry(contents=(Contents(5, None, "not seen"),)))
+    monkeypatch.setitem(BENCHMARKS, "sums", entry(contents=(BenchmarkContents(5, None, "not seen"),)))
     task = make_task(DatasetConfig(name="dataset", sources=(SourceConfig(benchmark="sums"),)))
     with pytest.raises(DisaError, match="the rows are not those of sums"):
         task.prompts("heldout")

@@ -8,7 +8,7 @@ import pytest
 from disa.tasks import make_task
 from disa.tasks.dataset_config import DatasetConfig
 from disa.tasks.overlap import normalised, overlap_counts, remove_overlaps
-from disa.tasks.rows import Problem
+from disa.tasks.rows import RowProblem
 
 SAME = {
     "case": ("Find the Sum", "find the sum"),
@@ -58,7 +58,7 @@ def test_a_normal_form_is_its_own_normal_form(text):
 
 def problem(text, row="r", answer="4", source="s", prompt=None):
     gold = {"answers": [answer]}
-    return Problem(text, prompt or text, row, source, gold, (text, answer), "exact", None, None, kept=True)
+    return RowProblem(text, prompt or text, row, source, gold, (text, answer), "exact", None, None, kept=True)
 
 
 def test_what_is_reported_stays_and_training_gives_way():

@@ -17,7 +17,7 @@ from rich.console import Console
 from disa.errors import DisaError
 from disa.evaluation.compare import compare_evaluations
 from disa.evaluation.generation import GenerationSettings
-from disa.evaluation.leaderboard import Results
+from disa.evaluation.leaderboard import LeaderboardResults
 from disa.evaluation.metrics import Values, per_prompt, summarise
 from disa.evaluation.models import ModelSpec
 from disa.evaluation.run import evaluate_model
@@ -63,7 +63,7 @@ def evaluate(options: argparse.Namespace) -> int:
         metrics = dict.fromkeys([f"mean@{max(ks)}", *(f"pass@{k}" for k in ks if k > 1), "effective_modes"])
         comparisons = compare_evaluations(values, baseline, list(metrics))
         summary = summarise(values, average=True)
-        results = Results(specs, tasks, settings, ks, folders, values, summary, comparisons, baseline)
+        results = LeaderboardResults(specs, tasks, settings, ks, folders, values, summary, comparisons, baseline)
         results.write(output)
     if options.json:
         print(json.dumps(results.as_json(), indent=1))

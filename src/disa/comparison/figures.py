@@ -14,7 +14,7 @@ from disa.comparison.tables import seeds_text
 from disa.display.figures import (
     GUIDE,
     Figure,
-    Point,
+    ScatterPoint,
     model_styles,
     name_curves,
     new_axes,
@@ -42,11 +42,11 @@ def _scatter(results: ComparisonResults) -> list[Figure]:
     if "effective_modes" not in results.metrics("heldout"):
         return []
     mean, modes = ((clustered_mean(results.reference["heldout"][m].values()).value, math.nan) for m in metrics)
-    points = [Point("reference", mean, modes)]
+    points = [ScatterPoint("reference", mean, modes)]
     for method in results.methods:
         quality, diversity = (method.metric("heldout", metric) for metric in metrics)
         if quality is not None and diversity is not None:
-            points.append(Point(method.method, (quality.value, quality.se), (diversity.value, diversity.se)))
+            points.append(ScatterPoint(method.method, (quality.value, quality.se), (diversity.value, diversity.se)))
     lead = "Held-out prompts; bars are one standard error over seeds."
     return quality_against_diversity(points, metrics[0].replace("mean", "Mean"), lead)
 

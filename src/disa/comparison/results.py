@@ -51,7 +51,7 @@ class OverSeeds:
 
 
 @dataclasses.dataclass(frozen=True)
-class Candidate:
+class SearchedPoint:
     """One point that a method's search tried."""
 
     point: Point
@@ -68,7 +68,7 @@ class MethodResult:
     method: str
     point: Point
     """The chosen settings."""
-    search: list[Candidate]
+    search: list[SearchedPoint]
     """Empty without a search."""
     budget: Budget
     uses: int
@@ -153,7 +153,7 @@ def gather(grid: Grid) -> ComparisonResults | None:
                     method=method,
                     point=point,
                     search=[
-                        Candidate(dict(cell.point), grid.training_config(cell).learning_rate, score)
+                        SearchedPoint(dict(cell.point), grid.training_config(cell).learning_rate, score)
                         for cell in grid.candidates(method)
                         if (score := grid.score(cell)) is not None
                     ],

@@ -11,7 +11,7 @@ import yaml
 
 from disa.comparison.results import ComparisonResults, OverSeeds
 from disa.comparison.tables import comparison_tables, verdict_lines
-from disa.display.page import Folded, Links, PageFigures, Section, Text, page
+from disa.display.page import FoldedText, PageFigures, PageLinks, PageSection, PageText, page
 from disa.recipe import Recipe
 from disa.runs.folders import write_json
 
@@ -38,10 +38,10 @@ def write_results(folder: Path, results: ComparisonResults, recipe: Recipe) -> s
     files = {"every number": "results.json", "the tables as text": "table.txt", "and as Markdown": "table.md"}
     first, *others = tables
     sections = [
-        Section("Verdict", [Text(verdict_lines(results))]),
-        Section(first.title, [first, PageFigures(drawn)]),
-        *(Section(table.title, [table]) for table in others),
-        Section("Files", [Links(files), Folded("Recipe", yaml.safe_dump(recipe.model_dump(mode="json")))]),
+        PageSection("Verdict", [PageText(verdict_lines(results))]),
+        PageSection(first.title, [first, PageFigures(drawn)]),
+        *(PageSection(table.title, [table]) for table in others),
+        PageSection("Files", [PageLinks(files), FoldedText("Recipe", yaml.safe_dump(recipe.model_dump(mode="json")))]),
     ]
     written = page(f"{recipe.run_dir}: comparison", lead, sections)
     (folder / "report.html").write_text(written, encoding="utf-8")

@@ -157,7 +157,7 @@ def model_styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
     }
 
 
-class Point(NamedTuple):
+class ScatterPoint(NamedTuple):
     """One model in the scatter: (value, standard error) of both metrics."""
 
     model: str
@@ -167,7 +167,7 @@ class Point(NamedTuple):
     """Set of prompts, where there are several."""
 
 
-def quality_against_diversity(points: Sequence[Point], quality: str, lead: str) -> list[Figure]:
+def quality_against_diversity(points: Sequence[ScatterPoint], quality: str, lead: str) -> list[Figure]:
     """Quality (``Mean@8``) against effective modes with standard errors; nothing without points."""
     if not points:
         return []
@@ -208,5 +208,5 @@ def point_look(look: Mapping[str, Any]) -> dict[str, Any]:
     return {"color": look["color"], "marker": look["marker"], "linestyle": "none", "markersize": 7}
 
 
-def _named(point: Point, separator: str) -> str:
+def _named(point: ScatterPoint, separator: str) -> str:
     return f"{point.model}{separator}{point.group}" if point.group else point.model

@@ -31,7 +31,7 @@ class Illustration(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Text:
+class PageText:
     """A paragraph, or several points."""
 
     kind: ClassVar[str] = "text"
@@ -47,7 +47,7 @@ class PageFigures:
 
 
 @dataclasses.dataclass(frozen=True)
-class Sample:
+class PageSample:
     """One completion."""
 
     text: str
@@ -57,17 +57,17 @@ class Sample:
 
 
 @dataclasses.dataclass(frozen=True)
-class Samples:
+class PageSamples:
     """Completions of one prompt, a column per model."""
 
     kind: ClassVar[str] = "samples"
     title: str
     prompt: str
-    columns: dict[str, list[Sample]]
+    columns: dict[str, list[PageSample]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Links:
+class PageLinks:
     """Files beside the page, by what they are."""
 
     kind: ClassVar[str] = "links"
@@ -75,7 +75,7 @@ class Links:
 
 
 @dataclasses.dataclass(frozen=True)
-class Folded:
+class FoldedText:
     """A long text behind a click, whole."""
 
     kind: ClassVar[str] = "folded"
@@ -83,11 +83,11 @@ class Folded:
     text: str
 
 
-Part = Text | Table | PageFigures | Samples | Links | Folded
+Part = PageText | Table | PageFigures | PageSamples | PageLinks | FoldedText
 
 
 @dataclasses.dataclass(frozen=True)
-class Section:
+class PageSection:
     """A heading with what stands below it; without parts it is left out."""
 
     title: str
@@ -99,7 +99,7 @@ class Section:
         return re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-")
 
 
-def page(title: str, lead: str, sections: Sequence[Section]) -> str:
+def page(title: str, lead: str, sections: Sequence[PageSection]) -> str:
     """The whole page, its contents made of the sections that have parts."""
     template, script = _template()
     kept = [s for s in sections if any(getattr(p, "figures", True) for p in s.parts)]

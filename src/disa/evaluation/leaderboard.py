@@ -23,7 +23,7 @@ TEST = "two-sided sign-flip permutation test on differences paired by problem, H
 
 
 @dataclasses.dataclass(frozen=True)
-class Results:
+class LeaderboardResults:
     """Everything one command measured."""
 
     specs: Sequence[ModelSpec]

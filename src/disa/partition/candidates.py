@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from disa.partition.log_weights import Array, balance_log_weights
 
 
-class Pool(NamedTuple):
+class PilotDraws(NamedTuple):
     """Pilot draws of some prompts, of every source equally many per prompt but for undecided ones."""
 
     prompt: NDArray[np.intp]
@@ -52,7 +52,7 @@ class MeasuredCandidate(NamedTuple):
     """Standard error of the gain, over prompts."""
 
 
-def pooled_weights(pool: Pool) -> Array:
+def pooled_weights(pool: PilotDraws) -> Array:
     """``W`` of every draw: their sum is 1 for every prompt in expectation, shape (n,)."""
     counts = np.stack([np.bincount(pool.prompt, pool.source == k) for k in range(pool.log_sources.shape[1])], axis=1)
     with np.errstate(divide="ignore"):
@@ -61,7 +61,7 @@ def pooled_weights(pool: Pool) -> Array:
 
 
 def measure_candidate(
-    pool: Pool, name: str, log_mu: Array | None, *, reference_share: float, cost: float, budget: float
+    pool: PilotDraws, name: str, log_mu: Array | None, *, reference_share: float, cost: float, budget: float
 ) -> tuple[MeasuredCandidate, Array]:
     """Judge one candidate: its measurement, ``gain`` being 0, and each prompt's error.
 

@@ -12,7 +12,7 @@ from disa.lm.blend import blended_sequence_log_probs
 from disa.lm.log_probs import sequence_log_probs
 from disa.lm.models import Models
 from disa.lm.sampling_config import SamplingConfig, encode_prompt
-from disa.partition.candidates import MeasuredCandidate, Pool, compare_candidates, measure_candidate
+from disa.partition.candidates import MeasuredCandidate, PilotDraws, compare_candidates, measure_candidate
 from disa.partition.log_weights import Array
 from disa.proposals.blends import BlendEngine, Blends, blends_of, even_mixture
 from disa.proposals.config import ProposalsConfig
@@ -72,7 +72,7 @@ def chosen_source(config: ProposalsConfig, pilot: StageFolder) -> ProposalsConfi
     return ProposalsConfig.model_validate(config.model_dump() | pilot.manifest["choice"])
 
 
-class Candidate(NamedTuple):
+class PilotCandidate(NamedTuple):
     """One distribution that the proposal's trajectories could have."""
 
     name: str
@@ -153,7 +153,7 @@ def run_pilot(
     log_ref, parts = score_under(sources, rows, prompts, sampling, models, here)
     low, high = task.reward_range
     _, number = np.unique([row.prompt_id for row in rows], return_inverse=True)
-    pool = Pool(
+    pool = PilotDraws(
         prompt=number,
         success=(np.array([rewards[i] for i in kept], dtype=np.float64) - low) / (high - low),
         log_ref=log_ref,
@@ -205,15 +205,15 @@ def pilot_candidates(
     parts: Mapping[str, Array],
     here: Mapping[str, Any],
     has_proposal: bool,
-) -> list[Candidate]:
+) -> list[PilotCandidate]:
     """The reference alone, every source as it is configured, and each of its components alone."""
     size = here["proposal"].num_parameters() / here["reference"].num_parameters() if has_proposal else 1.0
     alpha = config.reference_share
-    found = [Candidate("reference", None, 1.0, 2.0, {"source": "proposal", "reference_share": 1.0})]
+    found = [PilotCandidate("reference", None, 1.0, 2.0, {"source": "proposal", "reference_share": 1.0})]
     for source, (variant, blends) in sources.items():
         cost = _cost(source, size, alpha)
         if blends is None:
-            found.append(Candidate(source, even_mixture(parts[source]), alpha, cost, {"source": source}))
+            found.append(PilotCandidate(source, even_mixture(parts[source]), alpha, cost, {"source": source}))
             continue
         field = "temperatures" if source == "tempered" else "lambdas"
         values = getattr(variant.blend, field)
@@ -221,7 +221,7 @@ def pilot_candidates(
             own = [values[j] for j in subset]
             name = f"{source} {', '.join(f'{value:g}' for value in own)}"
             settings = {"source": source, "blend": variant.blend.model_dump() | {field: own}}
-            found.append(Candidate(name, even_mixture(parts[source][:, subset]), alpha, cost, settings))
+            found.append(PilotCandidate(name, even_mixture(parts[source][:, subset]), alpha, cost, settings))
     return found
 
 

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from disa.lm.sampling_config import encode_prompt
 from disa.pipeline import Pipeline
 from disa.planning.model_shape import ModelShape
-from disa.planning.work import Lengths
+from disa.planning.work import TextLengths
 from disa.recipe import Recipe
 from disa.runs.folders import read_json
 from disa.runs.locks import exclusive
@@ -33,7 +33,7 @@ from disa.training.methods import METHODS
 
 
 @dataclasses.dataclass(frozen=True)
-class Pace:
+class StagePace:
     """How long one stage takes here."""
 
     overhead: float
@@ -51,10 +51,10 @@ class Rehearsal:
     """What a rehearsal found out."""
 
     shape: ModelShape
-    lengths: Lengths
+    lengths: TextLengths
     prompts: dict[str, int]
     """Of the whole recipe, by split."""
-    paces: dict[str, Pace]
+    paces: dict[str, StagePace]
     """By stage folder; ``7_evaluation/reference`` stands for every model's."""
 
 
@@ -152,9 +152,9 @@ def _read(recipe: Recipe, small: Recipe, pipeline: _FewPrompts, shape: ModelShap
         ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
         completion = demonstration = min(1 + statistics.fmean(map(len, ids)), sampling.max_completion_length)
 
-    paces = {name: Pace(_seconds(folder / name)) for name in ("1_tasks", "5_anchor")}
+    paces = {name: StagePace(_seconds(folder / name)) for name in ("1_tasks", "5_anchor")}
     partition = _seconds(folder / "4_partition") / len({row.prompt_id for row in drawn})
-    paces["4_partition"] = Pace(0.0, partition)
+    paces["4_partition"] = StagePace(0.0, partition)
     if recipe.warmup:
         logs = [folder / "warmup" / f"{name}.jsonl" for name in ("proposal", "reference")]
         paces["warmup"] = _of_steps(folder / "warmup", [log for log in logs if log.is_file()], units=1)
@@ -170,7 +170,7 @@ def _read(recipe: Recipe, small: Recipe, pipeline: _FewPrompts, shape: ModelShap
         )
     paces["7_evaluation/reference"] = _of_parts(folder / "7_evaluation" / "reference", units=1)
     by_split = {split: sum(p.split == split for p in prompts) for split in ("train", "validation", "heldout")}
-    lengths = Lengths(statistics.fmean(tokens.values()), completion, demonstration)
+    lengths = TextLengths(statistics.fmean(tokens.values()), completion, demonstration)
     return Rehearsal(shape, lengths, by_split, paces)
 
 
@@ -178,19 +178,19 @@ def _seconds(stage: Path) -> float:
     return read_json(stage / "manifest.json")["seconds"]
 
 
-def _of_parts(stage: Path, *, units: float) -> Pace:
+def _of_parts(stage: Path, *, units: float) -> StagePace:
     """From the times at which the parts appeared; ``units`` of each row."""
     parts = sorted(stage.glob("*.parquet"), key=lambda part: part.stat().st_mtime)
     rows = [pq.read_metadata(part).num_rows for part in parts]
     at = [part.stat().st_mtime for part in parts]
     if len(parts) == 1:
-        return Pace(0.0, _seconds(stage) / (units * rows[0]))
+        return StagePace(0.0, _seconds(stage) / (units * rows[0]))
     pace = statistics.median((at[i] - at[i - 1]) / (units * rows[i]) for i in range(1, len(parts)))
-    return Pace(max(0.0, _seconds(stage) - pace * units * sum(rows)), pace)
+    return StagePace(max(0.0, _seconds(stage) - pace * units * sum(rows)), pace)
 
 
-def _of_steps(stage: Path, logs: list[Path], *, units: float, every: int = 1) -> Pace:
+def _of_steps(stage: Path, logs: list[Path], *, units: float, every: int = 1) -> StagePace:
     """From the step logs of one or two runs; ``units`` of each ``every`` steps."""
     at = [[line["wall_time"] for line in read_step_log(log)][every - 1 :: every] for log in logs]
     pace = statistics.median(b - a for times in at for a, b in zip(times, times[1:], strict=False)) / units
-    return Pace(max(0.0, _seconds(stage) - pace * units * sum(map(len, at))), pace)
+    return StagePace(max(0.0, _seconds(stage) - pace * units * sum(map(len, at))), pace)

@@ -21,7 +21,7 @@ _STREAMS = {"bridge": 2, "hinted": 2, "tempered": 1, "auto": 2}
 
 
 @dataclasses.dataclass(frozen=True)
-class Lengths:
+class TextLengths:
     """Mean tokens of a recipe's texts."""
 
     prompt: float
@@ -67,7 +67,7 @@ class StageWork:
 
 
 def count_work(
-    recipe: Recipe, shape: ModelShape, lengths: Lengths, prompts: dict[str, int], *, checkpointed: bool = False
+    recipe: Recipe, shape: ModelShape, lengths: TextLengths, prompts: dict[str, int], *, checkpointed: bool = False
 ) -> dict[str, StageWork]:
     """Work of the stages that run the model, by the name of their folder.
 

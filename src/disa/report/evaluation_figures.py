@@ -12,7 +12,7 @@ from disa.display.figures import (
     GUIDE,
     MANY,
     Figure,
-    Point,
+    ScatterPoint,
     model_styles,
     name_curves,
     new_axes,
@@ -32,7 +32,7 @@ def evaluation_figures(content: ReportContent) -> list[Figure]:
             k = k or largest_k(metrics, "mean")
             if "effective_modes" in metrics and f"mean@{k}" in metrics:
                 mean, modes = metrics[f"mean@{k}"], metrics["effective_modes"]
-                points.append(Point(model, (mean.value, mean.se), (modes.value, modes.se), split))
+                points.append(ScatterPoint(model, (mean.value, mean.se), (modes.value, modes.se), split))
     return [
         *quality_against_diversity(points, f"Mean@{k}", "Bars are one standard error over prompts."),
         *modes_found(content.records, content.prompts, model_styles(content.models)),

@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
-from disa.display.page import Folded, Illustration, Links, PageFigures, Sample, Samples, Section, Text, cut, page
+from disa.display.page import (
+    FoldedText,
+    Illustration,
+    PageFigures,
+    PageLinks,
+    PageSample,
+    PageSamples,
+    PageSection,
+    PageText,
+    cut,
+    page,
+)
 from disa.display.table import Table, with_error
 from disa.evaluation.tables import MARK, largest_k, models_in_order, summary_tables
 from disa.partition.verdict import FLAGS
@@ -31,8 +42,8 @@ def report_page(content: ReportContent, figures: Mapping[str, list[Illustration]
         content.title,
         lead,
         [
-            Section("Verdict", [Text(lines)] if (lines := verdict_lines(content)) else []),
-            Section(
+            PageSection("Verdict", [PageText(lines)] if (lines := verdict_lines(content)) else []),
+            PageSection(
                 "Results",
                 [
                     *_results(content),
@@ -40,26 +51,26 @@ def report_page(content: ReportContent, figures: Mapping[str, list[Illustration]
                     PageFigures(figures.get("evaluation", [])),
                 ],
             ),
-            Section("Partition function", [PageFigures(figures.get("partition", []))]),
-            Section("Prompts", _prompts(content)),
-            Section("Training", [PageFigures(figures.get("training", [])), *_last_step(content)]),
-            Section("Example completions", _examples(content)),
-            Section("Sampler against scorer", _parity(content.parity)),
-            Section("What the anchor is frozen to", [Table(facts)] if content.anchor_facts else []),
-            Section("Files", [Links(content.files)] if content.files else []),
-            Section("Provenance", _provenance(content)),
+            PageSection("Partition function", [PageFigures(figures.get("partition", []))]),
+            PageSection("Prompts", _prompts(content)),
+            PageSection("Training", [PageFigures(figures.get("training", [])), *_last_step(content)]),
+            PageSection("Example completions", _examples(content)),
+            PageSection("Sampler against scorer", _parity(content.parity)),
+            PageSection("What the anchor is frozen to", [Table(facts)] if content.anchor_facts else []),
+            PageSection("Files", [PageLinks(content.files)] if content.files else []),
+            PageSection("Provenance", _provenance(content)),
         ],
     )
 
 
-def _results(content: ReportContent) -> Iterable[Table | Text]:
+def _results(content: ReportContent) -> Iterable[Table | PageText]:
     if not content.summary:
         return []
     note = (
         f"Second lines: difference to the reference, paired by prompt; {MARK} marks one of more than two standard "
         "errors. Arrows: which way is better."
     )
-    return [*summary_tables(content.summary, detail=True, differences=content.differences), Text([note])]
+    return [*summary_tables(content.summary, detail=True, differences=content.differences), PageText([note])]
 
 
 def _prompts(content: ReportContent) -> list[Table]:
@@ -94,14 +105,14 @@ def _prompts(content: ReportContent) -> list[Table]:
     return ([*found, Table(meanings, title="Flags")] if raised else found) if len(rows) > 1 else []
 
 
-def _examples(content: ReportContent) -> list[Samples | Text]:
+def _examples(content: ReportContent) -> list[PageSamples | PageText]:
     """Show the first draws of the first prompts: by position, so that nothing is picked for its looks."""
     by_prompt: dict[str, dict[str, list[EvaluationRecord]]] = defaultdict(lambda: defaultdict(list))
     for record in content.records:
         by_prompt[record.prompt_id][record.model].append(record)
     evaluated = [p for p in content.prompts if p.prompt_id in by_prompt]
     evaluated.sort(key=lambda p: p.split != "heldout")
-    shown: list[Samples | Text] = [Text(["The first draws of the first evaluated prompts, not selected."])]
+    shown: list[PageSamples | PageText] = [PageText(["The first draws of the first evaluated prompts, not selected."])]
     for prompt in evaluated[:_EXAMPLE_PROMPTS]:
         columns = {
             model: [
@@ -109,23 +120,25 @@ def _examples(content: ReportContent) -> list[Samples | Text]:
             ]
             for model in models_in_order(by_prompt[prompt.prompt_id])
         }
-        shown.append(Samples(f"Prompt {prompt.prompt_id}, {prompt.split}", prompt.prompt, columns))
+        shown.append(PageSamples(f"Prompt {prompt.prompt_id}, {prompt.split}", prompt.prompt, columns))
     return shown if evaluated else []
 
 
-def _last_step(content: ReportContent) -> list[Samples | Text]:
+def _last_step(content: ReportContent) -> list[PageSamples | PageText]:
     """First completions of the methods' last steps, prompts that several methods drew for in front."""
-    drawn: dict[str, dict[str, list[Sample]]] = defaultdict(lambda: defaultdict(list))
+    drawn: dict[str, dict[str, list[PageSample]]] = defaultdict(lambda: defaultdict(list))
     for method, rows in content.training_completions.items():
         for row in rows:
             note = f"step {row['step']}" + ("" if row["reward"] is None else f", reward {row['reward']:g}")
-            drawn[row["prompt"]][method].append(Sample(row["completion"], _verdict(row["reward"]), note))
+            drawn[row["prompt"]][method].append(PageSample(row["completion"], _verdict(row["reward"]), note))
     prompts = sorted(drawn, key=lambda prompt: -len(drawn[prompt]))[:_EXAMPLE_PROMPTS]
     ids = {prompt.prompt: prompt.prompt_id for prompt in content.prompts}
-    shown: list[Samples | Text] = [Text(["Completions of the last step of training, the first ones, not selected."])]
+    shown: list[PageSamples | PageText] = [
+        PageText(["Completions of the last step of training, the first ones, not selected."])
+    ]
     for prompt in prompts:
         columns = {method: samples[:_EXAMPLE_DRAWS] for method, samples in drawn[prompt].items()}
-        shown.append(Samples(f"Prompt {ids.get(prompt, 'in training')}", prompt, columns))
+        shown.append(PageSamples(f"Prompt {ids.get(prompt, 'in training')}", prompt, columns))
     return shown if prompts else []
 
 
@@ -133,11 +146,11 @@ def _verdict(reward: float | None) -> str:
     return "undecided" if reward is None else "right" if reward >= CORRECT_REWARD else "wrong"
 
 
-def _sample(record: EvaluationRecord) -> Sample:
+def _sample(record: EvaluationRecord) -> PageSample:
     notes = [f"draw {record.draw}"]
     notes += [f"reward {record.reward:g}"] if record.reward is not None else []
     notes += [f"mode {cut(record.mode, 60)}"] if record.mode is not None else []
-    return Sample(
+    return PageSample(
         record.completion, _verdict(record.reward), ", ".join(notes + ["cut at the length limit"] * record.truncated)
     )
 
@@ -154,11 +167,11 @@ def _parity(parity: Mapping[str, object]) -> list[Table]:
     return [Table(rows, caption=caption)] if parity else []
 
 
-def _provenance(content: ReportContent) -> list[Table | Folded]:
-    parts: list[Table | Folded] = []
+def _provenance(content: ReportContent) -> list[Table | FoldedText]:
+    parts: list[Table | FoldedText] = []
     if content.timings:
         whole = content.timings | {"all stages": sum(content.timings.values())}
         parts.append(Table([["stage", "wall time"], *([name, duration(s)] for name, s in whole.items())]))
     if content.versions:
         parts.append(Table([["package", "version"], *map(list, content.versions.items())]))
-    return [*parts, Folded("Recipe", content.recipe)] if content.recipe else parts
+    return [*parts, FoldedText("Recipe", content.recipe)] if content.recipe else parts

@@ -26,7 +26,7 @@ from disa.partition.log_weights import Array, log_z_from_q, soft_success
 from disa.partition.verdict import FLAGS
 
 
-class Pool(NamedTuple):
+class HeldoutDraws(NamedTuple):
     """Scored draws of some prompts, as the estimators take them, each with its index within prompt and source."""
 
     columns: dict[str, Any]
@@ -53,7 +53,7 @@ def whole_blocks(pool: dict[str, int], counts: dict[str, int]) -> int:
     return min(pool[source] // count for source, count in counts.items() if count)
 
 
-class Truth(NamedTuple):
+class TrueLogZ(NamedTuple):
     """log Z of some prompts from reference draws alone, shape (prompts,)."""
 
     log_z: Array
@@ -61,7 +61,7 @@ class Truth(NamedTuple):
     """Of log_z, by the delta method, nats squared."""
 
 
-def truth_from_reference(columns: dict[str, Any], beta: float, reward_range: tuple[float, float]) -> Truth:
+def truth_from_reference(columns: dict[str, Any], beta: float, reward_range: tuple[float, float]) -> TrueLogZ:
     """``q = (sum(s) + 1/2) / (n + 1)`` and ``Var log Z = (expm1(b) / Z)^2 Var q``.
 
     Z is taken without its factor exp(beta r_min). Var q is ``(mean(s^2) - mean(s)^2) / (n + 2)`` with half a success
@@ -84,10 +84,10 @@ def truth_from_reference(columns: dict[str, Any], beta: float, reward_range: tup
     # d log Z / d q = expm1(b) / Z, with log Z less beta r_min: both may be large, their ratio is at most 1 / q.
     b = beta * (reward_range[1] - reward_range[0])
     slope = -np.expm1(-b) * np.exp(b - (log_z - beta * reward_range[0]))
-    return Truth(log_z, slope**2 * (second - first**2) / (n + 2))
+    return TrueLogZ(log_z, slope**2 * (second - first**2) / (n + 2))
 
 
-class Errors(NamedTuple):
+class CellErrors(NamedTuple):
     """What the errors of one cell are made of, by prompt, shape (prompts,); nats and nats squared."""
 
     bias: Array
@@ -96,20 +96,20 @@ class Errors(NamedTuple):
     mse: Array
 
 
-def decompose(estimates: Array, truth: Truth) -> Errors:
+def decompose(estimates: Array, truth: TrueLogZ) -> CellErrors:
     """Bias, variance and mean squared error of estimates of shape (replicates, prompts), at least two replicates."""
     errors = estimates - truth.log_z
     replicates, bias = len(errors), errors.mean(axis=0)
     variance = errors.var(axis=0, ddof=1)
     bias_squared = bias**2 - variance / replicates - truth.variance
-    return Errors(bias, bias_squared, variance, bias_squared + variance)
+    return CellErrors(bias, bias_squared, variance, bias_squared + variance)
 
 
 def cell_error(
-    pool: Pool,
+    pool: HeldoutDraws,
     counts: dict[str, int],
     blocks: int,
-    truth: Truth,
+    truth: TrueLogZ,
     config: PartitionConfig,
     beta: float,
     reward_range: tuple[float, float],
@@ -153,7 +153,7 @@ def cell_error(
     }
 
 
-def _proposal(pool: Pool, beta: float, reward_range: tuple[float, float]) -> dict[str, Array]:
+def _proposal(pool: HeldoutDraws, beta: float, reward_range: tuple[float, float]) -> dict[str, Array]:
     """By prompt where known: mean reward of the proposal's draws, and D (:mod:`disa.partition.gate`)."""
     drawn = ~pool.columns["from_reference"]
     if not drawn.any():

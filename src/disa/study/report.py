@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from disa.display.figures import figure_style, write_figures
-from disa.display.page import Folded, Links, PageFigures, Section, Text, page
+from disa.display.page import FoldedText, PageFigures, PageLinks, PageSection, PageText, page
 from disa.display.table import with_error
 from disa.runs.folders import StageFolder, write_json
 from disa.runs.locks import exclusive
@@ -75,11 +75,12 @@ def _write(folder: Path, results: dict[str, Any], recipe: str) -> None:
     with figure_style():
         drawn = write_figures(folder / "figures", study_figures(results))
     sections = [
-        Section("Verdict", [Text(verdict_lines(results))]),
-        *(Section(table.title, [table]) for table in tables),
-        Section("Figures", [PageFigures(drawn)]),
-        Section(
-            "Files", [Links({"every number": "results.json", "the tables": "summary.txt"}), Folded("Recipe", recipe)]
+        PageSection("Verdict", [PageText(verdict_lines(results))]),
+        *(PageSection(table.title, [table]) for table in tables),
+        PageSection("Figures", [PageFigures(drawn)]),
+        PageSection(
+            "Files",
+            [PageLinks({"every number": "results.json", "the tables": "summary.txt"}), FoldedText("Recipe", recipe)],
         ),
     ]
     (folder / "study.html").write_text(page("Study of the anchor", lead(results), sections), encoding="utf-8")

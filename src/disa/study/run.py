@@ -26,7 +26,7 @@ from disa.runs.locks import exclusive
 from disa.runs.records import Prompt, ScoredTrajectory
 from disa.scoring.run import decided_rows
 from disa.study.config import read_study
-from disa.study.errors import Pool, cell_error, in_block, truth_from_reference, whole_blocks
+from disa.study.errors import HeldoutDraws, cell_error, in_block, truth_from_reference, whole_blocks
 from disa.warmup.run import supervise
 
 PROPOSAL_VERSION = BLOCK_VERSION = ERROR_VERSION = 1
@@ -267,13 +267,13 @@ class Study:
         return self._proposals(cell.strength).model_copy(update=per_prompt).counts("heldout")
 
     @functools.lru_cache  # noqa: B019, as above
-    def _heldout(self, name: str) -> Pool:
+    def _heldout(self, name: str) -> HeldoutDraws:
         """Scored draws of the held-out prompts of the truth or of a strength."""
         pipeline = self.truth if name == "truth" else self.pool(name)
         ids = [row.prompt_id for row in self.heldout()]
         wanted = set(ids)
         rows = [row for row in decided_rows(pipeline.scoring().rows(ScoredTrajectory)) if row.prompt_id in wanted]
-        return Pool(trajectory_columns(ids, rows), np.array([row.draw for row in rows]))
+        return HeldoutDraws(trajectory_columns(ids, rows), np.array([row.draw for row in rows]))
 
     def true_log_z(self, beta: float) -> dict[str, float]:
         """Log Z of the held-out prompts from the truth's draws, nats."""

@@ -30,7 +30,7 @@ _TEMPLATES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Contents:
+class BenchmarkContents:
     """Rows that are known to be a benchmark's."""
 
     rows: int
@@ -51,7 +51,7 @@ class PublishedBenchmark:
     files: dict[str, str | None]
     """Files of the data set, with the SHA-256 of each where it is known."""
     licence: str
-    contents: tuple[Contents, ...]
+    contents: tuple[BenchmarkContents, ...]
     """First the published rows, then other known copies of them."""
     verifier: str = "maths"
     columns: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -66,7 +66,7 @@ class PublishedBenchmark:
 def _read_table() -> dict[str, PublishedBenchmark]:
     table = yaml.safe_load(Path(__file__).with_name("benchmarks.yaml").read_text(encoding="utf-8"))
     for entry in table.values():
-        entry["contents"] = tuple(Contents(**contents) for contents in entry["contents"])
+        entry["contents"] = tuple(BenchmarkContents(**contents) for contents in entry["contents"])
         entry["prompt_template"] = _TEMPLATES[entry.get("prompt_template", "boxed")]
     return {name: PublishedBenchmark(**entry) for name, entry in table.items()}
 

@@ -20,7 +20,7 @@ from disa.tasks.benchmarks import BENCHMARKS, rows_digest, verify
 from disa.tasks.dataset_config import DatasetConfig, SourceConfig
 from disa.tasks.judges import AnswerJudge, make_judge
 from disa.tasks.overlap import normalised, overlap_counts, remove_overlaps
-from disa.tasks.rows import Problem, read_problem
+from disa.tasks.rows import RowProblem, read_problem
 from disa.tasks.sources import RawSource, label_of, read_source
 from disa.tasks.task import SPLITS, DataReport, Task, chosen_prompts, read_payload
 
@@ -155,7 +155,7 @@ class DatasetTask(Task):
     @functools.cached_property
     def _read(self) -> tuple[dict[str, list[Prompt]], DataReport]:
         """Prompts by split, and the report."""
-        splits: dict[str, list[Problem]] = {split: [] for split in SPLITS}
+        splits: dict[str, list[RowProblem]] = {split: [] for split in SPLITS}
         sources: list[dict[str, Any]] = []
         unread: list[str] = []
         for source in self.config.sources:
@@ -179,7 +179,7 @@ class DatasetTask(Task):
         }
         return prompts, DataReport(facts, {"overlap": [dataclasses.asdict(o) for o in found], "incomplete": unread})
 
-    def _split_of(self, source: SourceConfig, problem: Problem) -> str:
+    def _split_of(self, source: SourceConfig, problem: RowProblem) -> str:
         """The source's split; of a hashed source, a function of the problem alone, so that copies stay together."""
         entry = BENCHMARKS.get(source.benchmark or "")
         use = source.use or (entry.use if entry else "hash")
@@ -205,7 +205,7 @@ def _digest_of(path: Path) -> str | None:
     return file_digest(path) if path.is_file() else None
 
 
-def _prompt(split: str, problem: Problem) -> Prompt:
+def _prompt(split: str, problem: RowProblem) -> Prompt:
     payload = {
         "source": problem.source,
         "row": problem.row_id,
@@ -217,7 +217,7 @@ def _prompt(split: str, problem: Problem) -> Prompt:
     return Prompt(problem.prompt_id, DatasetTask.name, split, problem.prompt, json.dumps(payload), None)
 
 
-def _problems(source: SourceConfig, raw: RawSource) -> tuple[list[Problem], list[str]]:
+def _problems(source: SourceConfig, raw: RawSource) -> tuple[list[RowProblem], list[str]]:
     """Rows read under their mapping, and what is wrong with those left out."""
     problems, incomplete = [], []
     for row in raw.rows:
@@ -230,7 +230,7 @@ def _problems(source: SourceConfig, raw: RawSource) -> tuple[list[Problem], list
     return problems, incomplete
 
 
-def _source_facts(source: SourceConfig, raw: RawSource, problems: list[Problem]) -> dict[str, Any]:
+def _source_facts(source: SourceConfig, raw: RawSource, problems: list[RowProblem]) -> dict[str, Any]:
     """Where a source came from and what vouches for its rows."""
     label = label_of(source)
     if not problems:

@@ -14,7 +14,7 @@ import unicodedata
 from collections import Counter
 from typing import Any
 
-from disa.tasks.rows import Problem
+from disa.tasks.rows import RowProblem
 
 # What is evaluated stays; what is trained on gives way.
 PRECEDENCE = ("heldout", "validation", "train", "warmup")
@@ -58,17 +58,17 @@ class Overlap:
 
 
 def remove_overlaps(
-    splits: dict[str, list[Problem]], match: str = "normalised"
-) -> tuple[dict[str, list[Problem]], list[Overlap]]:
+    splits: dict[str, list[RowProblem]], match: str = "normalised"
+) -> tuple[dict[str, list[RowProblem]], list[Overlap]]:
     """Drop repeated problems, the first of the highest split staying.
 
     Held-out problems define what is reported: one is dropped only where prompt and gold come twice, and a repetition
     with another gold or in other words is reported and kept. ``match`` is ``normalised``, or ``exact`` to compare
     letter by letter. Returns what is left, in its order, and every repetition found.
     """
-    seen: dict[str, tuple[str, Problem]] = {}
+    seen: dict[str, tuple[str, RowProblem]] = {}
     ids: set[str] = set()
-    left: dict[str, list[Problem]] = {split: [] for split in splits}
+    left: dict[str, list[RowProblem]] = {split: [] for split in splits}
     found = []
     for split in sorted(splits, key=PRECEDENCE.index):
         for problem in splits[split]:
@@ -84,7 +84,7 @@ def remove_overlaps(
     return left, found
 
 
-def _overlap(split: str, problem: Problem, kept_split: str, kept: Problem, *, dropped: bool) -> Overlap:
+def _overlap(split: str, problem: RowProblem, kept_split: str, kept: RowProblem, *, dropped: bool) -> Overlap:
     return Overlap(
         kind="duplicate" if split == kept_split else "contamination",
         match="exact" if problem.text == kept.text else "normalised",

@@ -20,7 +20,7 @@ _THOUSANDS = re.compile(r"[+-]?\d{1,3}(,\d{3})+")
 
 
 @dataclasses.dataclass(frozen=True)
-class Problem:
+class RowProblem:
     """One row, read."""
 
     text: str
@@ -48,7 +48,7 @@ class Problem:
         return hashlib.sha256(json.dumps([self.prompt, judged_by]).encode()).hexdigest()[:16]
 
 
-def read_problem(source: SourceConfig, row: RawRow) -> Problem:
+def read_problem(source: SourceConfig, row: RawRow) -> RowProblem:
     """A row under its source's mapping.
 
     Raises DisaError naming source, row and field, where something needed is missing or of the wrong kind.
@@ -70,7 +70,7 @@ def read_problem(source: SourceConfig, row: RawRow) -> Problem:
     row_id = row.get(columns.get("id", "id"))
     # Of a column named solution that is mapped to something else it holds none.
     solution = row.get(columns.get("solution", "" if "solution" in columns.values() else "solution"))
-    return Problem(
+    return RowProblem(
         text=text,
         prompt=prompt,
         row_id=str(row.index if row_id is None else row_id),

@@ -12,7 +12,7 @@ from typing import Any
 
 from disa.rewards.code.inside.plain_data import read_value
 from disa.rewards.code.program import FunctionTests, Limits
-from disa.rewards.code.sandbox import Run, Sandbox
+from disa.rewards.code.sandbox import Sandbox, SandboxRun
 from disa.rewards.code.verdict import CodeVerdict, readable
 
 # A verdict is a few hundred bytes.
@@ -44,7 +44,9 @@ def judge_calls(sandbox: Sandbox, limits: Limits, source: dict[str, str], tests:
         return _verdict(message, nonce, candidate, judge, limits)
 
 
-def _verdict(message: bytes | None, nonce: str, candidate: Run, judge: Run, limits: Limits) -> CodeVerdict:
+def _verdict(
+    message: bytes | None, nonce: str, candidate: SandboxRun, judge: SandboxRun, limits: Limits
+) -> CodeVerdict:
     """What the judge says, or, where one of the two processes ended early, what its end says."""
     judge_code = judge.stop(_LAST_SECONDS if message is not None else 0.0)
     said = _checked(message, nonce)

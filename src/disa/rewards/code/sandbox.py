@@ -37,7 +37,7 @@ _ENVIRONMENT = ["--clearenv", "--setenv", "LANG", "C.UTF-8", "--setenv", "PYTHON
 _CHECK_SECONDS = 30.0
 
 
-class Run:
+class SandboxRun:
     """One sandboxed process, from its start to its end.
 
     ``process`` is the ``bwrap`` outside of the sandbox: everything inside dies with it. The script inside reports to
@@ -70,7 +70,7 @@ class Run:
         os.set_blocking(self.process.stderr.fileno(), False)
         return (self.process.stderr.read(2000) or b"").decode(errors="replace").strip()
 
-    def __enter__(self) -> Run:
+    def __enter__(self) -> SandboxRun:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -90,7 +90,7 @@ class Sandbox:
 
     def start(
         self, script: str, setup: Mapping[str, Any], *, fds: Sequence[int] = (), script_pipes: bool = False
-    ) -> Run:
+    ) -> SandboxRun:
         """Start a script.
 
         ``setup``, plain data, is what the script reads first. It inherits ``fds`` alone. With ``script_pipes`` stdin
@@ -116,7 +116,7 @@ class Sandbox:
         finally:
             for fd in (setup_fd, filter_fd, started_write):
                 os.close(fd)
-        return Run(process, started_read)
+        return SandboxRun(process, started_read)
 
 
 def open_sandbox(limits: Limits) -> Sandbox:

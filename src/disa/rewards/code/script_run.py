@@ -10,7 +10,7 @@ from fractions import Fraction
 
 from disa.rewards.code.function_run import early_end
 from disa.rewards.code.program import Limits, StdioTests
-from disa.rewards.code.sandbox import Run, Sandbox
+from disa.rewards.code.sandbox import Sandbox, SandboxRun
 from disa.rewards.code.verdict import CodeVerdict, readable
 
 # Longer ones are compared as text: their exact value would take as long as a model likes.
@@ -34,7 +34,7 @@ def judge_outputs(sandbox: Sandbox, limits: Limits, source: dict[str, str], test
 
 
 def _run(
-    run: Run, given: str, expected: str, tolerance: float | None, limits: Limits, held: int, deadline: float
+    run: SandboxRun, given: str, expected: str, tolerance: float | None, limits: Limits, held: int, deadline: float
 ) -> CodeVerdict | None:
     """One run; None where its output is right."""
     end = min(deadline, time.monotonic() + limits.seconds_per_test)
@@ -59,7 +59,7 @@ def _run(
     return None
 
 
-def _exchange(run: Run, given: bytes, end: float, max_bytes: int) -> tuple[bytes, bytes, str]:
+def _exchange(run: SandboxRun, given: bytes, end: float, max_bytes: int) -> tuple[bytes, bytes, str]:
     """Feed the input and collect what is written, until both outputs are closed.
 
     Returns output, the end of the error output, and what cut it short: ``time``, ``length`` or nothing.

@@ -14,7 +14,7 @@ from disa.rewards.maths.answers import Gold, Verdict, as_gold
 from disa.rewards.maths.formula import readings
 from disa.rewards.maths.notation import clean, key, nesting, split_top
 from disa.rewards.maths.relation import same_relation
-from disa.rewards.maths.structure import NAME, Sequence, is_infinite, parse_structure
+from disa.rewards.maths.structure import NAME, Elements, is_infinite, parse_structure
 from disa.rewards.maths.units import Kind, Labelled, take_apart, unit_of
 from disa.rewards.maths.value import names, parse_exact, same_value, within
 
@@ -46,7 +46,7 @@ def _decide(gold: Gold, answer: str, percent_optional: bool) -> bool | None:
         return None if nesting(gold_text) > _MAX_NESTING else False
     comparison = _Comparison(gold, percent_optional or gold.unit in ("%", "\\%"))
     structure = parse_structure(gold_text, gold.multiple)
-    as_list = isinstance(structure, Sequence) and structure.kind == ","
+    as_list = isinstance(structure, Elements) and structure.kind == ","
     return comparison.same(structure, parse_structure(answer_text, as_list))
 
 
@@ -61,24 +61,24 @@ class _Comparison:
         self.error = gold.tolerance
         self.kind, self.size = unit_of(gold.unit) if gold.unit else (None, Fraction(1))
 
-    def same(self, gold: Sequence | str, answer: Sequence | str) -> bool | None:
+    def same(self, gold: Elements | str, answer: Elements | str) -> bool | None:
         """Structures or elements."""
         if isinstance(gold, str) and isinstance(answer, str):
             return self.same_element(gold, answer)
-        if isinstance(gold, str) and isinstance(answer, Sequence) and (named := _by_names(gold, answer)) is not None:
+        if isinstance(gold, str) and isinstance(answer, Elements) and (named := _by_names(gold, answer)) is not None:
             return self.same(*named)
         if isinstance(answer, str) and (right := _right_side(answer)) != answer:
             return self.same(gold, parse_structure(right))
         if isinstance(gold, str) and (right := _right_side(gold)) != gold:
             return self.same(parse_structure(right), answer)
-        if isinstance(gold, Sequence) and isinstance(answer, Sequence):
+        if isinstance(gold, Elements) and isinstance(answer, Elements):
             return self.same_sequence(gold, answer)
-        if isinstance(gold, Sequence) and gold.kind in _UNORDERED and len(gold.items) == 1:
+        if isinstance(gold, Elements) and gold.kind in _UNORDERED and len(gold.items) == 1:
             return self.same(gold.items[0], answer)
-        if isinstance(answer, Sequence) and answer.kind in _UNORDERED and len(answer.items) == 1:
+        if isinstance(answer, Elements) and answer.kind in _UNORDERED and len(answer.items) == 1:
             return self.same(gold, answer.items[0])
         one, other = (gold, answer) if isinstance(gold, str) else (answer, gold)
-        assert isinstance(one, str) and isinstance(other, Sequence)
+        assert isinstance(one, str) and isinstance(other, Elements)
         if parse_exact(take_apart(one).body) is not None or _words(one) is not None:
             return False
         # A set in words, or in a notation that is not taken apart, such as \mathbb{R} \setminus S.
@@ -87,14 +87,14 @@ class _Comparison:
         readable = readings(take_apart(one).body) and not re.search(r"\\(?:mathbb|text|emptyset)", one)
         return False if readable or (one is answer and other.kind != "cup" and "\\mathbb" not in one) else None
 
-    def same_sequence(self, gold: Sequence, answer: Sequence) -> bool | None:
+    def same_sequence(self, gold: Elements, answer: Elements) -> bool | None:
         """The same elements, in the same order where the kind has one."""
         if gold.kind == "()" and answer.kind == "," and (values := _named_values(answer)) is not None:
             names = sorted(values)
-            return self.same_sequence(gold, Sequence("()", tuple(values[name] for name in names), answer.text))
+            return self.same_sequence(gold, Elements("()", tuple(values[name] for name in names), answer.text))
         if gold.kind in _UNORDERED and answer.kind in _UNORDERED:
             if (gold.kind == "cup") != (answer.kind == "cup"):
-                return None if any(isinstance(i, Sequence) for i in (*gold.items, *answer.items)) else False
+                return None if any(isinstance(i, Elements) for i in (*gold.items, *answer.items)) else False
             return self.same_unordered(gold, answer)
         if len(gold.items) != len(answer.items):
             return None if "cup" in (gold.kind, answer.kind) else False
@@ -111,7 +111,7 @@ class _Comparison:
                 return False
         return None if None in verdicts else True
 
-    def same_unordered(self, gold: Sequence, answer: Sequence) -> bool | None:
+    def same_unordered(self, gold: Elements, answer: Elements) -> bool | None:
         """Each element of the gold answer finds one of its own; equality is transitive, so the first will do."""
         mine, left_over = self.distinct(gold), self.distinct(answer)
         if len(mine) != len(left_over):
@@ -130,9 +130,9 @@ class _Comparison:
                 unknown = True
         return None if unknown else True
 
-    def distinct(self, sequence: Sequence) -> list[Sequence | str]:
+    def distinct(self, sequence: Elements) -> list[Elements | str]:
         """Elements; those of a set once each."""
-        found: list[Sequence | str] = []
+        found: list[Elements | str] = []
         for item in sequence.items:
             # The size of a set is small where it is an answer; a long one keeps what it repeats.
             if sequence.kind != "{}" or len(found) > 20 or not any(self.same(other, item) for other in found):
@@ -246,9 +246,9 @@ class _Comparison:
         return None if same and (one is None) != (two is None) else same
 
 
-def _touch(union: Sequence) -> bool:
+def _touch(union: Elements) -> bool:
     """Whether two intervals of a union have an end in common that is one of theirs: they may be one interval."""
-    intervals = [item for item in union.items if isinstance(item, Sequence) and len(item.items) == 2]
+    intervals = [item for item in union.items if isinstance(item, Elements) and len(item.items) == 2]
     ends = [
         (key(end), bracket in "[]")
         for interval in intervals
@@ -305,9 +305,9 @@ def _constant(text: str) -> str | None:
     return rf"\frac{{{label.body}}}{{100}}" if label.percent else label.body
 
 
-def _named_values(answer: Sequence) -> dict[str, Sequence | str] | None:
+def _named_values(answer: Elements) -> dict[str, Elements | str] | None:
     """Value by name of a list of equations, None for any other list."""
-    values: dict[str, Sequence | str] = {}
+    values: dict[str, Elements | str] = {}
     for item in answer.items:
         sides = split_top(item, "=") if isinstance(item, str) else []
         if len(sides) != 2 or not NAME.fullmatch(sides[0]):
@@ -316,7 +316,7 @@ def _named_values(answer: Sequence) -> dict[str, Sequence | str] | None:
     return values if len(values) == len(answer.items) > 1 else None
 
 
-def _by_names(gold: str, answer: Sequence) -> tuple[Sequence | str, Sequence] | None:
+def _by_names(gold: str, answer: Elements) -> tuple[Elements | str, Elements] | None:
     """``(x,y)=(1,2)`` against ``x=1, y=2``: both as tuples in the gold answer's order."""
     sides = split_top(gold, "=")
     values = _named_values(answer) if answer.kind == "," and len(sides) == 2 else None
@@ -325,7 +325,7 @@ def _by_names(gold: str, answer: Sequence) -> tuple[Sequence | str, Sequence] | 
     order = [key(name) for name in split_top(sides[0][1:-1], ",")]
     if sorted(order) != sorted(values):
         return None
-    return parse_structure(sides[1]), Sequence("()", tuple(values[name] for name in order), answer.text)
+    return parse_structure(sides[1]), Elements("()", tuple(values[name] for name in order), answer.text)
 
 
 def _words(text: str) -> str | None:
