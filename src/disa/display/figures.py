@@ -6,6 +6,7 @@ Whoever draws imports this module: it loads matplotlib, which takes a second.
 from __future__ import annotations
 
 import dataclasses
+import html
 import io
 import math
 import re
@@ -125,8 +126,7 @@ def as_svg(figure: Figure) -> str:
     name = re.sub(r"[^A-Za-z0-9]", "-", figure.name)
     text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", text)
     body = visible(text[text.index("<svg") :])
-    title = figure.drawing.axes[0].get_title(loc="left").replace("&", "&amp;").replace('"', "&quot;")
-    title = title.replace("<", "&lt;")
+    title = html.escape(figure.drawing.axes[0].get_title(loc="left"))
     return body.replace("<svg ", f'<svg role="img" aria-label="{title}" aria-describedby="caption-{figure.name}" ', 1)
 
 

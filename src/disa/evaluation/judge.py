@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,6 @@ class JudgeCost:
 
 @dataclasses.dataclass(frozen=True)
 class _Question:
-    nonce: str
     messages: list[Message]
     read: Callable[[str], Any]
 
@@ -137,24 +137,21 @@ def _questions(problem: str, solutions: Sequence[str], mode: str) -> list[_Quest
 
 def _pair(problem: str, first: str, second: str) -> _Question:
     nonce, messages = pair_messages(problem, first, second)
-    return _Question(nonce, messages, lambda text: read_pair(text, nonce))
+    return _Question(messages, lambda text: read_pair(text, nonce))
 
 
 def _label(problem: str, solutions: Sequence[str]) -> _Question:
     nonce, messages = label_messages(problem, solutions)
-    return _Question(nonce, messages, lambda text: read_labels(text, nonce, len(solutions)))
+    return _Question(messages, lambda text: read_labels(text, nonce, len(solutions)))
 
 
 def _pairwise(
     problem: str, solutions: Sequence[str], answer: Callable[[_Question], str | None]
 ) -> dict[tuple[int, int], StrategyVerdict]:
-    result = {}
-    for (i, a), (j, b) in itertools.combinations(enumerate(solutions), 2):
-        if _identical(a, b):
-            result[i, j] = StrategyVerdict(SAME, "identical")
-        else:
-            result[i, j] = _combine(answer(_pair(problem, a, b)), answer(_pair(problem, b, a)))
-    return result
+    def asked(i: int, j: int) -> str | None:
+        return answer(_pair(problem, solutions[i], solutions[j]))
+
+    return _compared(solutions, asked, lambda i, j: asked(j, i))
 
 
 def _by_labels(
@@ -164,13 +161,17 @@ def _by_labels(
         return {}
     forward, backward = (answer(q) for q in _questions(problem, solutions, "labels"))
     backward = backward[::-1] if backward is not None else None
-    result = {}
-    for (i, a), (j, b) in itertools.combinations(enumerate(solutions), 2):
-        if _identical(a, b):
-            result[i, j] = StrategyVerdict(SAME, "identical")
-        else:
-            result[i, j] = _combine(_same_label(forward, i, j), _same_label(backward, i, j))
-    return result
+    return _compared(solutions, partial(_same_label, forward), partial(_same_label, backward))
+
+
+def _compared(
+    solutions: Sequence[str], first: Callable[[int, int], str | None], second: Callable[[int, int], str | None]
+) -> dict[tuple[int, int], StrategyVerdict]:
+    """Verdicts on all pairs; what both orders of the solutions gave is asked for only where a pair differs."""
+    return {
+        (i, j): StrategyVerdict(SAME, "identical") if _identical(a, b) else _combine(first(i, j), second(i, j))
+        for (i, a), (j, b) in itertools.combinations(enumerate(solutions), 2)
+    }
 
 
 def _same_label(labels: list[int] | None, i: int, j: int) -> str | None:

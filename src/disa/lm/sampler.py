@@ -147,7 +147,7 @@ def decode(
     """Write the same completions, of at most ``limit`` tokens, behind the prompts of every stream, all on one device.
 
     ``choose`` gives, from the logits of every stream, shape (rows, tokens), the rows' numbers and the step, each row's
-    token and what is kept of it (float64, one or more values a row). ``stops`` end a completion and are part of it.
+    token and what is kept of it (float64, one or more values per row). ``stops`` end a completion and are part of it.
     Returns the tokens of each row, and what was kept of them.
     """
     device = streams[0].model.device

@@ -15,6 +15,7 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ class CustomReward:
         """Pickled, it is its name: the function is imported where it arrives."""
         module, _, function = self.name.rpartition(":")
         name = f"{Path(module).resolve()}:{function}" if module.endswith(".py") else self.name
-        return _remade, (name, self.reward_range, self._conversational)
+        return partial(CustomReward, conversational=self._conversational), (name, self.reward_range)
 
     @property
     def fingerprint(self) -> str:
@@ -148,10 +149,6 @@ class CustomReward:
 
 async def _awaited(result: Any) -> Any:
     return await result
-
-
-def _remade(name: str, reward_range: tuple[float, float], conversational: bool) -> CustomReward:
-    return CustomReward(name, reward_range, conversational=conversational)
 
 
 def import_function(name: str) -> Callable[..., Any]:

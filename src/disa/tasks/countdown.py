@@ -23,6 +23,11 @@ class ExpressionTask(Task):
         """The numbers in sorted order, and the target."""
         return f"{sorted(payload['numbers'])}={payload['target']}"
 
+    def text(self, payload: dict[str, Any]) -> str:
+        """The template, filled in."""
+        numbers = " ".join(map(str, payload["numbers"]))
+        return self.config.prompt_template.format(numbers=numbers, target=payload["target"])
+
     def solutions(self, prompt: Prompt) -> list[str]:
         """Canonical forms of every expression over all the numbers that reaches the target."""
         numbers, target, operators = read_payload(prompt, "numbers", "target", "operators")
@@ -64,11 +69,6 @@ class Countdown(ExpressionTask):
         if not targets:
             return None
         return {"numbers": numbers, "target": rng.choice(targets), "operators": self.config.operators}
-
-    def text(self, payload: dict[str, Any]) -> str:
-        """The template, filled in."""
-        numbers = " ".join(map(str, payload["numbers"]))
-        return self.config.prompt_template.format(numbers=numbers, target=payload["target"])
 
 
 @functools.lru_cache(maxsize=4096)

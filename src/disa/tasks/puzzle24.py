@@ -26,7 +26,3 @@ class Puzzle24(ExpressionTask):
         if reached.count(Fraction(TARGET)) < self.config.min_solutions:
             return None
         return {"numbers": numbers, "target": TARGET, "operators": OPERATORS}
-
-    def text(self, payload: dict[str, Any]) -> str:
-        """The template, filled in."""
-        return self.config.prompt_template.format(numbers=" ".join(map(str, payload["numbers"])))
