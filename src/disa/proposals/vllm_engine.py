@@ -21,7 +21,8 @@ from disa.runs.processes import count
 class VLLMEngine:
     """One model under vLLM, loaded with its first draw; ``options`` are further arguments of ``vllm.LLM``.
 
-    Raises DisaError where vLLM is not installed, or an option is one that is set here.
+    Raises DisaError where vLLM is not installed, an option is one that is set here, or other processes of a launch see
+    these GPUs.
     """
 
     _loaded: ClassVar[VLLMEngine | None] = None
