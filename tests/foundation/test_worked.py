@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from disa.runs import worked
+from disa.runs import peaks, worked
 from disa.runs.folders import StageFolder
 from disa.runs.records import Prompt
 
@@ -73,3 +73,29 @@ def test_the_notes_are_no_part_of_what_a_later_stage_depends_on(tmp_path, at):
         folder.finish()
         contents.append(folder.content)
     assert contents[0] == contents[1]
+
+
+def test_a_stages_peak_is_that_of_its_own_work_and_of_the_process_that_held_most(tmp_path, monkeypatch):
+    before = bytearray(300 << 20)  # another stage's, let go again
+    del before
+    folder = stage(tmp_path)
+    folder.begin()
+    held = peaks.peaks()["peak_memory"]
+    within = bytearray(150 << 20)
+    folder.write_part("a", [ROW], Prompt)
+    del within
+    folder.finish()
+    # A tenth of the array is far more than writing a row takes.
+    assert folder.manifest["peak_memory"] == pytest.approx(held + (150 << 20), abs=15 << 20)
+    assert "peak_cuda_memory" not in folder.manifest
+    monkeypatch.setattr(worked, "peaks", lambda: {"peak_memory": 10**12, "peak_cuda_memory": 7})
+    worked.note_work(folder.path)
+    assert worked.most_held(folder.path) == {"peak_memory": 10**12, "peak_cuda_memory": 7}
+
+
+def test_where_peaks_are_unknown_a_stage_finishes_without(tmp_path, monkeypatch):
+    monkeypatch.setattr(peaks, "_PROC", tmp_path / "no_such")
+    folder = stage(tmp_path)
+    folder.begin()
+    folder.finish()
+    assert "peak_memory" not in folder.manifest

@@ -15,7 +15,7 @@ from disa.lm import head
 from disa.planning import work
 from disa.planning.cluster import GPUS, Cluster
 from disa.planning.model_shape import ModelShape
-from disa.planning.plan import StagePlan, _measured, make_plan
+from disa.planning.plan import StagePlan, _held, _measured, make_plan
 from disa.planning.rehearsal import Rehearsal, _of_parts, _of_steps, rehearse
 from disa.planning.work import StageWork, TextLengths, _activation_bytes, _cache_bytes, _trained_bytes, count_work
 from disa.recipe import load_recipe
@@ -301,15 +301,25 @@ def test_the_plan_follows_the_recipe_and_not_the_rehearsal(rehearsed, finished_r
     assert long["2_proposals"] == short["2_proposals"]
 
 
+def test_the_memory_of_a_measured_stage_is_the_most_of_its_rounds_and_the_gpus_where_there_is_one(tmp_path):
+    for folder, held in (("", {"peak_memory": 5}), ("round-1", {"peak_memory": 9})):
+        (tmp_path / "2_proposals" / folder).mkdir(exist_ok=True, parents=True)
+        write_json(tmp_path / "2_proposals" / folder / "manifest.json", {"seconds": 1.0} | held)
+    assert _held(tmp_path, "2_proposals", 1) == 9 and _held(tmp_path, "2_proposals", 0) == 5
+    write_json(tmp_path / "2_proposals" / "manifest.json", {"peak_memory": 5, "peak_cuda_memory": 3})
+    assert _held(tmp_path, "2_proposals", 1) == 3
+    assert _held(tmp_path, "3_scoring", 0) is None
+
+
 @pytest.mark.parametrize("counts", [(8, 0), (0, 8), (8, 8)])
 def test_a_training_is_as_large_as_its_steps_whether_it_drew_or_read_or_both(tmp_path, counts):
     stage = "6_training/disa_both"
     (tmp_path / stage).mkdir(parents=True)
     facts = dict(zip(("completions", "stored"), counts, strict=True))
     write_json(tmp_path / stage / "manifest.json", {"seconds": 3.0} | facts)
-    assert _measured(tmp_path, stage, StageWork(8, 0.0, 0.0, 0.0, 0.0)) == (3.0, 1.0)
+    assert _measured(tmp_path, stage, StageWork(8, 0.0, 0.0, 0.0, 0.0, 0.0)) == (3.0, 1.0)
     with pytest.raises(DisaError, match="the run has 8 completions in 6_training/disa_both, the recipe asks for 16"):
-        _measured(tmp_path, stage, StageWork(16, 0.0, 0.0, 0.0, 0.0))
+        _measured(tmp_path, stage, StageWork(16, 0.0, 0.0, 0.0, 0.0, 0.0))
 
 
 def test_a_run_without_finished_stages_is_nothing_to_compare_with(rehearsed, finished_run, tmp_path):
@@ -332,7 +342,7 @@ def test_rounds_belong_to_their_stage_and_may_draw_less_than_was_planned(tmp_pat
         write_json(tmp_path / "2_proposals" / folder / "manifest.json", facts)
 
     def measured(asked, rounds, first):
-        return _measured(tmp_path, "2_proposals", StageWork(asked, 0.0, 0.0, 0.0, 0.0), rounds, first)
+        return _measured(tmp_path, "2_proposals", StageWork(asked, 0.0, 0.0, 0.0, 0.0, 0.0), rounds, first)
 
     assert measured(90, 1, 60) == (3.0, 1.0)
     assert measured(120, 1, 60) == (3.0, 0.75)
@@ -349,7 +359,7 @@ def test_the_command_prints_table_and_json(rehearsed, finished_run, monkeypatch,
     recipe = str(finished_run.parent / "recipe.yaml")
     assert main(["plan", recipe, "--gpus", "8", "--gpu", "h200", "--against", str(finished_run)]) == 0
     printed = capsys.readouterr().out
-    assert "planned/measured" in printed and "on 8 h200" in printed and "6_training/grpo" in printed
+    assert all(word in printed for word in ("planned/measured", "GB measured", "on 8 h200", "6_training/grpo"))
     assert main(["plan", recipe, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert [stage["stage"] for stage in found["stages"]][:2] == ["1_tasks", "warmup"] and found["cluster"] is None

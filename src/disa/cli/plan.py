@@ -48,7 +48,7 @@ def plan(options: argparse.Namespace) -> int:
         f"{lengths.completion:.0f} completion tokens on average"
     )
     headings = ["stage", "sequences", "tokens", "TFLOP", "memory GB", "time here"]
-    headings += ["measured", "planned/measured"] if options.against else []
+    headings += ["measured", "planned/measured", "GB measured"] if options.against else []
     headings += [f"on {cluster.count} {cluster.gpu}", "fits"] if cluster else []
     rows = [headings, *(_cells(one, cluster, bool(options.against)) for one in plans)]
     console.print(aligned(rows, numbers=True))
@@ -73,6 +73,7 @@ def _cells(one: StagePlan, cluster: Cluster | None, against: bool) -> list[str]:
     cells.append(_time(one.seconds))
     if against:
         cells += ["", ""] if one.ratio is None or one.measured is None else [_time(one.measured), f"{one.ratio:.2f}"]
+        cells.append("" if one.held is None else f"{one.held / 1e9:.2f}")
     if cluster:
         cells += ["", ""]
         if work and one.cluster_seconds is not None:

@@ -14,6 +14,7 @@ from disa.planning.rehearsal import Rehearsal
 from disa.planning.work import StageWork, count_work
 from disa.recipe import Recipe
 from disa.runs.folders import read_json
+from disa.runs.peaks import KINDS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +28,8 @@ class StagePlan:
     measured: float | None = None
     made: float = 1.0
     """Share of the planned completions that the measured run made: rounds of drawing may end early."""
+    held: int | None = None
+    """Bytes that a process of the measured run held at most, of the GPU where it used one."""
 
     @property
     def ratio(self) -> float | None:
@@ -66,6 +69,7 @@ def make_plan(
                 own,
                 cluster.seconds(own) if cluster and own else None,
                 *(_measured(against, stage, own, rounds, first) if against else ()),
+                held=_held(against, stage, rounds) if against else None,
             )
         )
     if against and all(plan.measured is None for plan in plans):
@@ -106,11 +110,9 @@ def _measured(
 
     A stage without rounds must have made all of them, one with rounds the ``first`` ones that come before.
     """
-    path = run_dir / stage / "manifest.json"
-    if not path.is_file():
+    manifests = _manifests(run_dir, stage, rounds)
+    if not manifests:
         return None, 1.0
-    folders = [path.parent, *(path.parent / f"round-{number}" for number in range(1, rounds + 1))]
-    manifests = [read_json(folder / "manifest.json") for folder in folders]
     seconds = sum(manifest["seconds"] for manifest in manifests)
     # Training counts what it drew and what it learnt from the stored trajectories; methods that draw nothing drew 0.
     kinds = ("sequences", "trajectories", "completions", "stored", "samples")
@@ -121,7 +123,22 @@ def _measured(
     if found != asked:
         raise DisaError(
             f"the run has {found} completions in {stage}, the recipe asks for {asked}",
-            where=str(path),
+            where=str(run_dir / stage / "manifest.json"),
             fix="plan the recipe that the run was made with, or --set what has changed since",
         )
     return seconds, sum(manifest[keys[0]] for manifest in manifests) / work.sequences
+
+
+def _held(run_dir: Path, stage: str, rounds: int) -> int | None:
+    """Most bytes of a finished stage and its rounds: those of the accelerator where it had one."""
+    manifests = _manifests(run_dir, stage, rounds)
+    found = [[m[kind] for m in manifests if kind in m] for kind in reversed(KINDS)]
+    return next((max(values) for values in found if values), None)
+
+
+def _manifests(run_dir: Path, stage: str, rounds: int) -> list[dict[str, Any]]:
+    folder = run_dir / stage
+    if not (folder / "manifest.json").is_file():
+        return []
+    folders = [folder, *(folder / f"round-{number}" for number in range(1, rounds + 1))]
+    return [read_json(one / "manifest.json") for one in folders]

@@ -214,6 +214,7 @@ class StageFolder:
             "fingerprint": self.fingerprint,
             "content": digest([self.fingerprint, _hash_files(self.path)]),
             "seconds": round(worked.seconds_worked(self.path), 3),
+            **worked.most_held(self.path),
             "packages": {name: _installed_version(name) for name in _RECORDED_PACKAGES},
         }
         # Of processes that made the parts together, the first one finishes.
