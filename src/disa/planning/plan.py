@@ -62,14 +62,16 @@ def make_plan(
         pace = rehearsal.paces["7_evaluation/reference" if stage.startswith("7_evaluation") else stage]
         own = work.get(stage)
         rounds = recipe.proposals.rounds if stage in ("2_proposals", "3_scoring") else 0
+        measured, made = _measured(against, stage, own, rounds, first) if against else (None, 1.0)
         plans.append(
             StagePlan(
                 stage,
                 pace.seconds(_units(stage, recipe, rehearsal, own)),
                 own,
                 cluster.seconds(own) if cluster and own else None,
-                *(_measured(against, stage, own, rounds, first) if against else ()),
-                held=_held(against, stage, rounds) if against else None,
+                measured,
+                made,
+                _held(against, stage, rounds) if against else None,
             )
         )
     if against and all(plan.measured is None for plan in plans):
