@@ -47,7 +47,19 @@ def pass_at_k(correct: ArrayLike, k: int) -> float:
     """Chance that at least one of k samples is correct: ``1 - C(n-c, k) / C(n, k)``.
 
     Unbiased for c correct among n samples (Chen et al., arXiv 2107.03374, equation 1). Mean@k, averaged over every
-    choice of k samples, is their plain mean, whatever k is. Raises DisaError when fewer than k samples were drawn.
+    choice of k samples, is their plain mean, whatever k is.
+
+    Parameters
+    ----------
+    correct : array_like of bool, shape (n,)
+        Whether each sample of the prompt is correct.
+    k : int
+        Samples the metric speaks of.
+
+    Raises
+    ------
+    DisaError
+        When fewer than k samples were drawn.
     """
     correct = _at_least(correct, k)
     n, c = len(correct), int(correct.sum())
@@ -57,8 +69,16 @@ def pass_at_k(correct: ArrayLike, k: int) -> float:
 def distinct_modes_at_k(modes: Sequence[str | None], k: int) -> float:
     """Distinct correct modes expected among k samples: ``sum_m 1 - C(n-n_m, k) / C(n, k)``.
 
-    Rarefaction (Hurlbert, Ecology 52, 1971, equation 4): unbiased, and at k = n the plain count. A mode is None for an
-    incorrect sample.
+    Rarefaction (Hurlbert, Ecology 52, 1971, equation 4): unbiased, and at k = n the plain count.
+
+    Parameters
+    ----------
+    modes : sequence of str or None, length n
+        Mode of each sample, None for an incorrect one.
+    k : int
+        Samples the metric speaks of.
+
+    Errors as in :func:`pass_at_k`.
     """
     n = len(_at_least(modes, k))
     return math.fsum(1.0 - math.comb(n - n_m, k) / math.comb(n, k) for n_m in _counts(modes).values())
@@ -100,6 +120,15 @@ def kl_to_target(log_pi: ArrayLike, log_ref: ArrayLike, reward: ArrayLike, *, lo
 
     The mean trajectory-balance residual over draws from pi. An error eps of log_z shifts it by
     eps for every model alike: it cancels in :func:`paired_difference`.
+
+    Parameters
+    ----------
+    log_pi, log_ref, reward : array_like, shape (n,)
+        Sequence log-probabilities in nats and rewards of draws from pi.
+    log_z : float
+        The anchor's log partition function of the prompt, in nats.
+    beta : float
+        Inverse temperature.
     """
     residual = log_z + np.asarray(log_pi, np.float64) - np.asarray(log_ref, np.float64)
     return float(np.mean(residual - beta * np.asarray(reward, np.float64)))
@@ -117,8 +146,12 @@ def clustered_mean(values: Iterable[float]) -> MetricValue:
 def paired_difference(first: Mapping[str, float], second: Mapping[str, float]) -> MetricValue:
     """``first - second`` over the prompts both are defined on.
 
-    Pairing removes the spread of difficulty between prompts from the standard error. Raises DisaError when no prompt is
-    shared.
+    Pairing removes the spread of difficulty between prompts from the standard error.
+
+    Raises
+    ------
+    DisaError
+        When no prompt is shared.
     """
     shared = [p for p in first if p in second]
     if not shared:
@@ -142,11 +175,27 @@ def per_prompt(
 ) -> Values:
     """Every metric of every model by prompt: model -> split or task -> metric -> prompt_id -> value.
 
-    ``n_solutions`` is the exact number of solutions, None where the task cannot count them; ``ks`` the k of Mean@k,
-    pass@k and distinct modes at k; ``has_modes`` says that the task names the modes of solutions that it cannot count.
-    ``kl_to_target`` is defined for the prompts that ``log_z`` (the anchor's, nats) names. Raises DisaError when a
-    record's prompt is unknown, a correct sample of a task with modes has none, or a prompt has fewer samples than the
-    largest k.
+    Parameters
+    ----------
+    records : iterable of EvaluationRecord
+    n_solutions : mapping of str to (int or None)
+        Exact number of solutions by ``prompt_id``, None where the task cannot count them.
+    ks : sequence of int
+        The k of Mean@k, pass@k and distinct modes at k.
+    log_z : mapping of str to float
+        The anchor's log Z, nats; ``kl_to_target`` is defined for the prompts it names.
+    beta : float
+        Inverse temperature.
+    by : {"split", "task"}
+        What prompts are grouped by.
+    has_modes : bool
+        Whether the task names the modes of solutions that it cannot count.
+
+    Raises
+    ------
+    DisaError
+        When a record's prompt is unknown, a correct sample of a task with modes has none, or a prompt has fewer
+        samples than the largest k.
     """
     groups: dict[tuple[str, str, str], list[EvaluationRecord]] = defaultdict(list)
     for record in records:

@@ -63,7 +63,12 @@ _CONTEST_PRELUDE = "".join(
 def from_humaneval(row: Mapping[str, Any], code: str | None = None) -> Program:
     """A HumanEval problem: its ``check`` function, called with the program's function.
 
-    ``code`` is a whole program or the continuation of the prompt; None takes the row's own solution.
+    Parameters
+    ----------
+    row : mapping
+        With ``prompt``, ``entry_point`` and ``test``; ``solution`` or ``canonical_solution`` where code is None.
+    code : str, optional
+        A whole program, or the continuation of the prompt.
     """
     prompt, entry = _field(row, "prompt"), _field(row, "entry_point")
     # The prompt ends in a function of a docstring only, which is complete, and may define helpers that the test uses.
@@ -74,7 +79,12 @@ def from_humaneval(row: Mapping[str, Any], code: str | None = None) -> Program:
 def from_humaneval_plus(row: Mapping[str, Any], code: str | None = None) -> Program:
     """A HumanEval+ problem: the results on all inputs are those of its reference solution, which runs beside the tests.
 
-    ``code`` is a whole program or the continuation of the prompt.
+    Parameters
+    ----------
+    row : mapping
+        With ``prompt``, ``entry_point``, ``canonical_solution``, ``base_input``, ``plus_input`` and ``atol``.
+    code : str, optional
+        A whole program, or the continuation of the prompt.
     """
     prompt, entry = _field(row, "prompt"), _field(row, "entry_point")
     inputs = [*_field(row, "base_input"), *_field(row, "plus_input")]
@@ -95,8 +105,13 @@ def from_humaneval_plus(row: Mapping[str, Any], code: str | None = None) -> Prog
 def from_mbpp(row: Mapping[str, Any], code: str | None = None) -> Program:
     """An MBPP problem: its assertions, one test each.
 
-    The definitions in the row's own solution tell which names in the assertions are the program's, and some assertions
-    rely on its imports.
+    Parameters
+    ----------
+    row : mapping
+        With ``test_imports``; ``test_list`` or ``tests``; ``code`` or ``solution``, whose definitions tell which names
+        in the assertions are the program's, and whose imports some assertions rely on.
+    code : str, optional
+        A whole program.
     """
     statements = _field(row, "test_list", "tests")
     used = {node.id for text in statements for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Name)}
@@ -123,8 +138,14 @@ def from_calls(code: str, name: str, calls: Sequence[tuple[Sequence[Any], Any]])
 def from_live_code_bench(code: str, cases: Sequence[Mapping[str, str]], name: str | None) -> Program:
     """A LiveCodeBench problem as its own grader judges it: imports in front, numbers in outputs compared by value.
 
-    ``cases`` have ``input`` and ``output``, texts; for the function or method ``name`` JSON, one argument a line.
-    Without a name the program reads standard input.
+    Parameters
+    ----------
+    code : str
+        A whole program.
+    cases : sequence of mapping
+        With ``input`` and ``output``, texts; for a function JSON, one argument a line.
+    name : str, optional
+        The function or method that is called; None for a program that reads standard input.
     """
     if name is None:
         program = from_stdio(code, [(case["input"], case["output"]) for case in cases], tolerance=0.0)

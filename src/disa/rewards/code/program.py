@@ -36,10 +36,17 @@ class Limits(StageConfig):
 
 @dataclass(frozen=True)
 class FunctionTests:
-    """Tests that call the program's functions: Python ``statements`` that raise where one fails (``assert f(2) == 4``).
+    """Tests that call the program's functions.
 
-    A function in ``names`` that the program lacks is looked for as a method of its class ``Solution``. ``setup`` is
-    Python run before them: imports, helper functions. It never enters the program's sandbox.
+    Parameters
+    ----------
+    names : tuple of str
+        Functions of the program that the tests use. A name the program lacks is looked for as a method of its
+        class ``Solution``.
+    statements : tuple of str
+        The tests: Python statements that raise where a test fails, such as ``assert f(2) == 4``.
+    setup : str
+        Python run before them: imports, helper functions. It never enters the program's sandbox.
     """
 
     names: tuple[str, ...]
@@ -49,10 +56,15 @@ class FunctionTests:
 
 @dataclass(frozen=True)
 class StdioTests:
-    """Tests that run the program as a script, each case an input and its expected output.
+    """Tests that run the program as a script.
 
-    Empty lines at the end, blanks at line ends, and how many blanks stand between two words do not count. With a
-    ``tolerance``, numbers that differ by at most as much are equal too; 0 makes 1 and 1.0 equal.
+    Parameters
+    ----------
+    cases : tuple of (str, str)
+        Input and expected output of each run. Empty lines at the end, blanks at line ends, and how many blanks stand
+        between two words do not count.
+    tolerance : float, optional
+        Where given, numbers that differ by at most this much are equal too; 0 makes 1 and 1.0 equal.
     """
 
     cases: tuple[tuple[str, str], ...]
