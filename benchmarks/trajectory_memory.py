@@ -1,9 +1,9 @@
 """Peak memory and time of stored trajectories on their way to a training batch, by their number.
 
 Trajectories of random tokens are written as ``3_scoring`` holds them. Reading them by blocks as scoring does, an
-estimate of log Z as the partition stage makes it, and batches for the forward projection each run in a process of their
-own. Memory is its largest resident size above that at the start of the work. What a larger number would take is told in
-proportion.
+estimate of log Z as the partition stage makes it, the same from an object per row, as it was made before, and batches
+for the forward projection each run in a process of their own. Memory is its largest resident size above that at the
+start of the work. What a larger number would take is told in proportion.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from page import fill, table
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 NUMBERS, TOKENS, PER_PROMPT, PER_PART = (20_000, 40_000), 1000, 64, 4096
 TOLD = 1_000_000
-WORKS = ("scoring's reading", "partition", "forward projection")
+WORKS = ("scoring's reading", "partition", "partition, an object per row", "forward projection")
 
 
 def write(folder: Path, number: int) -> None:
@@ -57,19 +57,21 @@ def write(folder: Path, number: int) -> None:
 
 
 def work(name: str, folder: Path) -> None:
-    """One of the three."""
+    """One of them."""
     from disa.runs.folders import StageFolder
     from disa.runs.parquet_rows import StoredRows, read_rows
     from disa.runs.records import Prompt, ScoredTrajectory
+    from disa.runs.scored_columns import ScoredColumns
 
     if name == "scoring's reading":
         stored = StoredRows(folder, ScoredTrajectory)
         for start in range(0, len(stored), PER_PART):
             assert sum(len(row.completion_ids) for row in stored[start : start + PER_PART])
         return
-    rows = read_rows(folder, ScoredTrajectory, thin=True)
-    ids = list(dict.fromkeys(row.prompt_id for row in rows))
-    if name == "partition":
+    columns = name == "partition"
+    rows = ScoredColumns.read(sorted(folder.iterdir())) if columns else read_rows(folder, ScoredTrajectory, thin=True)
+    ids = rows.ids if columns else list(dict.fromkeys(row.prompt_id for row in rows))
+    if name.startswith("partition"):
         from disa.partition.config import PartitionConfig
         from disa.partition.stage import run_partition
 

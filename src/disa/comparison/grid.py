@@ -81,7 +81,7 @@ class Grid:
     def _budgets(self) -> dict[str, Budget]:
         wanted = {p.prompt_id for p in self.prompts if p.split == "train"}
         folders = self._reader.scores().values()
-        rows = [r for f in folders for r in decided_rows(f.rows(ScoredTrajectory)) if r.prompt_id in wanted]
+        rows = [r for f in folders for r in decided_rows(f.thin_rows(ScoredTrajectory)) if r.prompt_id in wanted]
         configs: dict[str, TrainingConfig] = {
             m: point_training(self.recipe.training, m, {}) for m in self.comparison.methods
         }

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from disa.errors import DisaError
 from disa.partition.log_weights import Array, balance_log_weights, log_ratio_to_proposals, soft_success
-
-if TYPE_CHECKING:
-    from disa.runs.records import ScoredTrajectory
+from disa.runs.records import ScoredTrajectory
+from disa.runs.scored_columns import Scored, ScoredColumns
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,24 +129,25 @@ def collect_draws(
 def trajectory_arrays(rows: Sequence[Sequence[ScoredTrajectory]]) -> dict[str, Any]:
     """Trajectories by prompt as the arrays that the estimators take."""
     index = np.repeat(np.arange(len(rows)), [len(prompt) for prompt in rows])
-    return _arrays([row for prompt in rows for row in prompt], index, len(rows))
+    return _arrays(ScoredColumns.of([row for prompt in rows for row in prompt]), index, len(rows))
 
 
-def trajectory_columns(prompt_ids: Sequence[str], rows: Sequence[ScoredTrajectory]) -> dict[str, Any]:
+def trajectory_columns(prompt_ids: Sequence[str], rows: Scored) -> dict[str, Any]:
     """Trajectories in any order as the arrays that the estimators take, prompts numbered as given."""
-    index = {prompt_id: i for i, prompt_id in enumerate(prompt_ids)}
-    return _arrays(rows, np.array([index[row.prompt_id] for row in rows]), len(prompt_ids))
+    columns, index = ScoredColumns.of(rows), {prompt_id: i for i, prompt_id in enumerate(prompt_ids)}
+    numbers = np.array([index.get(prompt_id, -1) for prompt_id in columns.ids], dtype=np.intp)
+    return _arrays(columns, numbers[columns.prompt], len(prompt_ids))
 
 
-def _arrays(rows: Sequence[ScoredTrajectory], prompt_index: NDArray[np.intp], n_prompts: int) -> dict[str, Any]:
+def _arrays(columns: ScoredColumns, prompt_index: NDArray[np.intp], n_prompts: int) -> dict[str, Any]:
     return {
-        "rewards": np.array([row.reward for row in rows]),
+        "rewards": columns.reward,
         "prompt_index": prompt_index,
         "n_prompts": n_prompts,
-        "log_ref": np.array([row.log_ref for row in rows]),
-        "log_proposal": np.array([row.log_proposal for row in rows]),
-        "from_reference": np.array([row.source == "reference" for row in rows]),
-        "lengths": np.array([row.own_length for row in rows], dtype=np.float64),
+        "log_ref": columns.log_ref,
+        "log_proposal": columns.log_proposal,
+        "from_reference": columns.from_reference,
+        "lengths": columns.own_length,
     }
 
 

@@ -19,6 +19,7 @@ from disa.partition.log_weights import Array
 from disa.partition.verdict import MENDED_BY_DRAWS
 from disa.proposals.config import DrawPlan
 from disa.runs.records import SOURCES, PartitionEstimate, ScoredTrajectory
+from disa.runs.scored_columns import ScoredColumns
 
 
 def plan_round(
@@ -40,7 +41,7 @@ def plan_round(
     budget, in any order; the limits are those of :func:`disa.partition.allocation.next_round`.
     """
     require_weights(rows, "proposals.adaptive")
-    made = count_draws(rows)
+    made = ScoredColumns.of(rows).counts()
     in_order = sorted(rows, key=lambda row: (row.prompt_id, row.source, row.draw))
     decided = [row for row in in_order if row.reward is not None]
     counts = Counter(row.prompt_id for row in decided)
@@ -74,7 +75,7 @@ def resample_flagged(rows: Sequence[ScoredTrajectory], flags: Mapping[str, Seque
     (reward None) were drawn: they are doubled with the others, and a prompt without any decided row, which has no
     estimate and no flags, gets no more. ``rows`` are everything drawn so far for these prompts, in any order.
     """
-    made = count_draws(rows)
+    made = ScoredColumns.of(rows).counts()
     wanted = [prompt_id for prompt_id, names in flags.items() if MENDED_BY_DRAWS.intersection(names)]
     return {p: {s: range(made[p, s], 2 * made[p, s]) for s in SOURCES} for p in wanted}
 
@@ -93,17 +94,12 @@ def require_weights(rows: Sequence[ScoredTrajectory], field: str) -> None:
         )
 
 
-def count_draws(rows: Sequence[ScoredTrajectory]) -> Counter[tuple[str, str]]:
-    """Draws by prompt id and source, with those that no verdict was reached on."""
-    return Counter((row.prompt_id, row.source) for row in rows)
-
-
 def stopped_at_cap(
     estimates: Sequence[PartitionEstimate], made: Mapping[tuple[str, str], int], *, cap: int, precision: float
 ) -> set[str]:
     """Ids of the prompts that an adaptive budget left at its cap without the precision.
 
-    ``made`` is of :func:`count_draws`: undecided draws count towards the cap.
+    ``made`` is of :meth:`disa.runs.scored_columns.ScoredColumns.counts`: undecided draws count towards the cap.
     """
     if not estimates:
         return set()

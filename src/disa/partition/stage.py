@@ -13,13 +13,14 @@ from disa.partition.config import PartitionConfig
 from disa.partition.diagnostics import bennett_null_test, coverage_profile
 from disa.partition.draws import collect_draws, trajectory_columns
 from disa.partition.estimate import LogPartition, LogPartitionBatch, estimate_log_partition_batch
-from disa.partition.plan import count_draws, spent_budget, spent_resampling, stopped_at_cap
+from disa.partition.plan import spent_budget, spent_resampling, stopped_at_cap
 from disa.partition.regression import PromptFeatures, regress
 from disa.partition.verdict import verdict
 from disa.partition.weighable import weighable
 from disa.proposals.config import AdaptiveConfig, ProposalsConfig
 from disa.runs.folders import StageFolder
-from disa.runs.records import PartitionEstimate, Prompt, ScoredTrajectory
+from disa.runs.records import PartitionEstimate, Prompt
+from disa.runs.scored_columns import Scored, ScoredColumns
 from disa.runs.stage import Stage
 
 VERSION = 4
@@ -47,7 +48,7 @@ def partition_stage(
     adaptive = proposals.adaptive
 
     def work(stage: StageFolder) -> None:
-        rows = [row for folder in scores.values() for row in folder.thin_rows(ScoredTrajectory)]
+        rows = ScoredColumns.read(path for folder in scores.values() for path in sorted(folder.path.glob("*.parquet")))
         known = features(prompts()) if config.regressor else None
         resample = proposals.resample is not None
         run_partition(stage, config, beta, reward_range, prompts(), rows, known, adaptive, resample)
@@ -76,7 +77,7 @@ def run_partition(
     beta: float,
     reward_range: tuple[float, float],
     prompts: list[Prompt],
-    rows: list[ScoredTrajectory],
+    rows: Scored,
     features: PromptFeatures | None = None,
     adaptive: AdaptiveConfig | None = None,
     resample: bool = False,
@@ -96,9 +97,9 @@ def run_partition(
     Undecided rows (reward None) take no part in an estimate; they count towards the cap. Raises DisaError without
     prompts or trajectories, where a prompt has none, or where one belongs to no prompt.
     """
-    made = count_draws(rows)
-    rows = weighable([row for row in rows if row.reward is not None], config.method)
-    prompts, undrawn, arrays = _arrays(prompts, rows, predict=features is not None)
+    columns = ScoredColumns.of(rows)
+    made, kept = columns.counts(), weighable(columns.decided, config.method)
+    prompts, undrawn, arrays = _arrays(prompts, kept, predict=features is not None)
     batch = _estimate(config, beta, reward_range, arrays)
     estimates = [_record(prompt, batch.row(i), reward_range) for i, prompt in enumerate(prompts)]
     drawn, report = [row for row in estimates if row.split == "train"], None
@@ -108,7 +109,7 @@ def run_partition(
         regressor.save(stage.path / "regressor.npz")
     limits: dict[str, Any] = {"cap": adaptive.cap, "precision": adaptive.precision} if adaptive else {}
     known = {
-        "text_level": {row.prompt_id for row in rows if row.retokenised},
+        "text_level": kept.prompts_where(kept.retokenised),
         "capped": stopped_at_cap(drawn, made, **limits) if limits else set(),
     }
     estimates = [
@@ -125,7 +126,7 @@ def run_partition(
     stage.finish(
         binary=bool(np.isin(arrays["rewards"], reward_range).all()),
         inverse_temperature=beta,
-        trajectories=len(rows),
+        trajectories=len(kept),
         verdict=verdict(estimates),
         null_test=bennett_null_test(draws),
         coverage={
@@ -142,15 +143,15 @@ def estimate_drawn(
     beta: float,
     reward_range: tuple[float, float],
     prompts: Sequence[Prompt],
-    rows: Sequence[ScoredTrajectory],
+    rows: Scored,
 ) -> list[PartitionEstimate]:
     """Estimates of those prompts that have decided rows, without a regressor: what is known between rounds."""
-    rows = weighable([row for row in rows if row.reward is not None], config.method)
-    drawn = {row.prompt_id for row in rows}
+    kept = weighable(ScoredColumns.of(rows).decided, config.method)
+    drawn = kept.drawn
     prompts = [prompt for prompt in prompts if prompt.prompt_id in drawn]
     if not prompts:
         return []
-    batch = _estimate(config, beta, reward_range, trajectory_columns([p.prompt_id for p in prompts], rows))
+    batch = _estimate(config, beta, reward_range, trajectory_columns([p.prompt_id for p in prompts], kept))
     return [_record(prompt, batch.row(i), reward_range) for i, prompt in enumerate(prompts)]
 
 
@@ -168,17 +169,17 @@ def _estimate(
 
 
 def _arrays(
-    prompts: Sequence[Prompt], rows: Sequence[ScoredTrajectory], *, predict: bool
+    prompts: Sequence[Prompt], rows: ScoredColumns, *, predict: bool
 ) -> tuple[list[Prompt], list[Prompt], dict[str, Any]]:
     """Return the prompts to estimate, those to predict, and the rows as the arrays that the estimators take."""
-    if not prompts or not rows:
+    if not prompts or not len(rows):
         missing = "prompts" if not prompts else "trajectories"
         raise DisaError(f"no {missing} to estimate log Z from", where="partition", fix="run the stages before it")
-    drawn = {row.prompt_id for row in rows}
+    drawn = rows.drawn
     undrawn = [prompt for prompt in prompts if prompt.prompt_id not in drawn] if predict else []
     known = [prompt for prompt in prompts if prompt.prompt_id in drawn] if predict else prompts
     known_ids = {prompt.prompt_id for prompt in known}
-    if stray := next((row.prompt_id for row in rows if row.prompt_id not in known_ids), None):
+    if stray := next((i for i in rows.ids if i in drawn and i not in known_ids), None):
         raise DisaError(
             f"a trajectory belongs to prompt {stray}, which is not among the tasks' prompts",
             where="partition",

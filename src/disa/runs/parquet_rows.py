@@ -34,6 +34,7 @@ _ARROW_TYPES: dict[Any, pa.DataType] = {
 }
 
 
+@functools.cache
 def schema(row_type: type[Row]) -> pa.Schema:
     """Arrow schema of a row class, with the record's name and version in its metadata."""
     fields = []
@@ -49,8 +50,11 @@ def schema(row_type: type[Row]) -> pa.Schema:
 
 def write_rows(path: str | Path, rows: Sequence[Row], row_type: type[Row]) -> None:
     """Write rows to one Parquet file that appears whole or not at all."""
-    columns = {f.name: [_plain(getattr(r, f.name)) for r in rows] for f in dataclasses.fields(row_type)}
-    table = pa.table(columns, schema=schema(row_type))
+    written = schema(row_type)
+    for name in getattr(row_type, "DERIVED", ()):
+        written = written.append(pa.field(name, pa.int64(), nullable=False))
+    columns = {name: [_plain(getattr(r, name)) for r in rows] for name in written.names}
+    table = pa.table(columns, schema=written)
     with whole_file(Path(path)) as file:
         pq.write_table(table, file, row_group_size=_ROW_GROUP)
 
@@ -64,6 +68,34 @@ def read_rows(paths: str | Path | Iterable[Path], row_type: type[Row], *, thin: 
     long its completion.
     """
     return [row for path in _files(paths) for row in _read_file(path, row_type, thin=thin)]
+
+
+def read_columns(paths: str | Path | Iterable[Path], row_type: type[Row], names: Sequence[str]) -> pa.Table:
+    """Some columns of all rows, checked as :func:`read_rows` checks them, without an object per row.
+
+    A column that is derived from others (``DERIVED``) is taken from the rows where a file lacks it.
+    """
+    expected = schema(row_type)
+    derived = {name: pa.field(name, pa.int64(), nullable=False) for name in getattr(row_type, "DERIVED", ())}
+    fields = [derived.get(name) or expected.field(name) for name in names]
+    tables = [pa.schema(fields).empty_table()]
+    for path in _files(paths):
+        file, defaults = _checked_file(path, row_type)
+        there = [name for name in names if name in file.schema_arrow.names]
+        try:
+            found = file.read(columns=there)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise _unreadable(path, error) from error
+        columns: list[Any] = []
+        for field in fields:
+            if field.name in there:
+                columns.append(_column(path, found.column(field.name), field, 0))
+            elif field.name in defaults:
+                columns.append([defaults[field.name]] * file.metadata.num_rows)
+            else:
+                columns.append([getattr(row, field.name) for row in _read_file(path, row_type, thin=True)])
+        tables.append(pa.table(columns, schema=pa.schema(fields)))
+    return pa.concat_tables(tables)
 
 
 class StoredRows(Sequence[Row]):
@@ -152,10 +184,8 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, StoredIds) else value
 
 
-def _read_file(
-    path: Path, row_type: type[Row], first: int = 0, last: int | None = None, *, thin: bool = False
-) -> Iterator[Row]:
-    """Rows from ``first`` to before ``last``, a batch in memory at a time."""
+def _checked_file(path: Path, row_type: type[Row]) -> tuple[pq.ParquetFile, dict[str, Any]]:
+    """Open a file of rows of this type, and give the values of fields that it may lack."""
     file = _parquet(path)
     expected, names = schema(row_type), file.schema_arrow.names
     metadata = {k.decode(): v.decode() for k, v in (file.schema_arrow.metadata or {}).items()}
@@ -176,6 +206,15 @@ def _read_file(
                 where=str(path),
                 fix=f"add the column; {row_type.__name__} rows need {', '.join(expected.names)}",
             )
+    return file, defaults
+
+
+def _read_file(
+    path: Path, row_type: type[Row], first: int = 0, last: int | None = None, *, thin: bool = False
+) -> Iterator[Row]:
+    """Rows from ``first`` to before ``last``, a batch in memory at a time."""
+    file, defaults = _checked_file(path, row_type)
+    expected, names = schema(row_type), file.schema_arrow.names
     last = file.metadata.num_rows if last is None else last
     groups, start = [], 0
     for group in range(file.metadata.num_row_groups):
@@ -203,19 +242,25 @@ def _read_file(
 
 def _values(path: Path, batch: pa.RecordBatch, field: pa.Field, start: int, thin: bool) -> Sequence[Any]:
     """One column of a batch whose first row is ``start``, checked, as plain values."""
-    try:
-        column = batch.column(field.name).cast(field.type)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise DisaError(
-            f"field '{field.name}' has type {batch.schema.field(field.name).type}, expected {field.type}",
-            where=str(path),
-            fix="write the column with the expected type",
-        ) from error
-    _check_values(path, field, column, start)
+    column = _column(path, batch.column(field.name), field, start)
     if thin and field.name == "completion_ids":
         lengths = pc.list_value_length(column).to_pylist()
         return [StoredIds(path, start + row, length) for row, length in enumerate(lengths)]
     return [""] * len(column) if thin and field.name == "completion" else column.to_pylist()
+
+
+def _column(path: Path, column: Any, field: pa.Field, start: int) -> Any:
+    """A column whose first row is ``start`` in its field's type, checked."""
+    try:
+        found = column.cast(field.type)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise DisaError(
+            f"field '{field.name}' has type {column.type}, expected {field.type}",
+            where=str(path),
+            fix="write the column with the expected type",
+        ) from error
+    _check_values(path, field, found, start)
+    return found
 
 
 def _parquet(path: Path) -> pq.ParquetFile:
@@ -235,7 +280,7 @@ def _unreadable(path: Path, error: Exception) -> DisaError:
     )
 
 
-def _check_values(path: Path, field: pa.Field, column: pa.Array, start: int) -> None:
+def _check_values(path: Path, field: pa.Field, column: Any, start: int) -> None:
     found: list[tuple[int, str]] = []
     if column.null_count and not field.nullable:
         found.append((pc.index(pc.is_null(column), True).as_py(), "null"))

@@ -87,6 +87,8 @@ class ScoredTrajectory(Trajectory):
 
     VERSION: ClassVar[int] = 4
     READS: ClassVar[tuple[int, ...]] = (2, 3)
+    DERIVED: ClassVar[tuple[str, ...]] = ("own_length",)
+    """Columns of its files beside the fields, so that lengths are known without the token ids."""
 
     log_ref: float
     log_proposal: float | None

@@ -224,7 +224,7 @@ class Study:
         )
         if not stage.finished:
             stage.begin()
-            rows = scoring.rows(ScoredTrajectory)
+            rows = scoring.stored_rows(ScoredTrajectory)
             kept = [row for row in rows if in_block(row.draw, row.source == "reference", number, counts)]
             stage.write_part("block", kept, ScoredTrajectory)
             stage.finish(trajectories=len(kept), parity=scoring.manifest["parity"])
@@ -272,7 +272,7 @@ class Study:
         pipeline = self.truth if name == "truth" else self.pool(name)
         ids = [row.prompt_id for row in self.heldout()]
         wanted = set(ids)
-        rows = [row for row in decided_rows(pipeline.scoring().rows(ScoredTrajectory)) if row.prompt_id in wanted]
+        rows = [row for row in decided_rows(pipeline.scoring().thin_rows(ScoredTrajectory)) if row.prompt_id in wanted]
         return HeldoutDraws(trajectory_columns(ids, rows), np.array([row.draw for row in rows]))
 
     def true_log_z(self, beta: float) -> dict[str, float]:
