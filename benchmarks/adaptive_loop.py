@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from disa.partition.allocation import Counts, capped, next_round
+from disa.partition.allocation import Counts, capped_without_precision, next_round
 from disa.partition.draws import collect_draws, trajectory_arrays
 from disa.partition.estimate import LogPartitionBatch, estimate_log_partition_batch
 from disa.runs.records import ScoredTrajectory
@@ -64,5 +64,5 @@ def adaptive_budget(
             )
         )
     estimates = estimate_log_partition_batch(**trajectory_arrays(rows), beta=beta)
-    stopped = capped(estimates.n, estimates.hits_ess, cap=cap, precision=precision)
+    stopped = capped_without_precision(estimates.n, estimates.hits_ess, cap=cap, precision=precision)
     return BudgetResult(estimates, rows, stopped, int(estimates.n.sum()))

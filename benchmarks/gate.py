@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from adaptive_loop import adaptive_budget
 from disa.partition import LogPartitionBatch, estimate_log_partition_batch
 from disa.partition.draws import collect_draws, trajectory_arrays
-from disa.partition.gate import gated, proposal_divergence
+from disa.partition.gate import gated_prompts, proposal_divergence
 from disa.partition.log_weights import log_z_from_q
 from disa.runs.records import ScoredTrajectory
 from page import fill, spread, table
@@ -85,7 +85,7 @@ def replicate(seed: int, mean_d: float) -> dict[str, float]:
     assert spent.spent == PROMPTS * DRAWS
     return {
         "D, estimated": float(np.median(proposal_divergence(draws)[0])) + np.log(P_PROPOSAL),
-        "gated": gated(draws).mean(),
+        "gated": gated_prompts(draws).mean(),
         "importance sampling": rmse(estimate_log_partition_batch(**problem.even(0), method="is")),
         "default": rmse(default),
         "pass rate of its reference draws": rmse(estimate_log_partition_batch(**mixed, method="pass_rate")),

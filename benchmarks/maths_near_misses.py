@@ -13,11 +13,11 @@ from decimal import Decimal
 from fractions import Fraction
 
 from disa.rewards.maths.answers import Gold
-from disa.rewards.maths.formula import readings
-from disa.rewards.maths.notation import clean, key
+from disa.rewards.maths.formula import formula_trees
+from disa.rewards.maths.notation import clean_notation, spacing_free
 from disa.rewards.maths.structure import Elements, parse_structure
 from disa.rewards.maths.units import take_apart
-from disa.rewards.maths.value import names, parse_exact, value_at
+from disa.rewards.maths.value import parse_exact, value_at, variable_names
 
 Element = Elements | str
 ORDERED = ("()", "[]", "[)", "(]")
@@ -25,7 +25,7 @@ ORDERED = ("()", "[]", "[)", "(]")
 
 def structure(gold: Gold) -> Element:
     """The gold answer taken apart."""
-    return parse_structure(clean(gold.answer), gold.multiple)
+    return parse_structure(clean_notation(gold.answer), gold.multiple)
 
 
 def write(element: Element, change: Callable[[str], str] = lambda text: text) -> str:
@@ -69,7 +69,8 @@ def respell(gold: Gold) -> str:
     parsed = structure(gold)
     if isinstance(parsed, Elements) and parsed.kind in (",", "{}", "cup"):
         parsed = Elements(parsed.kind, parsed.items[::-1], parsed.text)
-    return write(parsed, change) if not clean(gold.answer).startswith("\\dollar") else clean(gold.answer)
+    text = clean_notation(gold.answer)
+    return text if text.startswith("\\dollar") else write(parsed, change)
 
 
 def number(gold: Gold) -> Fraction | None:
@@ -80,7 +81,7 @@ def number(gold: Gold) -> Fraction | None:
 
 def off_by_one(gold: Gold, rng: random.Random) -> str | None:
     """One whole number of the answer is one too large or too small."""
-    text = clean(gold.answer)
+    text = clean_notation(gold.answer)
     # A number that multiplies or raises could be changed without effect next to a 0 or 1.
     if re.search(r"(?<![0-9.])[01](?![0-9.])", text) or "\\text" in text:
         return None
@@ -93,12 +94,12 @@ def off_by_one(gold: Gold, rng: random.Random) -> str | None:
 
 def sign(gold: Gold, rng: random.Random) -> str | None:
     """The negative of a number or a product."""
-    text = clean(gold.answer)
+    text = clean_notation(gold.answer)
     if (
         not isinstance(structure(gold), str)
         or not is_expression(text)
         or re.search(r"[-+]", text[1:])
-        or key(text) == "0"
+        or spacing_free(text) == "0"
     ):
         return None
     return text[1:] if text.startswith("-") else "-" + text
@@ -150,7 +151,7 @@ def replaced(gold: Gold, rng: random.Random) -> str | None:
 
 def percent(gold: Gold, rng: random.Random) -> str | None:
     """A percent sign too many or too few."""
-    text = clean(gold.answer)
+    text = clean_notation(gold.answer)
     if gold.unit in ("%", "\\%") or number(Gold(text.removesuffix("%") or "x")) in (None, 0):
         return None
     return text.removesuffix("%").strip() if text.endswith("%") else text + r"\%"
@@ -169,8 +170,8 @@ def truncation(gold: Gold, rng: random.Random) -> str | None:
 
 
 def _irrational(text: str) -> str | None:
-    found = readings(text)
-    if len(found) != 1 or names(found[0]) or not is_expression(text):
+    found = formula_trees(text)
+    if len(found) != 1 or variable_names(found[0]) or not is_expression(text):
         return None
     try:
         value = value_at(found[0], {})
@@ -193,7 +194,8 @@ def unit(gold: Gold, rng: random.Random) -> str | None:
         return None
     label = take_apart(parsed)
     if label.kind is None and gold.unit:
-        label_kind, size = take_apart("1 " + clean(gold.unit)).kind, take_apart("1 " + clean(gold.unit)).size
+        asked = take_apart("1 " + clean_notation(gold.unit))
+        label_kind, size = asked.kind, asked.size
     else:
         label_kind, size = label.kind, label.size
     if label_kind is None or label_kind[0][0] not in OTHER_UNITS or parse_exact(label.body) in (None, 0):
@@ -206,7 +208,7 @@ def unit(gold: Gold, rng: random.Random) -> str | None:
 
 def base(gold: Gold, rng: random.Random) -> str | None:
     """The right digits in another base."""
-    label = take_apart(clean(gold.answer))
+    label = take_apart(clean_notation(gold.answer))
     return None if label.base is None else f"{label.body}_{{{label.base + 1}}}"
 
 
@@ -229,7 +231,7 @@ def bracket(gold: Gold, rng: random.Random) -> str | None:
 
 def letter(gold: Gold, rng: random.Random) -> str | None:
     """Another choice of a multiple choice, or another letter for a variable."""
-    text = clean(gold.answer)
+    text = clean_notation(gold.answer)
     match = re.fullmatch(r"\\text\{\(?([A-E])\)?\}|([A-E])", text)
     if match:
         return rf"\text{{({rng.choice(sorted(set('ABCDE') - {match[1] or match[2]}))})}}"

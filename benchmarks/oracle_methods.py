@@ -60,8 +60,14 @@ from disa.training.a_star_po import a_star_po, reference_values
 from disa.training.balance_trainer import BalanceTrainer
 from disa.training.build import FLOWRL_PUBLISHED, GFLOWRL_PUBLISHED
 from disa.training.learned_log_z import Learned
-from disa.training.log_z import Group, LogZ, gflowrl
-from disa.training.offline_trainer import OfflineConfig, OfflineTrainer, balance, forward_loss, supervised
+from disa.training.log_z import Group, LogZ, gflowrl_log_z
+from disa.training.offline_trainer import (
+    OfflineConfig,
+    OfflineTrainer,
+    balance_batch_loss,
+    forward_loss,
+    supervised_batch_loss,
+)
 from disa.training.stored import StoredTrajectories
 from disa.training.trajectory_weights import supervised_weights, target_weights
 
@@ -253,17 +259,17 @@ def methods(world: World) -> dict[str, Callable[[], Trainer]]:
         "DISA, both in equal shares": lambda: world.disa(all_rows, share=0.5),
         "A*-PO, 8 reference samples": lambda: world.balance(a_star_po(values, BETA), group=1),
         "VarGrad": lambda: world.balance(Group()),
-        "GFlowRL, means over tokens": lambda: world.balance(gflowrl(), length="mean"),
-        "GFlowRL, published": lambda: world.balance(gflowrl(sums=True), **GFLOWRL_PUBLISHED),
+        "GFlowRL, means over tokens": lambda: world.balance(gflowrl_log_z(), length="mean"),
+        "GFlowRL, published": lambda: world.balance(gflowrl_log_z(sums=True), **GFLOWRL_PUBLISHED),
         "FlowRL, sums": lambda: world.balance(Learned(HEAD_RATE)),
         "FlowRL, published": lambda: world.balance(Learned(HEAD_RATE, normalised_rewards=True), **FLOWRL_PUBLISHED),
         "GRPO": lambda: world.online(GRPOTrainer, GRPOConfig, own={}),
         "GSPO": lambda: world.online(GRPOTrainer, GRPOConfig, own=gspo),
         "SFT, correct": lambda: world.offline(
-            world.stored(supervised_weights(world.rows, "correct")), supervised("mean")
+            world.stored(supervised_weights(world.rows, "correct")), supervised_batch_loss("mean")
         ),
         "SFT, by reward": lambda: world.offline(
-            world.stored(supervised_weights(world.rows, "reward")), supervised("mean")
+            world.stored(supervised_weights(world.rows, "reward")), supervised_batch_loss("mean")
         ),
     }
 
@@ -330,7 +336,7 @@ def off_policy_trained(world: World, eps: float, more: int) -> dict[str, float]:
     stored = StoredTrajectories(rows, world.prompt_ids, ones, seed=world.seed, log_z=log_z)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # the warning is what this measures
-        loss = balance(BETA)
+        loss = balance_batch_loss(BETA)
     log_pi, _ = trained(world.offline(stored, loss, per_device_train_batch_size=more * BATCH))
     return {"tv": total_variation(log_pi, world.target).max()}
 

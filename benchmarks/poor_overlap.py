@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from disa.partition import estimate_log_partition_batch
 from disa.partition.draws import collect_draws
 from disa.partition.log_weights import linear_weights, log_z_from_q
-from disa.partition.prior import hit_weight
+from disa.partition.unseen_weight import hit_weight
 from gate import BETA, P_REFERENCE, LongCompletions
 from page import fill, table
 

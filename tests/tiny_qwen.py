@@ -96,6 +96,6 @@ def twin(name, folder, monkeypatch, **training):
     recipe["proposals"].pop("engine")
     recipe["training"] |= training
     # The twin's rows are not the benchmark's.
-    monkeypatch.setattr(dataset_task, "verify", lambda *args, **how: "a test's rows")
+    monkeypatch.setattr(dataset_task, "verify_benchmark", lambda *args, **how: "a test's rows")
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     return load_recipe(folder / "recipe.yaml")

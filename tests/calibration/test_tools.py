@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import disa
 from disa.errors import DisaError
 from disa.lm.hf_trainer import trainer_arguments
-from disa.proposals.answers import varied_answers
+from disa.proposals.tool_answers import varied_answers
 from disa.runs.parquet_rows import read_rows
 from disa.runs.records import Prompt
 from disa.testing.hf import oracle_tokenizer

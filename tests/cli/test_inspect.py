@@ -55,7 +55,7 @@ def test_prompts_stand_beside_their_ids_d_is_shown_and_one_line_ends_it(finished
     assert f"gated and nothing else {found['gated']}, flagged {found['flagged']}" in printed
     d = found["divergence"]
     assert f"D = KL(reference given success || proposal): median {d['median']:.2f} nats" in printed
-    assert f"less {SAFETY:g} with a chance below {CHANCE:.0%}" in " ".join(printed.split())  # the rule of gate.gated
+    assert f"less {SAFETY:g} with a chance below {CHANCE:.0%}" in " ".join(printed.split())  # gate.gated_prompts
     assert d["lowest"] <= d["median"] <= d["highest"]
     drawn = [r for r in read_rows(finished_run / "3_scoring", ScoredTrajectory) if r.source == "proposal"]
     counts = sorted(sum(r.prompt_id == p for r in drawn) for p in {r.prompt_id for r in drawn})

@@ -1,16 +1,16 @@
 """Tables in three forms, and a page on which nothing hostile acts."""
 
-from disa.display.page import FoldedText, PageSection, PageText, cut, page, visible
-from disa.display.table import Table, aligned
+from disa.display.page import FoldedText, PageSection, PageText, cut_text, page, visible
+from disa.display.table import Table, aligned_columns
 
 
 def test_text_and_markdown_show_the_same_cells():
     rows = [["method", "x"], ["disa *", "0.5"], ["g", "1"]]
-    assert aligned(rows) == "method  x\ndisa *  0.5\ng       1"
-    assert aligned(rows, numbers=True) == "method    x\ndisa *  0.5\ng         1"
+    assert aligned_columns(rows) == "method  x\ndisa *  0.5\ng       1"
+    assert aligned_columns(rows, numbers=True) == "method    x\ndisa *  0.5\ng         1"
     assert Table(rows).markdown() == "| method | x |\n| --- | --- |\n| disa * | 0.5 |\n| g | 1 |"
     table = Table(rows, "Title", "What it is.", ["One.", "Two."])
-    assert table.text() == f"What it is.\n{aligned(rows)}\nOne.\nTwo."
+    assert table.text() == f"What it is.\n{aligned_columns(rows)}\nOne.\nTwo."
     assert table.markdown().startswith("What it is.\n\n| method") and table.markdown().endswith(
         "| g | 1 |\n\nOne. Two."
     )
@@ -21,8 +21,8 @@ def test_a_cell_cannot_end_its_column():
 
 
 def test_long_text_is_cut_and_says_so():
-    assert cut("a" * 10 + "<", limit=10) == "a" * 10 + " … (1 more characters)"
-    assert cut("a" * 10, limit=10) == "a" * 10
+    assert cut_text("a" * 10 + "<", limit=10) == "a" * 10 + " … (1 more characters)"
+    assert cut_text("a" * 10, limit=10) == "a" * 10
 
 
 def test_characters_that_hide_or_turn_what_follows_are_shown_as_code_points():

@@ -133,7 +133,7 @@ def test_a_killed_evaluation_continues_with_the_missing_part_also_in_other_parts
     folder = finished_run / "warmup" / "reference"
     command = [f"m={folder}", *TASK, "--samples", 2, "--problems-per-part", 2, "--output"]
     evaluate(*command, tmp_path / "whole")
-    judged, calls = module.judged, []
+    judged, calls = module.draw_and_judge, []
 
     def killed_at_the_second_part(*arguments):
         calls.append(arguments)
@@ -141,7 +141,7 @@ def test_a_killed_evaluation_continues_with_the_missing_part_also_in_other_parts
             raise KeyboardInterrupt
         return judged(*arguments)
 
-    monkeypatch.setattr(module, "judged", killed_at_the_second_part)
+    monkeypatch.setattr(module, "draw_and_judge", killed_at_the_second_part)
     assert main(["evaluate", *map(str, command), str(tmp_path / "killed")]) == 130
     evaluate(*command, tmp_path / "killed")
     assert len(calls) == 4  # one part before the kill, one killed, and the two that were missing

@@ -24,7 +24,7 @@ def record(prompt_id, draw, mode, *, model="disa", split="heldout", log_pi=-2.0,
 
 
 def summarise(rows, n_solutions, ks, **how):
-    return metrics.summarise(metrics.per_prompt(rows, n_solutions, ks, **how))
+    return metrics.summarise_metrics(metrics.per_prompt(rows, n_solutions, ks, **how))
 
 
 @pytest.mark.parametrize("k", [1, 2, 3, 5])
@@ -80,7 +80,7 @@ def test_a_prompt_without_a_correct_sample_counts_zero_effective_modes():
 
 
 def test_coverage_counts_each_solution_once():
-    assert metrics.coverage(["a", "b", "a", None], 8) == 0.25
+    assert metrics.solution_coverage(["a", "b", "a", None], 8) == 0.25
 
 
 def test_kl_is_the_closed_form_when_the_draws_have_exactly_the_policys_frequencies():
@@ -231,9 +231,9 @@ def test_named_modes_that_cannot_be_counted_have_no_coverage():
 def test_the_average_weighs_tasks_alike():
     tasks = {"large": {f"p{i}": float(i % 2) for i in range(100)}, "small": {"q0": 1.0, "q1": 0.5}}
     values = {"a": {task: {"mean@4": found} for task, found in tasks.items()}}
-    average = metrics.summarise(values, average=True)["a"][metrics.AVERAGE]["mean@4"]
+    average = metrics.summarise_metrics(values, average=True)["a"][metrics.AVERAGE]["mean@4"]
     assert average.value == pytest.approx((0.5 + 0.75) / 2, **EXACT)
     parts = [np.std(list(v.values()), ddof=1) / math.sqrt(len(v)) for v in tasks.values()]
     assert average.se == pytest.approx(math.hypot(*parts) / 2, **EXACT)
     # Splits of a run are no tasks.
-    assert list(metrics.summarise(values)["a"]) == ["large", "small"]
+    assert list(metrics.summarise_metrics(values)["a"]) == ["large", "small"]

@@ -169,7 +169,7 @@ def test_with_shared_prompts_draws_are_those_of_generate_from_the_same_numbers(n
     often = int(np.abs(np.bincount(drawn, minlength=VOCABULARY)[2:] / len(drawn) - 1 / 8).argmin()) + 2
     model.generation_config.eos_token_id = [1, often]
     shared = draw(model, tokenizer, rows, u, settings)
-    monkeypatch.setattr("disa.lm.sampler.unsupported", lambda model: "for this test")
+    monkeypatch.setattr("disa.lm.sampler.why_not_shared", lambda model: "for this test")
     assert draw(model, tokenizer, rows, u, settings) == shared
     assert temperature == 0 or len({len(ids) for ids, _ in shared}) > 5
 

@@ -3,7 +3,7 @@
 import math
 
 from disa.evaluation.metrics import MetricValue
-from disa.evaluation.tables import direction, marked, metric_label, shown_metrics, summary_text
+from disa.evaluation.tables import better_direction, difference_text, metric_label, shown_metrics, summary_text
 
 
 def test_the_terminal_table_puts_the_reference_first_and_shows_mean_at_k_once():
@@ -38,10 +38,10 @@ def test_names_say_which_way_is_better():
     assert [metric_label(m) for m in ("mean@8", "pass@8_low", "kl_to_target")] == [
         "Mean@8 ↑", "pass@8, low bound", "KL to target (nats) ↓",
     ]  # fmt: skip
-    assert [direction(m) for m in ("mean@8", "kl_to_target", "kl_to_reference", "tokens")] == [1, -1, 0, 0]
+    assert [better_direction(m) for m in ("mean@8", "kl_to_target", "kl_to_reference", "tokens")] == [1, -1, 0, 0]
 
 
 def test_the_mark_stands_beyond_two_standard_errors():
-    assert marked(MetricValue(0.21, 0.1, 9)) == "+0.210 ± 0.100 *"
-    assert marked(MetricValue(-0.2, 0.1, 9)) == "-0.200 ± 0.100"
-    assert marked(MetricValue(0.2, math.nan, 1)) == "+0.200"
+    assert difference_text(MetricValue(0.21, 0.1, 9)) == "+0.210 ± 0.100 *"
+    assert difference_text(MetricValue(-0.2, 0.1, 9)) == "-0.200 ± 0.100"
+    assert difference_text(MetricValue(0.2, math.nan, 1)) == "+0.200"

@@ -6,12 +6,12 @@ import sys
 
 import pytest
 
-from disa.runs.files import aside, folder_digest, whole_file, whole_folder
+from disa.runs.files import folder_digest, temporary_path, whole_file, whole_folder
 
 
 def test_two_writers_of_one_file_write_beside_each_other_even_with_equal_process_numbers(tmp_path):
     # Processes on several nodes, above all in containers, often have equal numbers: here it is one process.
-    assert aside(tmp_path / "parity.json") != aside(tmp_path / "parity.json")
+    assert temporary_path(tmp_path / "parity.json") != temporary_path(tmp_path / "parity.json")
 
 
 def test_a_file_whose_writing_fails_stays_as_it_was(tmp_path):

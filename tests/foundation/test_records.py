@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from disa.errors import DisaError
-from disa.runs.parquet_rows import StoredRows, read_rows, schema, write_rows
+from disa.runs.parquet_rows import StoredRows, arrow_schema, read_rows, write_rows
 from disa.runs.records import EvaluationRecord, PartitionEstimate, Prompt, PromptValue, ScoredTrajectory, Trajectory
 
 # The text has a newline, a quote, an emoji and a NUL: completions hold whatever a model writes.
@@ -177,7 +177,7 @@ def test_another_record_is_refused_though_its_columns_would_do(tmp_path):
 
 
 def test_another_version_is_refused(tmp_path):
-    table = trajectories_table().cast(schema(Trajectory))
+    table = trajectories_table().cast(arrow_schema(Trajectory))
     table = table.replace_schema_metadata({"disa.record": "Trajectory", "disa.version": "0"})
     pq.write_table(table, tmp_path / "rows.parquet")
     assert "Trajectory rows of version 0, expected Trajectory version 3" in refusal(tmp_path / "rows.parquet")

@@ -6,7 +6,7 @@ from six_outcomes import GRADES, PASSES, PROPOSAL, REFERENCE, population
 
 from disa.partition import estimate_log_partition_batch
 from disa.partition.draws import collect_draws
-from disa.partition.gate import gated, proposal_divergence
+from disa.partition.gate import gated_prompts, proposal_divergence
 
 BETA = 15.0
 
@@ -71,13 +71,13 @@ def test_prompts_that_differ_leave_one_without_successes_open_and_alike_ones_clo
     # The same mean of 8 nats at 100 tokens; where half the prompts have 1 and half 15, nobody knows a new one's.
     for ratios, closed in (([8.0] * 10, True), ([1.0, 15.0] * 5, False)):
         arrays = prompts([*((8, ratio, 100) for ratio in ratios), (0, 0.0, 100)])
-        assert gated(collect_draws(**arrays, reward_range=(0, 1)))[-1] == closed
+        assert gated_prompts(collect_draws(**arrays, reward_range=(0, 1)))[-1] == closed
 
 
 def test_a_prompt_without_reference_success_is_judged_by_the_length_of_its_draws():
     # The others lose about 0.02 nat a token; at 20 tokens 48 draws suffice, at 2000 they cannot.
     seen = [(12, 0.02 * 100, 100)] * 5
-    marks = gated(collect_draws(**prompts([*seen, (0, 0.0, 20), (0, 0.0, 2000)]), reward_range=(0, 1)))
+    marks = gated_prompts(collect_draws(**prompts([*seen, (0, 0.0, 20), (0, 0.0, 2000)]), reward_range=(0, 1)))
     assert marks.tolist() == [False] * 6 + [True]
 
 
@@ -115,7 +115,7 @@ def test_gate_closes_where_the_overlap_suffices_with_less_than_one_chance_in_twe
     d = brentq(lambda d: gamma_chance(d, np.sqrt(2 * d / 8), 48) - 0.05, 2, 20)
     limit = d + np.log(8.5 / 17)
     arrays = prompts([(8, limit - 1e-6, 10), (8, limit + 1e-6, 10)], lengths=False)
-    assert gated(collect_draws(**arrays, reward_range=(0, 1))).tolist() == [False, True]
+    assert gated_prompts(collect_draws(**arrays, reward_range=(0, 1))).tolist() == [False, True]
 
 
 def test_the_gate_can_look_ahead_to_proposal_draws_that_are_still_to_come():
@@ -123,9 +123,9 @@ def test_the_gate_can_look_ahead_to_proposal_draws_that_are_still_to_come():
     d, error = (x[0] for x in proposal_divergence(draws))
     enough = brentq(lambda n: gamma_chance(d, error, n) - 0.05, 3, 1e6)
     assert (
-        gated(draws)[0]
-        and gated(draws, np.array([enough * 0.99]))[0]
-        and not gated(draws, np.array([enough * 1.01]))[0]
+        gated_prompts(draws)[0]
+        and gated_prompts(draws, np.array([enough * 0.99]))[0]
+        and not gated_prompts(draws, np.array([enough * 1.01]))[0]
     )
 
 
@@ -136,7 +136,7 @@ def test_a_large_and_uncertain_divergence_closes_the_gate():
     draws = collect_draws(**arrays, reward_range=(0, 1))
     d, error = (x[-1] for x in proposal_divergence(draws))
     assert d == pytest.approx(12.0, abs=0.1) and error == pytest.approx(8.0, abs=0.1)
-    assert gated(draws)[-1]
+    assert gated_prompts(draws)[-1]
 
 
 def test_a_few_reference_draws_do_not_close_the_gate_by_chance():
@@ -153,7 +153,7 @@ def test_a_few_reference_draws_do_not_close_the_gate_by_chance():
             "from_reference": np.tile(np.arange(8) < 2, 12),
             "lengths": np.full(8 * 12, 8.0),
         }
-        closed.append(gated(collect_draws(**arrays, beta=BETA, reward_range=(0, 1))).mean())
+        closed.append(gated_prompts(collect_draws(**arrays, beta=BETA, reward_range=(0, 1))).mean())
     # D - log p = 0.68 is just below log(6) - 1 = 0.79, so chance alone would close a third; the rule allows 5%.
     assert np.mean(closed) < 0.05
 
@@ -187,4 +187,4 @@ def test_prompts_with_draws_of_one_kind_have_nothing_to_gate(reference):
 def test_a_success_that_the_proposal_cannot_write_closes_the_gate():
     arrays = prompts([(2, 0.0, 10)], lengths=False)
     arrays["log_proposal"][0] = -np.inf
-    assert gated(collect_draws(**arrays, reward_range=(0, 1)))[0]
+    assert gated_prompts(collect_draws(**arrays, reward_range=(0, 1)))[0]

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from disa.partition import estimate_log_partition_batch
 from disa.partition.estimate import EstimatorName
-from disa.partition.regression import posterior
+from disa.partition.regression import posterior_of_estimates
 from disa.partition.regressor import Regressor
 
 SHARE = 0.5  # of a posterior standard deviation; the largest drop in 2,500 random cases was 0.29
@@ -145,7 +145,7 @@ def test_a_success_never_lowers_the_regressors_posterior_by_more_than_a_share_of
     own = arrays["prompt_index"][at]
     worst = np.where(arrays["prompt_index"] == own, 0.0, rewards)
     found = [
-        posterior(
+        posterior_of_estimates(
             ridge(mean, width),
             estimate_log_partition_batch(r, **arrays, beta=5.0),
             np.zeros((3, 1)),

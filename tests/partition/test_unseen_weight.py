@@ -5,7 +5,7 @@ import pytest
 from six_outcomes import GRADES, PASSES, PROPOSAL, REFERENCE
 
 from disa.partition.draws import collect_draws
-from disa.partition.prior import hit_weight, unseen_weight
+from disa.partition.unseen_weight import hit_weight, unseen_weight
 
 BETA = 3.0
 

@@ -51,7 +51,7 @@ def test_a_twin_of_the_recipe_runs_from_start_to_report(name, tmp_path, monkeypa
         section, field = key.split(".")
         recipe[section][field] = value
     # The twin's rows are not the benchmark's.
-    monkeypatch.setattr(dataset_task, "verify", lambda *args, **how: "a test's rows")
+    monkeypatch.setattr(dataset_task, "verify_benchmark", lambda *args, **how: "a test's rows")
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     lines = []
     Pipeline(load_recipe(tmp_path / "recipe.yaml"), say=lines.append).run()

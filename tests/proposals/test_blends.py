@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from disa.lm.blend import blended_sequence_log_probs, draw_blended
-from disa.lm.head import blend
+from disa.lm.head import blend_logits
 from disa.lm.log_probs import sequence_log_probs
 from disa.lm.sampler import Stream
 from disa.partition.log_weights import balance_log_weights, linear_weights
@@ -129,4 +129,4 @@ def test_a_token_that_one_model_lacks_is_written_by_no_blend_with_it(models):
 
 def test_a_part_of_weight_zero_is_left_out_whatever_it_holds():
     first, second = torch.tensor([[1.0, 2.0]]), torch.tensor([[torch.nan, torch.inf, 0.0]])
-    assert torch.equal(blend([first, second], (1.0, 0.0)), first)
+    assert torch.equal(blend_logits([first, second], (1.0, 0.0)), first)

@@ -97,7 +97,7 @@ def test_bfloat16_draws_come_with_log_probs_within_its_rounding():
 
 def test_a_model_that_cannot_share_prompts_says_why_once(monkeypatch, caplog):
     reason = "for this test of the log"
-    monkeypatch.setattr(sampler, "unsupported", lambda model: reason)
+    monkeypatch.setattr(sampler, "why_not_shared", lambda model: reason)
     model, (prompts, numbers) = small_architecture("llama"), prompts_and_numbers()
     with caplog.at_level(logging.WARNING):
         for _ in range(2):

@@ -16,9 +16,9 @@ from disa.display.figures import as_png, figure_style, running_mean
 from disa.evaluation.metrics import paired_difference, per_prompt
 from disa.partition.verdict import FLAGS
 from disa.report import ReportContent
-from disa.report.partition_figures import chord, partition_figures
+from disa.report.partition_figures import largest_log_mean, partition_figures
 from disa.report.stage import write_report
-from disa.report.verdict import changes, verdict_lines
+from disa.report.verdict import significant_changes, verdict_lines
 from disa.runs.records import EvaluationRecord, PartitionEstimate, Prompt
 from disa.runs.step_log import read_step_log
 
@@ -281,7 +281,7 @@ def test_importing_the_report_loads_neither_matplotlib_nor_torch():
 
 def test_the_verdict_names_the_policy_what_it_is_better_in_the_flags_and_the_cost(content):
     lines = verdict_lines(content)
-    better, worse = changes(content, "disa", "heldout")
+    better, worse = significant_changes(content, "disa", "heldout")
     for metric, difference in content.differences.items():
         if metric[:2] == ("disa", "heldout") and metric[2] in content.judged_metrics("heldout"):
             beyond = abs(difference.value) > 2 * difference.se
@@ -387,7 +387,7 @@ def test_reward_curves_are_means_of_what_came_before():
 
 
 def test_the_largest_log_z_of_a_mean_reward_is_finite_for_any_range():
-    found = chord(np.array([0.0, 0.5, 100.0]), 10.0, (0.0, 100.0))
+    found = largest_log_mean(np.array([0.0, 0.5, 100.0]), 10.0, (0.0, 100.0))
     np.testing.assert_allclose(found, [0.0, 1000.0 + np.log(0.005), 1000.0])
-    few, share = chord(np.array([-1.0, 0.2, 1.0]), 2.0, (-1.0, 1.0)), np.array([0.0, 0.6, 1.0])
+    few, share = largest_log_mean(np.array([-1.0, 0.2, 1.0]), 2.0, (-1.0, 1.0)), np.array([0.0, 0.6, 1.0])
     np.testing.assert_allclose(few, np.log((1 - share) * np.exp(-2) + share * np.exp(2)))

@@ -7,7 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from disa.rewards.expression import MAX_CHARACTERS, canonical_form, flatten, leaves, parse_expression, value
+from disa.rewards.expression import (
+    MAX_CHARACTERS,
+    canonical_form,
+    chain_operands,
+    expression_numbers,
+    expression_value,
+    parse_expression,
+)
 
 # A parse of the longest text that is looked at takes about a millisecond; a second leaves room for a busy machine
 # and is far below what a parser needs that looks at a megabyte, nests without bound or computes a power.
@@ -67,8 +74,8 @@ def test_rewriting_by_commutativity_and_associativity_keeps_the_form_and_the_val
             rewritten = data.draw(st.sampled_from(options))
     assert canonical_form(rewritten) == canonical_form(expression)
     # Rewriting may move a division by zero out of sight, never change a value.
-    if value(expression) is not None and value(rewritten) is not None:
-        assert value(rewritten) == value(expression)
+    if expression_value(expression) is not None and expression_value(rewritten) is not None:
+        assert expression_value(rewritten) == expression_value(expression)
 
 
 @given(EXPRESSIONS, EXPRESSIONS)
@@ -80,9 +87,9 @@ def test_two_expressions_share_a_form_exactly_when_their_chains_have_the_same_op
 def test_the_form_reads_back_as_an_expression_of_the_same_form_leaves_and_value(expression):
     again = parse_expression(canonical_form(expression))
     assert canonical_form(again) == canonical_form(expression)
-    assert sorted(leaves(again)) == sorted(leaves(expression))
-    if value(expression) is not None:
-        assert value(again) == value(expression)
+    assert sorted(expression_numbers(again)) == sorted(expression_numbers(expression))
+    if expression_value(expression) is not None:
+        assert expression_value(again) == expression_value(expression)
 
 
 @given(EXPRESSIONS)
@@ -95,7 +102,7 @@ def test_written_expressions_parse_to_themselves_and_have_the_value_python_gives
         expected = eval(text.translate({ord(str(d)): f"Fraction({d})" for d in range(1, 10)}), {"Fraction": Fraction})
     except ZeroDivisionError:
         expected = None
-    assert value(expression) == expected
+    assert expression_value(expression) == expected
 
 
 @pytest.mark.parametrize(
@@ -116,14 +123,14 @@ def test_which_expressions_count_as_one(a, b, same):
 
 
 def test_flatten_separates_plain_from_inverted_operands():
-    assert flatten(parse_expression("1-(2-3*4)"), "+") == ([1, ("*", 3, 4)], [2])
-    assert flatten(parse_expression("8/(4/2)"), "*") == ([8, 2], [4])
-    assert flatten(parse_expression("8/(4/2)"), "+") == ([("/", 8, ("/", 4, 2))], [])
+    assert chain_operands(parse_expression("1-(2-3*4)"), "+") == ([1, ("*", 3, 4)], [2])
+    assert chain_operands(parse_expression("8/(4/2)"), "*") == ([8, 2], [4])
+    assert chain_operands(parse_expression("8/(4/2)"), "+") == ([("/", 8, ("/", 4, 2))], [])
 
 
 @pytest.mark.parametrize("text", ["1/0", "1/(2-2)", "3*(1/(1-1))", "0/0", "1/(1/(2-2))"])
 def test_division_by_zero_anywhere_has_no_value(text):
-    assert value(parse_expression(text)) is None
+    assert expression_value(parse_expression(text)) is None
 
 
 @pytest.mark.parametrize("operators, accepted", [("+", "+"), ("+-", "+-"), ("+-*", "+-*"), ("+-*/", "+-*/")])
@@ -205,7 +212,7 @@ def test_any_text_parses_or_gives_none_without_raising_and_parsed_text_has_a_for
     expression = parse_expression(text)
     if expression is not None:
         assert canonical_form(parse_expression(canonical_form(expression))) == canonical_form(expression)
-        value(expression)
+        expression_value(expression)
 
 
 @pytest.mark.parametrize(
@@ -224,7 +231,7 @@ def test_the_largest_accepted_expressions_are_valued_exactly_and_fast(text):
     assert len(text) <= MAX_CHARACTERS
     start = time.perf_counter()
     expression = parse_expression(text)
-    assert value(expression) is not None
+    assert expression_value(expression) is not None
     assert canonical_form(parse_expression(canonical_form(expression)[:MAX_CHARACTERS])) is not None
     assert time.perf_counter() - start < SECONDS
 

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from disa.errors import DisaError
 from disa.lm import loading, models
 from disa.lm.digests import weights_digest
-from disa.lm.loading import load_base, load_model, precision
+from disa.lm.loading import effective_precision, load_base, load_model
 from disa.lm.log_probs import sequence_log_probs
 from disa.lm.models import FrozenModels
 from disa.lm.sampling_config import SamplingConfig
@@ -56,7 +56,7 @@ def test_a_checkpoint_is_held_in_its_own_precision_where_the_machine_has_it(half
     assert {p.dtype for p in load_model(whole).parameters()} == {torch.float32}
     assert {p.dtype for p in load_model(half, "float32").parameters()} == {torch.float32}
     assert {p.dtype for p in load_model(whole, "bfloat16").parameters()} == {own}
-    assert precision("checkpoint", load_model(half)) == str(own).removeprefix("torch.")
+    assert effective_precision("checkpoint", load_model(half)) == str(own).removeprefix("torch.")
 
 
 def test_the_digest_is_the_checkpoints_whatever_precision_it_was_loaded_in(half, monkeypatch):

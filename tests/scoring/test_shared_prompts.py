@@ -6,7 +6,7 @@ import torch
 
 from disa.lm import branch_attention, shared_prefix
 from disa.lm.log_probs import PackedCompletions, PaddedCompletions, sequence_log_probs, token_log_probs
-from disa.lm.shared_prefix import ARCHITECTURES, shared_attention, unsupported
+from disa.lm.shared_prefix import ARCHITECTURES, shared_attention, why_not_shared
 from disa.testing import Space, random_model
 from disa.testing.hf import to_causal_lm
 from small_architectures import NAMES, VOCABULARY, ragged_rows, small_architecture
@@ -162,25 +162,25 @@ def test_adapters_take_part_and_get_the_same_gradients(kernel):
 
 def test_other_architectures_say_why_they_go_the_plain_way():
     oracle = to_causal_lm(random_model(Space(vocabulary=4, length_limit=4), 1, np.random.default_rng(0)))
-    assert unsupported(oracle).startswith("architecture disa_oracle is not one of cohere2, gemma2")
-    assert all(unsupported(small_architecture(name)) is None for name in NAMES)
+    assert why_not_shared(oracle).startswith("architecture disa_oracle is not one of cohere2, gemma2")
+    assert all(why_not_shared(small_architecture(name)) is None for name in NAMES)
     assert {small_architecture(name).config.model_type for name in NAMES} == ARCHITECTURES
 
 
 def test_attention_that_drops_weights_or_looks_ahead_is_not_shared():
     model = small_architecture("llama")
     model.model.layers[0].self_attn.attention_dropout = 0.1
-    assert unsupported(model) is None
-    assert unsupported(model, training=True) == "it drops attention weights"
+    assert why_not_shared(model) is None
+    assert why_not_shared(model, training=True) == "it drops attention weights"
     gemma = small_architecture("gemma3")
     gemma.config.use_bidirectional_attention = True
-    assert unsupported(gemma) == "its attention is bidirectional"
+    assert why_not_shared(gemma) == "its attention is bidirectional"
 
 
 def test_positions_that_depend_on_the_batch_go_the_plain_way():
     model = small_architecture("phi3")
     model.config.rope_parameters["rope_type"] = "longrope"
-    assert unsupported(model) == "its longrope position embedding depends on the longest row of a batch"
+    assert why_not_shared(model) == "its longrope position embedding depends on the longest row of a batch"
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3"])

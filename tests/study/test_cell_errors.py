@@ -10,11 +10,11 @@ from scipy.stats import binom
 from disa.errors import DisaError
 from disa.evaluation.metrics import MetricValue
 from disa.partition.config import PartitionConfig
-from disa.study.errors import (
+from disa.study.cell_errors import (
     HeldoutDraws,
     TrueLogZ,
     cell_error,
-    decompose,
+    error_parts,
     in_block,
     root_mean_square,
     truth_from_reference,
@@ -52,7 +52,7 @@ def pool_of(rewards, log_ref=None, log_proposal=None, reference_draws=None):
 def test_bias_and_variance_add_up_to_the_mean_squared_error():
     rng = np.random.default_rng(0)
     estimates, truth = rng.normal(size=(5, 7)), TrueLogZ(rng.normal(size=7), rng.uniform(0, 0.1, 7))
-    found = decompose(estimates, truth)
+    found = error_parts(estimates, truth)
     expected = ((estimates - truth.log_z) ** 2).mean(axis=0) - truth.variance
     # Float rounding of sums of a few numbers near 1.
     np.testing.assert_allclose(found.mse, expected, atol=1e-14)
@@ -63,7 +63,7 @@ def test_bias_squared_and_variance_are_unbiased_with_four_replicates_and_a_noisy
     rng = np.random.default_rng(1)
     prompts, bias, spread, noise = 40_000, 0.3, 0.5, 0.2
     truth = TrueLogZ(rng.normal(0.0, noise, prompts), np.full(prompts, noise**2))
-    found = decompose(bias + rng.normal(0.0, spread, (4, prompts)), truth)
+    found = error_parts(bias + rng.normal(0.0, spread, (4, prompts)), truth)
     # Five standard errors of a mean over prompts; leaving out either correction would shift bias^2 by over 0.04, that
     # is more than 20 of them.
     for values, expected in ((found.bias, bias), (found.bias_squared, bias**2), (found.variance, spread**2)):

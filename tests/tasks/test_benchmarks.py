@@ -14,7 +14,7 @@ import pytest
 
 from disa.errors import DisaError
 from disa.tasks import SPLITS, judges, make_task
-from disa.tasks.benchmarks import BENCHMARKS, BenchmarkContents, PublishedBenchmark, rows_digest, verify
+from disa.tasks.benchmarks import BENCHMARKS, BenchmarkContents, PublishedBenchmark, rows_digest, verify_benchmark
 from disa.tasks.dataset_config import DatasetConfig, SourceConfig
 from disa.tasks.rows import read_problem
 from disa.tasks.sources import RawRow
@@ -109,7 +109,9 @@ def test_a_file_digest_vouches_only_where_every_file_is_known():
     files = {"a.jsonl": "0" * 64, "b.jsonl": None}
     BENCHMARKS["two"] = entry(files=files, contents=(BenchmarkContents(5, None, "not seen"),))
     try:
-        found = verify("two", {"a.jsonl": "0" * 64, "b.jsonl": "1" * 64}, 5, DIGEST, from_hub=True, where="two")
+        found = verify_benchmark(
+            "two", {"a.jsonl": "0" * 64, "b.jsonl": "1" * 64}, 5, DIGEST, from_hub=True, where="two"
+        )
     finally:
         del BENCHMARKS["two"]
     assert found.startswith("not verified")

@@ -7,7 +7,7 @@ import pytest
 
 from disa.tasks import make_task
 from disa.tasks.dataset_config import DatasetConfig
-from disa.tasks.overlap import normalised, overlap_counts, remove_overlaps
+from disa.tasks.overlap import normalised_problem, overlap_counts, remove_overlaps
 from disa.tasks.rows import RowProblem
 
 SAME = {
@@ -43,17 +43,17 @@ DIFFERENT = {
 @pytest.mark.parametrize(("one", "other"), SAME.values(), ids=SAME.keys())
 def test_differences_of_writing_are_none(one, other):
     assert one != other
-    assert normalised(one) == normalised(other) != ""
+    assert normalised_problem(one) == normalised_problem(other) != ""
 
 
 @pytest.mark.parametrize(("one", "other"), DIFFERENT.values(), ids=DIFFERENT.keys())
 def test_differences_of_meaning_stay(one, other):
-    assert normalised(one) != normalised(other)
+    assert normalised_problem(one) != normalised_problem(other)
 
 
 @pytest.mark.parametrize("text", [t for pair in [*SAME.values(), *DIFFERENT.values()] for t in pair])
 def test_a_normal_form_is_its_own_normal_form(text):
-    assert normalised(normalised(text)) == normalised(text)
+    assert normalised_problem(normalised_problem(text)) == normalised_problem(text)
 
 
 def problem(text, row="r", answer="4", source="s", prompt=None):

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from disa.rewards.expression import canonical_form, leaves, parse_expression, value
+from disa.rewards.expression import canonical_form, expression_numbers, expression_value, parse_expression
 from disa.runs.records import Prompt
 from disa.tasks import make_task
 from disa.tasks.config import CountdownConfig
-from disa.tasks.countdown import expressions
+from disa.tasks.countdown import all_expressions
 
 TASK = make_task(CountdownConfig(name="countdown"))
 
@@ -77,13 +77,13 @@ def brute_force(numbers, operators):
 def test_enumeration_equals_brute_force_over_all_trees(numbers, operators):
     # Only "+" comes without "-" in a recipe, but the enumeration takes any set.
     brute = brute_force(numbers, operators)
-    found = expressions(numbers, operators)
+    found = all_expressions(numbers, operators)
     assert len(found) == len(brute)
     assert sorted(reached for _, reached in found.values()) == sorted(brute.values())
     for form, (expression, reached) in found.items():
         assert canonical_form(expression) == form
-        assert value(expression) == reached
-        assert sorted(leaves(expression)) == sorted(numbers)
+        assert expression_value(expression) == reached
+        assert sorted(expression_numbers(expression)) == sorted(numbers)
 
 
 @pytest.mark.parametrize("numbers, count", [((101, 1009), 6), ((101, 1009, 10007), 68), ((7, 11, 13, 29), 1260)])
@@ -91,11 +91,11 @@ def test_number_of_forms_is_that_of_the_generating_function(numbers, count):
     # A sum is a set of two or more signed operands that are no sums, one of them plain; a product likewise.
     # So S(x) = e^(2u) - e^u - u with u = x + S, where S counts sums and equally products, and all = x + 2 S.
     assert labelled_forms(len(numbers)) == count
-    assert len(expressions(numbers)) == count
+    assert len(all_expressions(numbers)) == count
 
 
 def test_five_numbers_have_as_many_forms_as_the_generating_function_says():
-    assert len(expressions((101, 1009, 10007, 100003, 1000003))) == labelled_forms(5) == 32632
+    assert len(all_expressions((101, 1009, 10007, 100003, 1000003))) == labelled_forms(5) == 32632
 
 
 def labelled_forms(n):
@@ -130,7 +130,7 @@ def test_solutions_of_every_reachable_target_are_exactly_those_of_brute_force(nu
 @settings(max_examples=40, deadline=None)
 def test_each_solution_is_its_own_mode_and_every_demonstration_lands_on_one(numbers, seed):
     rng = random.Random(seed)
-    reachable = [int(v) for _, v in expressions(tuple(sorted(numbers))).values() if v.denominator == 1 and v >= 1]
+    reachable = [int(v) for _, v in all_expressions(tuple(sorted(numbers))).values() if v.denominator == 1 and v >= 1]
     row = prompt(numbers, rng.choice(reachable))
     solutions = TASK.solutions(row)
     assert [TASK.mode(row, text) for text in solutions] == solutions
@@ -138,7 +138,7 @@ def test_each_solution_is_its_own_mode_and_every_demonstration_lands_on_one(numb
     assert TASK.mode(row, demonstration) in solutions
     assert TASK.reward(row, demonstration) == 1.0
     noisy = parse_expression(TASK.demonstration(row, rng, noisy=True))
-    assert sorted(leaves(noisy)) == sorted(numbers)
+    assert sorted(expression_numbers(noisy)) == sorted(numbers)
 
 
 def test_demonstrations_reach_every_solution_in_more_than_one_way_of_writing_it():

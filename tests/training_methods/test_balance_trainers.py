@@ -10,12 +10,12 @@ from trl import GRPOTrainer
 
 from disa.errors import DisaError
 from disa.objectives.trajectory_balance import importance_weight
-from disa.training.a_star_po import a_star_po, reference_values, unsolved
+from disa.training.a_star_po import a_star_po, reference_values, unsolved_prompts
 from disa.training.balance_trainer import BalanceTrainer
 from disa.training.build import FLOWRL_PUBLISHED, GFLOWRL_PUBLISHED, build_trainer
 from disa.training.disa_config import DISAConfig
 from disa.training.learned_log_z import Learned, LogZHead
-from disa.training.log_z import Frozen, Group, gflowrl
+from disa.training.log_z import Frozen, Group, gflowrl_log_z
 from disa.training.log_z_module import MODULE_FILE
 from published_losses import a_star_po_loss, grpo_loss
 
@@ -47,7 +47,7 @@ def vargrad(world, tmp_path, **changes):
 
 
 def gflow(world, tmp_path, published=False, clips=(None, None), **changes):
-    log_z = gflowrl(clip_low=clips[0], clip_high=clips[1], sums=published)
+    log_z = gflowrl_log_z(clip_low=clips[0], clip_high=clips[1], sums=published)
     return trained_by(world, tmp_path, log_z, **changes | (GFLOWRL_PUBLISHED if published else {}))
 
 
@@ -109,7 +109,7 @@ def test_a_clip_lowers_gflowrls_loss_and_none_of_its_settings_may_be_negative(wo
         losses.append(trainer.state.log_history[0]["loss"])
     assert losses[1] <= 0.1**2 < losses[0]
     with pytest.raises(DisaError, match="clip_low is -1"):
-        gflowrl(clip_low=-1.0)
+        gflowrl_log_z(clip_low=-1.0)
 
 
 @pytest.mark.parametrize("build", [vargrad, gflow])
@@ -278,7 +278,7 @@ def test_a_star_values_come_from_the_first_reference_samples_alone(world):
         rewards = [r.reward for r in rows if r.prompt_id == prompt_id and r.source == "reference"][:8]
         expected = torch.log(torch.exp(BETA * torch.tensor(rewards, dtype=torch.float64)).mean())
         assert values[prompt_id] == pytest.approx(expected.item(), abs=1e-12)
-    assert unsolved(rows, n=8) == {p for p, v in values.items() if abs(v) < 1e-9}
+    assert unsolved_prompts(rows, n=8) == {p for p, v in values.items() if abs(v) < 1e-9}
     with pytest.raises(DisaError, match="its value needs 21"):
         reference_values(rows, inverse_temperature=BETA, n=21)
 

@@ -17,10 +17,10 @@ from disa.testing import kl, total_variation
 from disa.training.offline_trainer import (
     OfflineConfig,
     OfflineTrainer,
-    balance,
+    balance_batch_loss,
     conservative_log_z,
     forward_loss,
-    supervised,
+    supervised_batch_loss,
 )
 from disa.training.stored import StoredTrajectories
 from disa.training.trajectory_weights import equal_prompts, supervised_weights, target_weights
@@ -65,7 +65,7 @@ def test_the_forward_projection_reaches_the_target_without_drawing_a_completion(
 def test_supervised_training_ends_at_the_kept_trajectories_and_not_at_the_target(world, rows, tmp_path):
     weights = supervised_weights(rows, "correct")
     stored = StoredTrajectories(rows, world.prompt_ids(), weights, seed=0)
-    run = trainer(world, tmp_path, stored, supervised("sum"))
+    run = trainer(world, tmp_path, stored, supervised_batch_loss("sum"))
     run.train()
     kept = by_completion(world, rows, weights)
     kept /= kept.sum(axis=1, keepdims=True)
@@ -80,7 +80,7 @@ def test_the_squared_residual_on_trajectories_of_full_support_keeps_within_the_e
 ):
     uniform = torch.ones(len(rows), dtype=torch.float64)
     with pytest.warns(UserWarning, match="leaks"):
-        loss = balance(BETA)
+        loss = balance_batch_loss(BETA)
     for eps in (-0.5, 0.5):
         log_z = torch.tensor([world.log_z[int(r.prompt_id)] + eps for r in rows])
         stored = StoredTrajectories(rows, world.prompt_ids(), uniform, seed=0, log_z=log_z)
@@ -151,7 +151,12 @@ def test_adapters_alone_are_trained_where_asked_for(model, tokenizer, tmp_path):
     adapters = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")
     before = weights_digest(model)
     run = OfflineTrainer(
-        model.requires_grad_(True), args, stored, supervised("mean"), processing_class=tokenizer, peft_config=adapters
+        model.requires_grad_(True),
+        args,
+        stored,
+        supervised_batch_loss("mean"),
+        processing_class=tokenizer,
+        peft_config=adapters,
     )
     run.train()
     moved = {name for name, p in run.model.named_parameters() if p.requires_grad}
@@ -241,5 +246,5 @@ def test_the_mean_over_tokens_gives_every_process_the_weight_of_its_tokens():
     log_pi, mask = torch.tensor([-3.0, -5.0]), torch.tensor([[1, 1, 0], [1, 1, 1]])
     # Of two processes with 20 tokens together: 10 per process.
     batch = SimpleNamespace(completion_mask=mask, tool_mask=mask, tokens=torch.tensor([10.0, 10.0]))
-    assert supervised("mean")(log_pi, batch).item() == pytest.approx(8 / 5 * 5 / 10)
-    assert supervised("sum")(log_pi, batch).item() == pytest.approx(8 / 2)
+    assert supervised_batch_loss("mean")(log_pi, batch).item() == pytest.approx(8 / 5 * 5 / 10)
+    assert supervised_batch_loss("sum")(log_pi, batch).item() == pytest.approx(8 / 2)

@@ -11,7 +11,7 @@ from disa.runs.records import Prompt
 from disa.tasks import make_task
 from disa.tasks.config import CountdownConfig, GraphColoringConfig
 from disa.warmup.config import WarmupConfig
-from disa.warmup.run import demonstrations
+from disa.warmup.run import demonstration_rows
 from disa.warmup.small_model import character_tokenizer
 
 COUNTDOWN = make_task(CountdownConfig(name="countdown", train_prompts=1, heldout_prompts=1, warmup_prompts=60))
@@ -25,7 +25,7 @@ def dataset(task=COUNTDOWN, limit=24, noise=0.0, prompts=None, **settings):
     config = WarmupConfig(**{"demonstrations_per_prompt": 20, **settings})
     sampling = SamplingConfig(max_completion_length=limit)
     prompts = task.prompts("warmup") if prompts is None else prompts
-    return demonstrations(task, prompts, TOKENIZER, sampling, config, noise)
+    return demonstration_rows(task, prompts, TOKENIZER, sampling, config, noise)
 
 
 def texts(data):

@@ -67,7 +67,7 @@ def _hub_errors(repo_id: str) -> Iterator[None]:
         raise DisaError(f"{type(error).__name__}: {said}", where=f"hub, {repo_id}", fix=fix) from error
 
 
-def conditions(anchor: Anchor) -> list[str]:
+def conditions_rows(anchor: Anchor) -> list[str]:
     """Rows of a table: what the frozen log Z depends on."""
     rows = {"inverse temperature (beta)": anchor.fingerprint.inverse_temperature}
     rows |= {"reward range": list(anchor.reward_range)} | anchor.fingerprint.as_dict()
@@ -104,7 +104,7 @@ def anchor_card(anchor: Anchor, folder: Path, repo_id: str, reference: str | Non
         "| condition | value |",
         "| --- | --- |",
         *([f"| base | [{reference}](https://huggingface.co/{reference}) |"] if reference else []),
-        *conditions(anchor),
+        *conditions_rows(anchor),
         "",
     ]
     if rows := flag_rows(anchor):

@@ -15,11 +15,11 @@ from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 
 from disa.errors import DisaError
-from disa.evaluation.compare import compare_evaluations
 from disa.evaluation.generation import GenerationSettings
 from disa.evaluation.leaderboard import LeaderboardResults
-from disa.evaluation.metrics import Values, per_prompt, summarise
+from disa.evaluation.metrics import Values, per_prompt, summarise_metrics
 from disa.evaluation.models import ModelSpec
+from disa.evaluation.paired_tests import compare_evaluations
 from disa.evaluation.run import evaluate_model
 from disa.evaluation.sources import ServerSettings
 from disa.evaluation.task_prompts import TaskPrompts
@@ -62,7 +62,7 @@ def evaluate(options: argparse.Namespace) -> int:
         values = _values(folders, tasks, ks)
         metrics = dict.fromkeys([f"mean@{max(ks)}", *(f"pass@{k}" for k in ks if k > 1), "effective_modes"])
         comparisons = compare_evaluations(values, baseline, list(metrics))
-        summary = summarise(values, average=True)
+        summary = summarise_metrics(values, average=True)
         results = LeaderboardResults(specs, tasks, settings, ks, folders, values, summary, comparisons, baseline)
         results.write(output)
     if options.json:

@@ -12,10 +12,10 @@ from typing import Any
 
 from disa.cli.evaluate import checked_server
 from disa.errors import DisaError
-from disa.evaluation.compare import compare_evaluations
 from disa.evaluation.judge import Judge, JudgeCost, StrategyVerdict
 from disa.evaluation.judge_agreement import judge_agreement
-from disa.evaluation.metrics import summarise, summary_to_json
+from disa.evaluation.metrics import summarise_metrics, summary_to_json
+from disa.evaluation.paired_tests import compare_evaluations
 from disa.evaluation.solutions import SolutionGroup, correct_solutions, diversity_values, labelled_pairs, verdict_rows
 from disa.evaluation.strategies import PairVerdict
 from disa.evaluation.tables import summary_text
@@ -62,7 +62,7 @@ def judge(options: argparse.Namespace) -> int:
         table = ""
         if groups:
             values = diversity_values(groups, verdicts)
-            summary = summarise(values, average=True)
+            summary = summarise_metrics(values, average=True)
             comparisons = compare_evaluations(values, baseline, _METRICS)
             results |= {"summary": summary_to_json(summary), "comparisons": [c.as_json() for c in comparisons]}
             table = summary_text(summary, comparisons, detail=True)

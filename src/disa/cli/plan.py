@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from disa.cli.quiet import quiet_libraries
-from disa.display.table import aligned
+from disa.display.table import aligned_columns
 from disa.errors import DisaError
 from disa.planning.cluster import GPUS, Cluster
 from disa.recipe import load_recipe
@@ -51,7 +51,7 @@ def plan(options: argparse.Namespace) -> int:
     headings += ["measured", "planned/measured", "GB measured"] if options.against else []
     headings += [f"on {cluster.count} {cluster.gpu}", "fits"] if cluster else []
     rows = [headings, *(_cells(one, cluster, bool(options.against)) for one in plans)]
-    console.print(aligned(rows, numbers=True))
+    console.print(aligned_columns(rows, numbers=True))
     console.print(f"total here: {_time(sum(one.seconds for one in plans))}")
     if cluster:
         total = sum(one.cluster_seconds or 0.0 for one in plans)

@@ -47,11 +47,11 @@ def study(options: argparse.Namespace) -> int:
 
 def fill_page(page: Path, report: Path, command: str) -> None:
     """Put tables and figures of a finished study between the page's markers ``study``, figures beside it."""
-    from disa.study.report import lead
+    from disa.study.report import study_lead
     from disa.study.results import study_tables
 
     results = read_json(report / "results.json")
-    parts = [f"Written by `{command} --page {page}`. {lead(results)}"]
+    parts = [f"Written by `{command} --page {page}`. {study_lead(results)}"]
     parts += [f"### {table.title}\n\n{table.markdown()}" for table in study_tables(results)]
     figures = page.parent / "figures"
     figures.mkdir(exist_ok=True)

@@ -136,7 +136,7 @@ def over_seeds(values: Sequence[float]) -> OverSeeds:
     return OverSeeds(mean, se, n, mean - half, mean + half)
 
 
-def gather(grid: Grid) -> ComparisonResults | None:
+def gather_results(grid: Grid) -> ComparisonResults | None:
     """Results of all finished seeds; None without any, or without the reference's evaluation."""
     reference = grid.evaluated(REFERENCE)
     if reference is None:

@@ -9,12 +9,12 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from disa.comparison.grid import FOLDER, REFERENCE, ComparisonCell, Grid, check_choice
-from disa.comparison.results import gather
+from disa.comparison.results import gather_results
 from disa.comparison.write import write_results
 from disa.errors import DisaError
 from disa.pipeline import NotFinished, Pipeline
 from disa.recipe import Recipe
-from disa.runs.cells import failure, share_cells
+from disa.runs.cells import failed_cells_error, share_cells
 from disa.runs.folders import StageFolder
 from disa.runs.locks import exclusive, shared
 from disa.runs.provenance import digest
@@ -47,7 +47,7 @@ def run_comparison(
                 grid, failed = Grid(recipe), {}
             except NotFinished as unfinished:
                 raise nothing_yet from unfinished
-        results, error = gather(grid), failure(failed, FOLDER) if failed else None
+        results, error = gather_results(grid), failed_cells_error(failed, FOLDER) if failed else None
         if results is None:
             raise error or nothing_yet
         folder = Path(recipe.run_dir) / FOLDER

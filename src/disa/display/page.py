@@ -121,7 +121,7 @@ def visible(value: Any) -> Any:
     )
 
 
-def cut(text: str, limit: int = LIMIT) -> str:
+def cut_text(text: str, limit: int = LIMIT) -> str:
     """The first ``limit`` characters, with a word on how many are missing."""
     return text if len(text) <= limit else f"{text[:limit]} … ({len(text) - limit} more characters)"
 
@@ -135,5 +135,5 @@ def _template() -> tuple[Any, str]:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(here), autoescape=True, finalize=visible, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters["cut"] = cut
+    environment.filters["cut"] = cut_text
     return environment.get_template("page.html.j2"), Markup((here / "page.js").read_text(encoding="utf-8"))

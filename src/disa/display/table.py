@@ -26,7 +26,7 @@ class Table:
 
     def text(self) -> str:
         """Caption, aligned columns and notes as plain text."""
-        return "\n".join([*filter(None, [self.caption]), aligned(self.rows), *self.notes])
+        return "\n".join([*filter(None, [self.caption]), aligned_columns(self.rows), *self.notes])
 
     def markdown(self) -> str:
         """Caption, table and notes as Markdown."""
@@ -36,7 +36,7 @@ class Table:
         return "\n\n".join(filter(None, [self.caption, table, " ".join(self.notes)]))
 
 
-def aligned(rows: Sequence[Sequence[str]], *, numbers: bool = False) -> str:
+def aligned_columns(rows: Sequence[Sequence[str]], *, numbers: bool = False) -> str:
     """Columns side by side, each as wide as its widest cell.
 
     With ``numbers`` all columns but the first are written to the right.

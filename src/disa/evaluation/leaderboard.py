@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from disa.evaluation.compare import EvaluationComparison
 from disa.evaluation.generation import GenerationSettings
 from disa.evaluation.metrics import AVERAGE, Summary, Values, prompt_value_rows, summary_to_json
 from disa.evaluation.models import ModelSpec, adapter_base
+from disa.evaluation.paired_tests import EvaluationComparison
 from disa.evaluation.tables import summary_text
 from disa.evaluation.task_prompts import TaskPrompts
 from disa.runs.folders import StageFolder, write_json
@@ -134,10 +134,10 @@ def _task_facts(benchmark: TaskPrompts) -> dict[str, Any]:
 def _dtype(spec: ModelSpec, settings: GenerationSettings) -> str:
     if spec.kind == "endpoint":
         return ""
-    from disa.lm.loading import precision  # torch, which the models that were just drawn from have loaded
+    from disa.lm.loading import effective_precision  # torch, which the models that were just drawn from have loaded
 
     where = adapter_base(Path(spec.where)).where if spec.kind == "adapter" else spec.where
-    return precision(settings.compute, where)
+    return effective_precision(settings.compute, where)
 
 
 def _number(value: float) -> float | None:

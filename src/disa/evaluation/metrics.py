@@ -99,7 +99,7 @@ def effective_modes(modes: Sequence[str | None]) -> float:
     return float(np.exp(-np.sum(f * np.log(f))))
 
 
-def coverage(modes: Sequence[str | None], n_solutions: int) -> float:
+def solution_coverage(modes: Sequence[str | None], n_solutions: int) -> float:
     """Distinct correct modes found, as a share of the ``n_solutions`` that exist.
 
     At most n / n_solutions for n samples, so compare models at equal n.
@@ -230,7 +230,7 @@ def without_idle_bounds(values: Values, *, missing: str) -> Values:
     }
 
 
-def summarise(values: Values, *, average: bool = False) -> Summary:
+def summarise_metrics(values: Values, *, average: bool = False) -> Summary:
     """Mean over prompts of every metric; on request, with several groups, also the mean over them.
 
     The standard error of a mean over T tasks is ``sqrt(sum_t se_t^2) / T``: tasks are fixed, their prompts a sample.
@@ -299,7 +299,7 @@ def prompt_metrics(
         values |= {f"distinct_modes@{k}": distinct_modes_at_k(modes, k) for k in ks if k <= len(decided)}
         values["effective_modes"] = effective_modes(modes)
         if n_solutions:
-            values["coverage"] = coverage(modes, n_solutions)
+            values["coverage"] = solution_coverage(modes, n_solutions)
     tokens = [r.completion_tokens for r in rows if r.completion_tokens is not None]
     values |= {"undecided": missing / len(rows), "truncated": sum(r.truncated for r in rows) / len(rows)}
     return values | ({"tokens": sum(tokens) / len(tokens)} if tokens else {})

@@ -105,7 +105,7 @@ def adapter_base(folder: Path) -> ModelSpec:
 def _load(spec: ModelSpec, compute: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     import torch
 
-    from disa.lm.loading import load_model, load_tokenizer, precision
+    from disa.lm.loading import effective_precision, load_model, load_tokenizer
 
     if spec.kind != "adapter":
         return load_model(spec.where, compute), load_tokenizer(spec.where)
@@ -115,7 +115,7 @@ def _load(spec: ModelSpec, compute: str) -> tuple[PreTrainedModel, PreTrainedTok
     # Merged into the weights, it costs nothing at each token and the digest of the weights covers it; in float32, so
     # that the sum is rounded once, to the precision asked for.
     model = PeftModel.from_pretrained(load_model(base.where, "float32"), spec.where).merge_and_unload()
-    model = model.to(getattr(torch, precision(compute, base.where)))
+    model = model.to(getattr(torch, effective_precision(compute, base.where)))
     has_tokenizer = (folder / "tokenizer_config.json").is_file()
     return model.eval().requires_grad_(False), load_tokenizer(folder if has_tokenizer else base.where)
 

@@ -95,7 +95,9 @@ def sample_model(
     """Draw and judge what is missing in a stage folder, and finish it; ``facts`` are then recorded with it."""
 
     def make(block: Sequence[Prompt], advance: Advance) -> list[EvaluationRecord]:
-        return judged(name, asked, [(p, draw) for p in block for draw in range(settings.samples)], source, advance)
+        return draw_and_judge(
+            name, asked, [(p, draw) for p in block for draw in range(settings.samples)], source, advance
+        )
 
     blocks = blocks_of(asked.prompts, settings.problems_per_part)
     title = f"evaluation: {name}"
@@ -104,7 +106,7 @@ def sample_model(
     stage.finish(model=name, prompts=len(asked.prompts), samples=total, **known)
 
 
-def judged(
+def draw_and_judge(
     name: str, asked: TaskPrompts, jobs: Sequence[tuple[Prompt, int]], source: Source, advance: Advance
 ) -> list[EvaluationRecord]:
     """Drawn completions with the verdicts of the task's verifier; a correct one has a mode where the task names any."""

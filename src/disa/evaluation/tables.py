@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from disa.display.table import Table, aligned, with_error
-from disa.evaluation.compare import EvaluationComparison
+from disa.display.table import Table, aligned_columns, with_error
 from disa.evaluation.metrics import MetricValue, Summary
+from disa.evaluation.paired_tests import EvaluationComparison
 
 _LABELS = {
     "mean": "Mean ↑",
@@ -40,7 +40,7 @@ def metric_label(metric: str) -> str:
     return label + (f"@{k}" if k else "") + (f", {bound} bound" if bound else "") + arrow
 
 
-def direction(metric: str) -> int:
+def better_direction(metric: str) -> int:
     """1 where more is better, -1 where less is, 0 where neither is."""
     label = metric_label(metric)
     return 1 if label.endswith("↑") else -1 if label.endswith("↓") else 0
@@ -74,14 +74,14 @@ def measured_text(measured: MetricValue | None, metric: str = "", sign: str = ""
     return with_error(measured.value, measured.se, 1 if metric == "tokens" else 3, sign)
 
 
-def significant(difference: MetricValue) -> bool:
+def beyond_two_errors(difference: MetricValue) -> bool:
     """Whether a difference is more than two of its standard errors from 0."""
     return abs(difference.value) > 2.0 * difference.se
 
 
-def marked(difference: MetricValue, metric: str = "") -> str:
+def difference_text(difference: MetricValue, metric: str = "") -> str:
     """``+0.031 ± 0.011 *``, with the mark where it is significant."""
-    return measured_text(difference, metric, sign="+") + (f" {MARK}" if significant(difference) else "")
+    return measured_text(difference, metric, sign="+") + (f" {MARK}" if beyond_two_errors(difference) else "")
 
 
 def summary_tables(
@@ -109,7 +109,7 @@ def summary_tables(
             for model, found in cells.items():
                 row.append(measured_text(found.get(metric), metric))
                 if difference := (differences or {}).get((model, group, metric)):
-                    row[-1] += f"\n{marked(difference, metric)}"
+                    row[-1] += f"\n{difference_text(difference, metric)}"
             rows.append(row)
         below = [
             [
@@ -120,7 +120,7 @@ def summary_tables(
             for c in comparisons
             if c.task == group
         ]
-        tables.append(Table(rows, title=group, notes=aligned(below).splitlines() if below else ()))
+        tables.append(Table(rows, title=group, notes=aligned_columns(below).splitlines() if below else ()))
     return tables
 
 

@@ -19,23 +19,25 @@ import torch
 from torch import Tensor
 
 from disa.errors import DisaError
-from disa.lm.head import Transform, blend, blended_log_probs
+from disa.lm.head import Transform, blend_logits, blended_log_probs
 from disa.lm.log_probs import PackedCompletions, group_batches
-from disa.lm.sampler import Stream, decode, invert
-from disa.lm.shared_prefix import unsupported
+from disa.lm.sampler import Stream, decode, token_by_inversion
+from disa.lm.shared_prefix import why_not_shared
 
 Weights = tuple[float, float]
 """Of the first and the second stream's logits."""
 
 
-def needed(streams: Sequence[Stream], weights: Sequence[Weights]) -> tuple[list[Stream], list[tuple[float, ...]]]:
+def weighted_streams(
+    streams: Sequence[Stream], weights: Sequence[Weights]
+) -> tuple[list[Stream], list[tuple[float, ...]]]:
     """Leave out streams that no component weights.
 
     Raises DisaError where a model's architecture cannot share prompts.
     """
     used = [i for i in range(len(streams)) if any(component[i] for component in weights)]
     for i in used:
-        if reason := unsupported(model := streams[i].model):
+        if reason := why_not_shared(model := streams[i].model):
             raise DisaError(
                 f"cannot be blended: {reason}",
                 where=str(model.config.name_or_path),
@@ -58,14 +60,16 @@ def draw_blended(
     ``weights`` has a pair per component, ``numbers`` a uniform number in [0, 1) per row and step. ``stops`` end a
     completion and are part of it.
     """
-    streams, parts = needed(streams, weights)
+    streams, parts = weighted_streams(streams, weights)
 
     def choose(scores: list[Tensor], rows: Tensor, step: int) -> tuple[Tensor, Tensor]:
         token = torch.zeros_like(rows)
-        blends = [blend([score.float() if score.dtype.itemsize < 4 else score for score in scores], p) for p in parts]
+        blends = [
+            blend_logits([score.float() if score.dtype.itemsize < 4 else score for score in scores], p) for p in parts
+        ]
         for i, z in enumerate(blends):
             if (mine := component[rows] == i).any():
-                token[mine], _ = invert(z[mine], numbers[rows[mine], step], temperature)
+                token[mine], _ = token_by_inversion(z[mine], numbers[rows[mine], step], temperature)
         return token, torch.stack([_log_prob(z, token, temperature) for z in blends], dim=1)
 
     ids, log_probs = decode(streams, numbers.shape[1], stops, choose)
@@ -95,7 +99,7 @@ def blended_sequence_log_probs(
     The arguments are those of :func:`disa.lm.log_probs.sequence_log_probs`. Returns nats, float64, shape (rows,
     components).
     """
-    streams, parts = needed(streams, weights)
+    streams, parts = weighted_streams(streams, weights)
     transforms = [Transform.of(stream.model.config) for stream in streams]
     longest = max((stream.prompt_ids for stream in streams), key=lambda prompts: sum(map(len, prompts)))
     result = np.zeros((len(completion_ids), len(parts)))

@@ -86,7 +86,7 @@ def softcap(scores: Tensor, limit: float | None) -> Tensor:
     return scores if limit is None else limit * (scores / limit).tanh()
 
 
-def causal(query: Tensor, key: Tensor, value: Tensor, kind: AttentionKind) -> Tensor:
+def causal_attention(query: Tensor, key: Tensor, value: Tensor, kind: AttentionKind) -> Tensor:
     """Attention of rows whose last query sees the last key, each tensor of shape (rows, heads, tokens, size)."""
     width, length = query.shape[2], key.shape[2]
     if kind.cap is not None or (kind.window is not None and kind.window < length):
@@ -114,7 +114,7 @@ def branch_attention(
         torch.cat([t.transpose(0, 1).expand(len(queries), -1, -1, -1), rows.pad(b)], dim=2)
         for t, b in zip(trunk, own, strict=True)
     )
-    return rows.flat(causal(queries, key, value, kind))
+    return rows.flat(causal_attention(queries, key, value, kind))
 
 
 def _fused(query: Tensor) -> bool:

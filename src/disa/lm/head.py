@@ -70,7 +70,7 @@ def head_log_probs(
     return log_p, entropies if entropy else None
 
 
-def blend(logits: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+def blend_logits(logits: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     """Weighted sum of logits, shape (rows, tokens); a weight of 0 leaves its part out, whatever that holds.
 
     Models of a family may pad their vocabularies to different sizes: a token that one part lacks has logit -inf.
@@ -90,7 +90,7 @@ def blended_log_probs(
     *,
     temperature: float,
 ) -> Tensor:
-    """Log-probability of each target under every :func:`blend` of some models' logits, without gradient.
+    """Log-probability of each target under every :func:`blend_logits` of some models' logits, without gradient.
 
     ``hidden`` are states of each model, shape (tokens, width); ``weights`` has one number per blend and model. Returns
     nats, shape (tokens, blends).
@@ -103,7 +103,7 @@ def blended_log_probs(
             for h, head, transform in zip(hidden, heads, transforms, strict=True)
         ]
         for column, weight in enumerate(weights):
-            z = blend(logits, weight)
+            z = blend_logits(logits, weight)
             # A target that the blend cannot write lies behind its vocabulary.
             at = torch.where(targets[rows] < z.shape[1], targets[rows], 0)[:, None]
             value = z.gather(1, at).squeeze(1) - z.logsumexp(dim=1)

@@ -36,7 +36,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 _log = logging.getLogger(__name__)
 
 
-def device() -> torch.device:
+def default_device() -> torch.device:
     """Return this process's CUDA device where there are any, else the CPU."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
@@ -59,7 +59,7 @@ def stated_precision(compute: str, model: str | Path | PreTrainedModel) -> str:
     return "bfloat16" if stored == torch.bfloat16 else "float32"
 
 
-def precision(compute: str, model: str | Path | PreTrainedModel) -> str:
+def effective_precision(compute: str, model: str | Path | PreTrainedModel) -> str:
     """What a frozen model is held in and computes in here: as :func:`stated`, where the machine has its arithmetic.
 
     Float32 takes the place of bfloat16 where a CPU would emulate it, tens of times slower; the log says so, once a
@@ -71,7 +71,7 @@ def precision(compute: str, model: str | Path | PreTrainedModel) -> str:
 @functools.cache
 def _emulates_bfloat16() -> bool:
     capabilities = getattr(torch.cpu, "get_capabilities", None)  # older releases of torch do not tell
-    if device().type != "cpu" or not capabilities:
+    if default_device().type != "cpu" or not capabilities:
         return False
     if any(there for name, there in capabilities().items() if "bf16" in name):  # avx512_bf16, amx_bf16, bf16, sve_bf16
         return False
@@ -106,18 +106,18 @@ def refuse_adapters(path: str | Path, model: PreTrainedModel | None = None) -> N
 
 
 def load_model(path: str | Path, compute: str = "checkpoint", device_map: DeviceMap = None) -> PreTrainedModel:
-    """Load a causal language model in evaluation mode, frozen, in its :func:`precision`.
+    """Load a causal language model in evaluation mode, frozen, in its :func:`effective_precision`.
 
     Raises DisaError where the folder or hub id holds no loadable model. ``device_map``, of a model that one device
-    cannot hold, is passed to ``from_pretrained``; by default the whole model is on :func:`device`.
+    cannot hold, is passed to ``from_pretrained``; by default the whole model is on :func:`default_device`.
     """
     refuse_adapters(path)
-    dtype = precision(compute, path)
+    dtype = effective_precision(compute, path)
     with refuse_unloadable(path):
         model = AutoModelForCausalLM.from_pretrained(str(path), dtype=dtype, device_map=device_map)
     refuse_adapters(path, model)
     model = model.eval().requires_grad_(False)
-    return model if device_map else model.to(device())
+    return model if device_map else model.to(default_device())
 
 
 def load_base(path: str | Path, compute: str) -> PreTrainedModel:
@@ -125,7 +125,7 @@ def load_base(path: str | Path, compute: str) -> PreTrainedModel:
 
     A float32 checkpoint keeps its values: rounded ones would be another reference.
     """
-    return load_model(path, "checkpoint" if precision(compute, path) == "bfloat16" else "float32").train()
+    return load_model(path, "checkpoint" if effective_precision(compute, path) == "bfloat16" else "float32").train()
 
 
 def without_dropout(model: nn.Module) -> None:

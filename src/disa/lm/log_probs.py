@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from disa.lm.batches import batches_by_length
 from disa.lm.head import Transform, head_log_probs
-from disa.lm.shared_prefix import PackedGroups, hidden_states, unsupported
+from disa.lm.shared_prefix import PackedGroups, hidden_states, why_not_shared
 
 Ids = Sequence[Sequence[int]]
 
@@ -41,7 +41,7 @@ def sequence_log_probs(
     ``advance`` is called with the number of rows of every batch that is done.
     """
     _check(prompt_ids, completion_ids)
-    shared = unsupported(model) is None
+    shared = why_not_shared(model) is None
     batches = group_batches(prompt_ids, completion_ids, tokens_per_batch)
     if not shared:
         lengths = [len(p) + len(c) for p, c in zip(prompt_ids, completion_ids, strict=True)]

@@ -11,7 +11,7 @@ import torch
 
 from disa.errors import DisaError
 from disa.lm.digests import weights_digest
-from disa.lm.loading import DeviceMap, empty_model, load_config, load_model, load_tokenizer, precision
+from disa.lm.loading import DeviceMap, effective_precision, empty_model, load_config, load_model, load_tokenizer
 from disa.runs.files import folder_digest
 from disa.runs.records import SOURCES
 
@@ -43,7 +43,7 @@ class FrozenModels(Mapping[str, "PreTrainedModel"]):
         self._configs: list[PretrainedConfig] | None = None
         for role, given in self._paths.items():
             if not isinstance(given, str | Path) and compute != "checkpoint":
-                if given.dtype != getattr(torch, wanted := precision(compute, given)):
+                if given.dtype != getattr(torch, wanted := effective_precision(compute, given)):
                     raise DisaError(
                         f"a model in memory is in {given.dtype}, and compute asks for {wanted}",
                         where=role,
@@ -83,7 +83,7 @@ class FrozenModels(Mapping[str, "PreTrainedModel"]):
 
     def precisions(self) -> set[str]:
         """What the models compute in."""
-        return {precision(self._how[0], path) for path in self._paths.values()}
+        return {effective_precision(self._how[0], path) for path in self._paths.values()}
 
     def distinct(self) -> list[str]:
         """One role of each model that differs from those before it."""

@@ -24,7 +24,7 @@ from disa.lm.decoding import Decoding
 from disa.lm.head import next_token_logits
 from disa.lm.loading import without_own_defaults
 from disa.lm.sampling_config import stop_token_ids
-from disa.lm.shared_prefix import unsupported
+from disa.lm.shared_prefix import why_not_shared
 
 Pick = Callable[[torch.Tensor, torch.Tensor, float], tuple[torch.Tensor, torch.Tensor]]
 """From scores, shape (rows, tokens), a uniform number per row and the temperature to each row's token and the
@@ -57,7 +57,7 @@ def uniforms(seed: int, prompt_id: str, source: str, draw: int, length: int) -> 
     return np.random.Generator(np.random.Philox(key=int.from_bytes(key[:16], "big"))).random(length)
 
 
-def invert(scores: torch.Tensor, u: torch.Tensor, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
+def token_by_inversion(scores: torch.Tensor, u: torch.Tensor, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Each row's token by inversion of its distribution function at its number, with its log-probability (float64)."""
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32)) / temperature
     scores = scores - scores.amax(dim=-1, keepdim=True)
@@ -90,7 +90,7 @@ def draw_rows(
     numbers: np.ndarray,
     *,
     temperature: float,
-    pick: Pick = invert,
+    pick: Pick = token_by_inversion,
 ) -> list[Draw]:
     """One completion per prompt row, as long as there are numbers, by any way to pick a token.
 
@@ -98,7 +98,7 @@ def draw_rows(
     """
     stops = stop_token_ids(model, tokenizer)
     uniform = torch.as_tensor(numbers, device=model.device)
-    reason = unsupported(model)
+    reason = why_not_shared(model)
     if reason is None:
         ids, log_probs = draw_tokens(model, prompt_ids, uniform, stops, temperature=temperature, pick=pick)
     else:
@@ -115,7 +115,7 @@ def draw_tokens(
     stops: Sequence[int],
     *,
     temperature: float = 1.0,
-    pick: Pick = invert,
+    pick: Pick = token_by_inversion,
 ) -> tuple[list[list[int]], list[list[float]]]:
     """Token ids of one completion per row, with their log-probabilities (nats); every distinct prompt is computed once.
 
@@ -194,7 +194,7 @@ def _generate(
     numbers: torch.Tensor,
     stops: Sequence[int],
     temperature: float,
-    pick: Pick = invert,
+    pick: Pick = token_by_inversion,
 ) -> tuple[list[list[int]], list[list[float]]]:
     """The same by transformers' ``generate``, which computes every row's prompt."""
     padded = tokenizer.pad({"input_ids": [list(ids) for ids in prompt_ids]}, padding_side="left", return_tensors="pt")

@@ -27,7 +27,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PretrainedC
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from disa.lm.branch_attention import AttentionKind, attend, branch_attention, causal
+from disa.lm.branch_attention import AttentionKind, attend, branch_attention, causal_attention
 
 ARCHITECTURES = frozenset(
     "cohere2 gemma2 gemma3_text granite llama mistral mixtral olmo2 phi phi3 qwen2 qwen3 qwen3_moe smollm3".split()
@@ -54,7 +54,7 @@ def causal_lm(model: nn.Module) -> PreTrainedModel:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def unsupported(model: nn.Module, *, training: bool = False) -> str | None:
+def why_not_shared(model: nn.Module, *, training: bool = False) -> str | None:
     """Why the model, in training where it is to be trained, cannot share prompts, or None where it can."""
     model = causal_lm(model)
     config = model.config
@@ -160,7 +160,9 @@ class PackedGroups:
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, kind: AttentionKind) -> Tensor:
         """Attention of one layer, each tensor of shape (tokens, heads, width)."""
         # Padding stands on the right, where causal attention never looks.
-        out = self.trunks.flat(causal(self.trunks.pad(query), self.trunks.pad(key), self.trunks.pad(value), kind))
+        out = self.trunks.flat(
+            causal_attention(self.trunks.pad(query), self.trunks.pad(key), self.trunks.pad(value), kind)
+        )
         if not self.branches.end > self.trunks.end:
             return out
         if self._dense:

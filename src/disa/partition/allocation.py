@@ -19,9 +19,9 @@ from numpy.typing import ArrayLike, NDArray
 from disa.errors import DisaError
 from disa.partition.draws import Draws
 from disa.partition.estimators import CONTROL_RIDGE, effective_hits
-from disa.partition.gate import gated
+from disa.partition.gate import gated_prompts
 from disa.partition.log_weights import Array, linear_weights
-from disa.partition.prior import hit_weight, unseen_weight
+from disa.partition.unseen_weight import hit_weight, unseen_weight
 
 Counts = NDArray[np.intp]
 
@@ -35,7 +35,7 @@ _HALVINGS = 100
 """Of a bracket for the common factor of N_x: down to one ulp."""
 
 
-def capped(made: Counts, hits_ess: Array, *, cap: int, precision: float) -> NDArray[np.bool_]:
+def capped_without_precision(made: Counts, hits_ess: Array, *, cap: int, precision: float) -> NDArray[np.bool_]:
     """Prompts that got all the draws that one may have and still lack the precision, shape (prompts,)."""
     return (made >= cap) & ~reached_precision(hits_ess, precision)
 
@@ -64,7 +64,7 @@ def next_round(
     where there are fewer yet. ``b`` is beta times the width of the reward range.
     """
     reference_made = draws.reference_counts.astype(np.intp)
-    closed = gated(draws, np.maximum(draws.counts - reference_made, outlook))
+    closed = gated_prompts(draws, np.maximum(draws.counts - reference_made, outlook))
     done = reached_precision(effective_hits(draws), precision)
     further = allocate(relative_spread(draws, b), draws.counts, budget, np.where(done, 0, cap))
     total = draws.counts + further

@@ -13,7 +13,7 @@ from disa.partition.betting import betting
 from disa.partition.diagnostics import effective_sample_sizes
 from disa.partition.draws import Draws, collect_draws
 from disa.partition.estimators import ESTIMATORS, effective_hits, mixture, with_and_without_hits
-from disa.partition.gate import gated
+from disa.partition.gate import gated_prompts
 from disa.partition.intervals import clopper_pearson, gamma
 from disa.partition.log_weights import Array, linear_weights, log_z_from_q
 from disa.partition.psis import STATUSES, pareto_k
@@ -245,7 +245,7 @@ def estimate_log_partition_batch(
         pareto_status=tuple(np.array(STATUSES)[status].tolist()),
         method=(method,) * len(n),
         flags=flag_prompts(
-            gated=gated(draws) & (method == "mixture"),
+            gated=gated_prompts(draws) & (method == "mixture"),
             hits_ess=hits_ess,
             interval_width=high - low,
             pareto_k=k,

@@ -13,8 +13,8 @@ import numpy as np
 from disa.partition.diagnostics import effective_sample_sizes
 from disa.partition.draws import Draws
 from disa.partition.log_weights import Array, linear_weights
-from disa.partition.prior import hit_weight, unseen_weight
 from disa.partition.psis import smoothed_log_weights
+from disa.partition.unseen_weight import hit_weight, unseen_weight
 
 CONTROL_RIDGE = 2.0
 """Ridge of the control variate's regression, in squared weights: as if two draws, one unit of weight from the mean, had
@@ -30,8 +30,8 @@ def mixture(draws: Draws, b: float) -> Array:
       Sarndal 1992).
     - ``w_bar = sum(v^2) / sum(v)`` is the weight of a typical hit, and half a hit in one more draw of that weight the
       Jeffreys prior: with reference draws alone q is ``(hits + 1/2) / (N + 1)``.
-    - w0 is the weight of a success that was not seen, :func:`disa.partition.prior.unseen_weight`. Hits too light to say
-      more than none at all are no evidence on what the reference itself would write.
+    - w0 is the weight of a success that was not seen, :func:`disa.partition.unseen_weight.unseen_weight`. Hits too
+      light to say more than none at all are no evidence on what the reference itself would write.
 
     No g, w or w0 depends on the prompt's own rewards, and both sides of the maximum grow with every v, so turning a
     failure into a success never lowers q.

@@ -7,7 +7,7 @@ carry next to nothing. The gate is then closed: the prompt is flagged, and furth
 
 A closed gate drops no draw. A weight of the defensive mixture is at most 1/alpha, so its variance is at most that of
 the reference draws alone, and what the proposal may have missed is a matter of
-:func:`disa.partition.prior.unseen_weight`.
+:func:`disa.partition.unseen_weight.unseen_weight`.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def proposal_divergence(draws: Draws) -> tuple[Array, Array]:
     return np.where(found.usable, d, np.nan), np.where(found.usable, np.sqrt(squared_error), np.nan)
 
 
-def gated(draws: Draws, n_proposal: Array | None = None) -> NDArray[np.bool_]:
+def gated_prompts(draws: Draws, n_proposal: Array | None = None) -> NDArray[np.bool_]:
     """Prompts whose proposal draws carry next to nothing, shape (prompts,): ``P(D <= log N_mu - 1) < 5%``.
 
     A KL divergence is not negative: D is taken to have a gamma law with the mean and standard error of

@@ -71,7 +71,7 @@ def log_marginal(k: Array, n: Array, mean: Array, width: float) -> tuple[Array, 
     return value, score.sum(axis=1), (score * (nodes - mean[:, None])).sum(axis=1)
 
 
-def quantiles(nodes: Array, probabilities: Array, level: float) -> tuple[Array, Array]:
+def central_interval(nodes: Array, probabilities: Array, level: float) -> tuple[Array, Array]:
     """Return the ends of the central interval of the given level, by linear interpolation of the distribution."""
     # Half a node's own probability lies on either side of it.
     below = np.cumsum(probabilities, axis=1) - 0.5 * probabilities

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from disa.errors import DisaError
-from disa.partition.allocation import Counts, capped, next_round, reached_precision
+from disa.partition.allocation import Counts, capped_without_precision, next_round, reached_precision
 from disa.partition.draws import collect_draws, trajectory_columns
 from disa.partition.log_weights import Array
 from disa.partition.verdict import MENDED_BY_DRAWS
@@ -103,7 +103,7 @@ def stopped_at_cap(
     """
     if not estimates:
         return set()
-    marks = capped(_totals(estimates, made), _hits(estimates), cap=cap, precision=precision)
+    marks = capped_without_precision(_totals(estimates, made), _hits(estimates), cap=cap, precision=precision)
     return {row.prompt_id for row, mark in zip(estimates, marks, strict=True) if mark}
 
 

@@ -88,13 +88,15 @@ def regress(
     regressor = fit_regressor(k[train], n[train], at[train], features_fingerprint=features.fingerprint)
     report = _report(regressor, k, n, at, train, beta=beta, reward_range=reward_range, level=level)
     sampling: dict[str, Any] = {"beta": beta, "reward_range": reward_range, "level": level}
-    rows = _posterior_rows(estimates, posterior(regressor, batch, at, **sampling))
+    rows = _posterior_rows(estimates, posterior_of_estimates(regressor, batch, at, **sampling))
     if undrawn:
         rows += predicted_rows(undrawn, regressor.predict(features.of(undrawn), **sampling), reward_range)
     return regressor, rows, report
 
 
-def posterior(regressor: Regressor, batch: LogPartitionBatch, features: Array, **sampling: Any) -> LogZPosterior:
+def posterior_of_estimates(
+    regressor: Regressor, batch: LogPartitionBatch, features: Array, **sampling: Any
+) -> LogZPosterior:
     """Posterior of each prompt from its own evidence, or from that of no hits at all where this is larger.
 
     As in the estimates, hits never speak against the solutions that were not seen.

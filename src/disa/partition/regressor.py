@@ -26,7 +26,7 @@ from scipy.special import log_expit
 
 from disa.errors import DisaError
 from disa.partition.log_weights import Array, soft_success
-from disa.partition.logit_normal import posterior_nodes, quantiles
+from disa.partition.logit_normal import central_interval, posterior_nodes
 from disa.runs.files import whole_file
 
 FORMAT = 1
@@ -160,7 +160,7 @@ def log_z_posterior(
 
     nodes, probabilities, _ = posterior_nodes(k, n, mean, width)
     estimate = (log_z(nodes) * probabilities).sum(axis=1)
-    ends = quantiles(nodes, probabilities, level)
+    ends = central_interval(nodes, probabilities, level)
     q = soft_success(estimate / beta, beta, reward_range)
     return LogZPosterior(log_z=estimate, q=q, interval_low=log_z(ends[0]), interval_high=log_z(ends[1]))
 

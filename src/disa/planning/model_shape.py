@@ -28,7 +28,7 @@ class ModelShape:
     @classmethod
     def of(cls, model: PreTrainedModel) -> ModelShape:
         """Shape of a loaded model."""
-        from disa.lm.loading import precision
+        from disa.lm.loading import effective_precision
 
         config = model.config.get_text_config()
         heads = config.num_attention_heads
@@ -41,7 +41,7 @@ class ModelShape:
             hidden=config.hidden_size,
             kv_width=(getattr(config, "num_key_value_heads", None) or heads) * width,
             vocabulary=config.vocab_size,
-            precision=precision("checkpoint", model),
+            precision=effective_precision("checkpoint", model),
         )
 
     def forward_flops(self, tokens: float, context: float) -> float:

@@ -24,7 +24,7 @@ from disa.lm.sampler import Draw
 from disa.lm.sampling_config import SamplingConfig, decode_completion
 from disa.proposals.protocol import Job
 from disa.runs.files import file_digest
-from disa.runs.foreign import foreign_rows
+from disa.runs.foreign_rows import foreign_rows
 from disa.runs.records import Prompt
 
 VERSION = 2

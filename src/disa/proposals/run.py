@@ -13,13 +13,13 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from disa.lm.models import FrozenModels, Models
 from disa.lm.sampler import draw_rows, uniforms
 from disa.lm.sampling_config import SamplingConfig, check_context, decode_completion, encode_prompt
-from disa.proposals.answers import varied_answers
 from disa.proposals.blends import BlendEngine, blends_of
 from disa.proposals.config import DrawPlan, ProposalsConfig
 from disa.proposals.engines import make_engines
 from disa.proposals.imported import VERSION as IMPORTER_VERSION
 from disa.proposals.imported import ImportedTrajectories, files_digest
 from disa.proposals.protocol import Engine, Job, job_seed
+from disa.proposals.tool_answers import varied_answers
 from disa.runs.folders import StageFolder
 from disa.runs.parts import Advance, blocks_of, make_parts
 from disa.runs.records import SOURCES, Prompt, Trajectory

@@ -16,7 +16,7 @@ from disa.runs.records import EvaluationRecord, ScoredTrajectory
 SPLIT = "heldout"
 
 
-def certificates(
+def certificates_of_models(
     records: Sequence[EvaluationRecord], rows: Sequence[ScoredTrajectory], anchor: Anchor
 ) -> dict[str, Certificate]:
     """One per model, the reference included, over the held-out prompts that have trajectories and samples of both.

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from disa.evaluation.certificate import Certificate
-from disa.evaluation.metrics import MetricValue, Summary, Values, paired_difference, summarise
-from disa.evaluation.tables import direction, models_in_order, shown_metrics
+from disa.evaluation.metrics import MetricValue, Summary, Values, paired_difference, summarise_metrics
+from disa.evaluation.tables import better_direction, models_in_order, shown_metrics
 from disa.runs.records import EvaluationRecord, PartitionEstimate, Prompt
 
 
@@ -53,7 +53,7 @@ class ReportContent:
     @functools.cached_property
     def summary(self) -> Summary:
         """Means over prompts."""
-        return summarise(self.values)
+        return summarise_metrics(self.values)
 
     @functools.cached_property
     def differences(self) -> dict[tuple[str, str, str], MetricValue]:
@@ -63,7 +63,7 @@ class ReportContent:
             for split, metrics in splits.items() if model != "reference" else ():
                 for metric, values in metrics.items():
                     theirs = reference.get(split, {}).get(metric, {})
-                    if direction(metric) and values.keys() & theirs.keys():
+                    if better_direction(metric) and values.keys() & theirs.keys():
                         found[model, split, metric] = paired_difference(values, theirs)
         return found
 
@@ -81,4 +81,4 @@ class ReportContent:
     def judged_metrics(self, split: str) -> list[str]:
         """Metrics of a split that have a better side."""
         present = [metric for splits in self.values.values() for metric in splits.get(split, {})]
-        return [metric for metric in shown_metrics(present) if direction(metric)]
+        return [metric for metric in shown_metrics(present) if better_direction(metric)]

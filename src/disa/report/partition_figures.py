@@ -77,8 +77,14 @@ def _log_z_against_pass_rate(
     bottom, span = reward_range[0], reward_range[1] - reward_range[0]
     share = np.linspace(0, 1, 400) ** 3  # denser near 0, where the curve is steep
     curve = bottom + span * share[share <= max(1e-9, 1.05 * (rate.max() - bottom) / span)]
-    axes.plot(curve, chord(curve, beta, reward_range), color=GUIDE, linestyle="--", label="rewards at the ends only")
-    upper, lower = chord(rate, beta, reward_range), beta * rate
+    axes.plot(
+        curve,
+        largest_log_mean(curve, beta, reward_range),
+        color=GUIDE,
+        linestyle="--",
+        label="rewards at the ends only",
+    )
+    upper, lower = largest_log_mean(rate, beta, reward_range), beta * rate
     if binary:
         inside = np.sum((low <= upper) & (upper <= high))
         claim = (
@@ -102,7 +108,7 @@ def _log_z_against_pass_rate(
     return Figure("log_z_pass_rate", drawing, caption)
 
 
-def chord(reward: np.ndarray, beta: float, reward_range: tuple[float, float]) -> np.ndarray:
+def largest_log_mean(reward: np.ndarray, beta: float, reward_range: tuple[float, float]) -> np.ndarray:
     """``log E exp(beta r)`` of rewards at the ends of their range with mean ``reward``: the most it can be."""
     low, high = reward_range
     share = np.clip((reward - low) / (high - low), 0.0, 1.0)

@@ -14,7 +14,7 @@ from disa.display.page import (
     PageSamples,
     PageSection,
     PageText,
-    cut,
+    cut_text,
     page,
 )
 from disa.display.table import Table, with_error
@@ -22,7 +22,7 @@ from disa.evaluation.tables import MARK, largest_k, models_in_order, summary_tab
 from disa.partition.verdict import FLAGS
 from disa.report.certificates import certificate_table
 from disa.report.content import ReportContent
-from disa.report.verdict import duration, verdict_lines
+from disa.report.verdict import duration_text, verdict_lines
 from disa.runs.records import CORRECT_REWARD, EvaluationRecord
 
 _EXAMPLE_PROMPTS, _EXAMPLE_DRAWS = 5, 2
@@ -97,7 +97,7 @@ def _prompts(content: ReportContent) -> list[Table]:
         log_z, low, high, rate = (with_error(number, None) for number in numbers)
         flags = " ".join(e.flags) if e is not None else ""
         shown = (with_error(value, None) for value in values.values())
-        text = cut(prompt.prompt, _PROMPT_CHARACTERS)
+        text = cut_text(prompt.prompt, _PROMPT_CHARACTERS)
         rows.append([text, prompt.prompt_id, prompt.split, log_z, low, high, flags, rate, *shown])
     raised = dict.fromkeys(flag for e in content.estimates for flag in e.flags)
     meanings = [["flag", "what it means, and what to do"], *([flag, FLAGS[flag]] for flag in raised)]
@@ -149,7 +149,7 @@ def _verdict(reward: float | None) -> str:
 def _sample(record: EvaluationRecord) -> PageSample:
     notes = [f"draw {record.draw}"]
     notes += [f"reward {record.reward:g}"] if record.reward is not None else []
-    notes += [f"mode {cut(record.mode, 60)}"] if record.mode is not None else []
+    notes += [f"mode {cut_text(record.mode, 60)}"] if record.mode is not None else []
     return PageSample(
         record.completion, _verdict(record.reward), ", ".join(notes + ["cut at the length limit"] * record.truncated)
     )
@@ -171,7 +171,7 @@ def _provenance(content: ReportContent) -> list[Table | FoldedText]:
     parts: list[Table | FoldedText] = []
     if content.timings:
         whole = content.timings | {"all stages": sum(content.timings.values())}
-        parts.append(Table([["stage", "wall time"], *([name, duration(s)] for name, s in whole.items())]))
+        parts.append(Table([["stage", "wall time"], *([name, duration_text(s)] for name, s in whole.items())]))
     if content.versions:
         parts.append(Table([["package", "version"], *map(list, content.versions.items())]))
     return [*parts, FoldedText("Recipe", content.recipe)] if content.recipe else parts

@@ -16,7 +16,7 @@ from disa.display.page import Illustration
 from disa.evaluation.metrics import per_prompt, prompt_value_rows, summary_to_json
 from disa.evaluation.tables import summary_text
 from disa.recipe import Recipe
-from disa.report.certificates import certificates
+from disa.report.certificates import certificates_of_models
 from disa.report.content import ReportContent
 from disa.report.sections import report_page
 from disa.runs.folders import StageFolder, write_json
@@ -111,7 +111,7 @@ def run_report(
         | {method: folder.manifest.get("completions", 0) for method, folder in training.items()},
         versions={name: version for name, version in packages.items() if version},
         files=_files(stage, finished),
-        certificates=certificates(records, trajectories, anchor),
+        certificates=certificates_of_models(records, trajectories, anchor),
         training_completions={
             method: read_step_log(folder.path / "completions.jsonl") for method, folder in training.items()
         },

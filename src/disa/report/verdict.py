@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from disa.evaluation.metrics import MetricValue
-from disa.evaluation.tables import direction, measured_text, metric_label, significant
+from disa.evaluation.tables import better_direction, beyond_two_errors, measured_text, metric_label
 from disa.report.content import ReportContent
 
 SPLITS = {"heldout": "held-out prompts", "train": "training prompts", "validation": "validation prompts"}
@@ -20,24 +20,26 @@ def verdict_lines(content: ReportContent) -> list[str]:
     return [*_policies(content), *_flags(content), *_cost(content)]
 
 
-def changes(content: ReportContent, model: str, split: str) -> tuple[dict[str, MetricValue], dict[str, MetricValue]]:
+def significant_changes(
+    content: ReportContent, model: str, split: str
+) -> tuple[dict[str, MetricValue], dict[str, MetricValue]]:
     """Differences to the reference beyond two standard errors, by metric: the better and the worse ones."""
     better: dict[str, MetricValue] = {}
     worse: dict[str, MetricValue] = {}
     for metric in content.judged_metrics(split):
         difference = content.differences.get((model, split, metric))
-        if difference is not None and significant(difference):
-            (better if difference.value * direction(metric) > 0 else worse)[metric] = difference
+        if difference is not None and beyond_two_errors(difference):
+            (better if difference.value * better_direction(metric) > 0 else worse)[metric] = difference
     return better, worse
 
 
-def recommended(content: ReportContent) -> str | None:
+def recommended_policy(content: ReportContent) -> str | None:
     """The policy to take, None where none is better than the reference in more metrics than it is worse in."""
     split = content.decisive_split
     scores = {}
     for model in content.values:
         if model != "reference" and split in content.values[model]:
-            better, worse = changes(content, model, split)
+            better, worse = significant_changes(content, model, split)
             distance = content.summary[model][split].get("kl_to_target")
             scores[model] = (len(better) - len(worse), -distance.value if distance else 0.0)
     best = max(scores, key=scores.__getitem__, default=None)
@@ -49,7 +51,7 @@ def _policies(content: ReportContent) -> list[str]:
     models = [m for m in content.models if m != "reference" and split in content.values.get(m, {})]
     if split is None or not models or "reference" not in content.values:
         return []
-    best, where = recommended(content), SPLITS.get(split, f"prompts of {split}")
+    best, where = recommended_policy(content), SPLITS.get(split, f"prompts of {split}")
     said = [
         f"Take {best}: on {where} it is {_said(content, best, split)}."
         if best
@@ -60,7 +62,7 @@ def _policies(content: ReportContent) -> list[str]:
 
 def _said(content: ReportContent, model: str, split: str) -> str:
     parts = []
-    for word, found in zip(("better", "worse"), changes(content, model, split), strict=True):
+    for word, found in zip(("better", "worse"), significant_changes(content, model, split), strict=True):
         names = [f"{_name(m)} ({measured_text(d, m, sign='+')})" for m, d in found.items()]
         parts.append(f"{word} in {', '.join(names) or 'none'}")
     return f"{parts[0]}, and {parts[1]}, each against the reference by more than two standard errors"
@@ -84,14 +86,14 @@ def _cost(content: ReportContent) -> list[str]:
     if "anchor" in content.completions and shared:
         drawn = content.completions["anchor"]
         said.append(
-            f"the anchor {drawn:,} trajectories and {duration(sum(shared))}, once for every policy that reads it"
+            f"the anchor {drawn:,} trajectories and {duration_text(sum(shared))}, once for every policy that reads it"
         )
     for method, spent in seconds.items():
-        said.append(f"{method} {content.completions.get(method, 0):,} completions and {duration(spent)}")
+        said.append(f"{method} {content.completions.get(method, 0):,} completions and {duration_text(spent)}")
     return [f"Cost: {'; '.join(said)}."] if said else []
 
 
-def duration(seconds: float) -> str:
+def duration_text(seconds: float) -> str:
     """Seconds as a person reads them."""
     return f"{seconds:.1f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
 

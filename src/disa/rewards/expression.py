@@ -40,24 +40,24 @@ def _convert(node: ast.expr, operators: str) -> Expression:
     raise ValueError("not part of the language")
 
 
-def leaves(expression: Expression) -> list[int]:
+def expression_numbers(expression: Expression) -> list[int]:
     """The numbers an expression uses, from left to right."""
     if isinstance(expression, int):
         return [expression]
-    return leaves(expression[1]) + leaves(expression[2])
+    return expression_numbers(expression[1]) + expression_numbers(expression[2])
 
 
-def value(expression: Expression) -> Fraction | None:
+def expression_value(expression: Expression) -> Fraction | None:
     """Exact value; None where it divides by zero."""
     if isinstance(expression, int):
         return Fraction(expression)
-    operator, left, right = expression[0], value(expression[1]), value(expression[2])
+    operator, left, right = expression[0], expression_value(expression[1]), expression_value(expression[2])
     if left is None or right is None:
         return None
-    return apply(operator, left, right)
+    return apply_operator(operator, left, right)
 
 
-def apply(operator: str, left: Fraction, right: Fraction) -> Fraction | None:
+def apply_operator(operator: str, left: Fraction, right: Fraction) -> Fraction | None:
     """One exact operation; None for a division by zero."""
     if operator == "+":
         return left + right
@@ -77,18 +77,18 @@ def canonical_form(expression: Expression) -> str:
     if isinstance(expression, int):
         return str(expression)
     operator = "+" if expression[0] in "+-" else "*"
-    plain, inverted = flatten(expression, operator)
+    plain, inverted = chain_operands(expression, operator)
     first, *rest = sorted(_operand(part, operator) for part in plain)
     signed = [operator + text for text in rest]
     return first + "".join(signed + sorted(_INVERSE[operator] + _operand(part, operator) for part in inverted))
 
 
-def flatten(expression: Expression, operator: str) -> tuple[list[Expression], list[Expression]]:
+def chain_operands(expression: Expression, operator: str) -> tuple[list[Expression], list[Expression]]:
     """Operands of a chain of ``+ -`` or of ``* /``: those that count plainly, and those inverted."""
     if isinstance(expression, int) or expression[0] not in (operator, _INVERSE[operator]):
         return [expression], []
-    plain, inverted = flatten(expression[1], operator)
-    right_plain, right_inverted = flatten(expression[2], operator)
+    plain, inverted = chain_operands(expression[1], operator)
+    right_plain, right_inverted = chain_operands(expression[2], operator)
     if expression[0] == _INVERSE[operator]:
         right_plain, right_inverted = right_inverted, right_plain
     return plain + right_plain, inverted + right_inverted

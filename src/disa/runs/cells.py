@@ -48,7 +48,7 @@ def share_cells(
     return failed
 
 
-def failure(failed: Mapping[str, DisaError], where: str) -> DisaError:
+def failed_cells_error(failed: Mapping[str, DisaError], where: str) -> DisaError:
     """Return the error of work that is finished but for these units."""
     names, first = ", ".join(failed), next(iter(failed.values()))
     return DisaError(f"{len(failed)} failed ({names}), the first with: {one_line(first)}", where=where)

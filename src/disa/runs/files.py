@@ -26,7 +26,7 @@ def folder_digest(folder: Path) -> str:
     return hasher.hexdigest()[:16]
 
 
-def aside(path: Path) -> Path:
+def temporary_path(path: Path) -> Path:
     """Where a file or folder is made before it takes its place: a name of its own, on several nodes too."""
     return path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
 
@@ -34,7 +34,7 @@ def aside(path: Path) -> Path:
 @contextlib.contextmanager
 def whole_file(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
     """Write a file that appears whole or not at all."""
-    beside = aside(path)
+    beside = temporary_path(path)
     try:
         with beside.open(mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file
@@ -48,7 +48,7 @@ def whole_file(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
 @contextlib.contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
     """Fill a folder that appears whole or not at all; an older one goes first."""
-    beside = aside(path)
+    beside = temporary_path(path)
     try:
         yield beside
         if path.exists():

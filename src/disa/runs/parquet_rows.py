@@ -35,7 +35,7 @@ _ARROW_TYPES: dict[Any, pa.DataType] = {
 
 
 @functools.cache
-def schema(row_type: type[Row]) -> pa.Schema:
+def arrow_schema(row_type: type[Row]) -> pa.Schema:
     """Arrow schema of a row class, with the record's name and version in its metadata."""
     fields = []
     for name, annotation in typing.get_type_hints(row_type).items():
@@ -50,7 +50,7 @@ def schema(row_type: type[Row]) -> pa.Schema:
 
 def write_rows(path: str | Path, rows: Sequence[Row], row_type: type[Row]) -> None:
     """Write rows to one Parquet file that appears whole or not at all."""
-    written = schema(row_type)
+    written = arrow_schema(row_type)
     for name in getattr(row_type, "DERIVED", ()):
         written = written.append(pa.field(name, pa.int64(), nullable=False))
     columns = {name: [_plain(getattr(r, name)) for r in rows] for name in written.names}
@@ -75,7 +75,7 @@ def read_columns(paths: str | Path | Iterable[Path], row_type: type[Row], names:
 
     A column that is derived from others (``DERIVED``) is taken from the rows where a file lacks it.
     """
-    expected = schema(row_type)
+    expected = arrow_schema(row_type)
     derived = {name: pa.field(name, pa.int64(), nullable=False) for name in getattr(row_type, "DERIVED", ())}
     fields = [derived.get(name) or expected.field(name) for name in names]
     tables = [pa.schema(fields).empty_table()]
@@ -187,7 +187,7 @@ def _plain(value: Any) -> Any:
 def _checked_file(path: Path, row_type: type[Row]) -> tuple[pq.ParquetFile, dict[str, Any]]:
     """Open a file of rows of this type, and give the values of fields that it may lack."""
     file = _parquet(path)
-    expected, names = schema(row_type), file.schema_arrow.names
+    expected, names = arrow_schema(row_type), file.schema_arrow.names
     metadata = {k.decode(): v.decode() for k, v in (file.schema_arrow.metadata or {}).items()}
     found = (metadata.get("disa.record"), metadata.get("disa.version"))
     known = [(row_type.__name__, str(version)) for version in (row_type.VERSION, *getattr(row_type, "READS", ()))]
@@ -214,7 +214,7 @@ def _read_file(
 ) -> Iterator[Row]:
     """Rows from ``first`` to before ``last``, a batch in memory at a time."""
     file, defaults = _checked_file(path, row_type)
-    expected, names = schema(row_type), file.schema_arrow.names
+    expected, names = arrow_schema(row_type), file.schema_arrow.names
     last = file.metadata.num_rows if last is None else last
     groups, start = [], 0
     for group in range(file.metadata.num_row_groups):

@@ -12,7 +12,7 @@ from disa.errors import DisaError
 from disa.lm.log_probs import sequence_log_probs
 from disa.lm.models import FrozenModels, Models
 from disa.lm.sampling_config import SamplingConfig, encode_prompt
-from disa.lm.shared_prefix import unsupported
+from disa.lm.shared_prefix import why_not_shared
 from disa.proposals.blends import Blends, blends_of
 from disa.proposals.config import ProposalsConfig
 from disa.runs.folders import StageFolder, write_json
@@ -119,7 +119,7 @@ def run_scoring(
         )
     encoded = {p.prompt_id: encode_prompt(tokenizer, p.prompt, sampling) for p in prompts}
     models = FrozenModels.of(models)
-    plain = {source: reason for source, model in models.shapes().items() if (reason := unsupported(model))}
+    plain = {source: reason for source, model in models.shapes().items() if (reason := why_not_shared(model))}
     for source, reason in plain.items():
         _log.warning("scoring: %s computes prompts once per completion, not once per prompt: %s", source, reason)
     blocks = blocks_of(range(len(trajectories)), config.trajectories_per_part, digits=8)

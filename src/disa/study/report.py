@@ -83,7 +83,7 @@ def _write(folder: Path, results: dict[str, Any], recipe: str) -> None:
             [PageLinks({"every number": "results.json", "the tables": "summary.txt"}), FoldedText("Recipe", recipe)],
         ),
     ]
-    (folder / "study.html").write_text(page("Study of the anchor", lead(results), sections), encoding="utf-8")
+    (folder / "study.html").write_text(page("Study of the anchor", study_lead(results), sections), encoding="utf-8")
 
 
 def verdict_lines(results: Mapping[str, Any]) -> list[str]:
@@ -108,7 +108,7 @@ def _rmse(cell: Mapping[str, Any]) -> float:
     return cell["rmse"]["value"]
 
 
-def lead(results: Mapping[str, Any]) -> str:
+def study_lead(results: Mapping[str, Any]) -> str:
     """What the numbers are measured on, in three sentences."""
     worst = max(cell["truth_se"] for cell in results["cells"])
     return (

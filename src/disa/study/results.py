@@ -11,7 +11,7 @@ from disa.evaluation.metrics import PromptValues, clustered_mean, paired_differe
 from disa.evaluation.tables import largest_k
 from disa.runs.folders import StageFolder, read_json
 from disa.runs.records import EvaluationRecord, Prompt
-from disa.study.errors import measured_json
+from disa.study.cell_errors import measured_json
 from disa.study.run import StudyCell
 
 AXES = ("strength", "inverse_temperature", "trajectories")

@@ -20,14 +20,14 @@ from disa.partition.draws import trajectory_columns
 from disa.pipeline import Pipeline
 from disa.proposals.config import ProposalsConfig
 from disa.recipe import ModelsConfig, Recipe
-from disa.runs.cells import failure, share_cells
+from disa.runs.cells import failed_cells_error, share_cells
 from disa.runs.folders import StageFolder, write_json
 from disa.runs.locks import exclusive
 from disa.runs.records import Prompt, ScoredTrajectory
 from disa.scoring.run import decided_rows
+from disa.study.cell_errors import HeldoutDraws, cell_error, in_block, truth_from_reference, whole_blocks
 from disa.study.config import read_study
-from disa.study.errors import HeldoutDraws, cell_error, in_block, truth_from_reference, whole_blocks
-from disa.warmup.run import supervise
+from disa.warmup.run import train_on_demonstrations
 
 PROPOSAL_VERSION = BLOCK_VERSION = ERROR_VERSION = 1
 
@@ -123,7 +123,7 @@ class Study:
         Raises DisaError where some failed; the others are finished.
         """
         if failed := share_cells(lambda: units, self.say):
-            raise failure(failed, "study")
+            raise failed_cells_error(failed, "study")
 
     def measure_truth(self) -> None:
         """Draw the truth's trajectories, and the reference's evaluation samples."""
@@ -244,7 +244,9 @@ class Study:
             stage.begin()
             prompts = [row for row in self.base.tasks().rows(Prompt) if row.split == "warmup"][: run.prompts]
             start = self.base.warmup().path / "reference"
-            supervise(stage.path, "model", run.steps, run.noise, config, self.base.task, prompts, sampling, start=start)
+            train_on_demonstrations(
+                stage.path, "model", run.steps, run.noise, config, self.base.task, prompts, sampling, start=start
+            )
             stage.finish()
             self.say(f"{name}: done in {stage.manifest['seconds']:.1f} s")
         return stage

@@ -88,7 +88,7 @@ def rows_digest(rows: Iterable[Sequence[str]]) -> str:
     return hashlib.sha256("\n".join(canonical).encode()).hexdigest()
 
 
-def verify(name: str, files: dict[str, str], rows: int, digest: str, *, from_hub: bool, where: str) -> str:
+def verify_benchmark(name: str, files: dict[str, str], rows: int, digest: str, *, from_hub: bool, where: str) -> str:
     """What vouches for the rows just loaded.
 
     Raises DisaError where the number of rows is another, or a digest is known and neither it nor a file's is right.

@@ -8,7 +8,15 @@ import random
 from fractions import Fraction
 from typing import Any
 
-from disa.rewards.expression import Expression, apply, canonical_form, flatten, leaves, parse_expression, value
+from disa.rewards.expression import (
+    Expression,
+    apply_operator,
+    canonical_form,
+    chain_operands,
+    expression_numbers,
+    expression_value,
+    parse_expression,
+)
 from disa.runs.records import Prompt
 from disa.tasks.config import CountdownConfig
 from disa.tasks.task import Task, read_payload
@@ -31,7 +39,7 @@ class ExpressionTask(Task):
     def solutions(self, prompt: Prompt) -> list[str]:
         """Canonical forms of every expression over all the numbers that reaches the target."""
         numbers, target, operators = read_payload(prompt, "numbers", "target", "operators")
-        known = expressions(tuple(sorted(numbers)), operators)
+        known = all_expressions(tuple(sorted(numbers)), operators)
         return sorted(form for form, (_, reached) in known.items() if reached == target)
 
     def mode(self, prompt: Prompt, completion: str) -> str | None:
@@ -39,14 +47,14 @@ class ExpressionTask(Task):
         numbers, target, operators = read_payload(prompt, "numbers", "target", "operators")
         expression = parse_expression(completion, operators)
         # Leaves first: only expressions over the given numbers are worth valuing, and those are small.
-        if expression is None or sorted(leaves(expression)) != sorted(numbers) or value(expression) != target:
+        if expression is None or sorted(expression_numbers(expression)) != sorted(numbers):
             return None
-        return canonical_form(expression)
+        return canonical_form(expression) if expression_value(expression) == target else None
 
     def demonstration(self, prompt: Prompt, rng: random.Random, *, noisy: bool) -> str:
         """A random solution; a noisy one is any random expression over the numbers."""
         numbers, operators = read_payload(prompt, "numbers", "operators")
-        known = expressions(tuple(sorted(numbers)), operators)
+        known = all_expressions(tuple(sorted(numbers)), operators)
         forms = list(known) if noisy else self.solutions(prompt)
         return _write(known[rng.choice(forms)][0], rng)
 
@@ -62,7 +70,7 @@ class Countdown(ExpressionTask):
         """Random numbers in sorted order, and a target drawn uniformly among those with enough solutions."""
         numbers = sorted(rng.randint(self.config.low, self.config.high) for _ in range(self.config.numbers))
         counts: dict[int, int] = {}
-        for _, reached in expressions(tuple(numbers), self.config.operators).values():
+        for _, reached in all_expressions(tuple(numbers), self.config.operators).values():
             if reached.denominator == 1 and 1 <= reached <= self.config.max_target:
                 counts[int(reached)] = counts.get(int(reached), 0) + 1
         targets = sorted(target for target, count in counts.items() if count >= self.config.min_solutions)
@@ -72,7 +80,7 @@ class Countdown(ExpressionTask):
 
 
 @functools.lru_cache(maxsize=4096)
-def expressions(numbers: tuple[int, ...], operators: str = "+-*/") -> dict[str, tuple[Expression, Fraction]]:
+def all_expressions(numbers: tuple[int, ...], operators: str = "+-*/") -> dict[str, tuple[Expression, Fraction]]:
     """Every expression that uses each number exactly once, one for each canonical form, with its value.
 
     Built over subsets: an expression over a set joins two over a split of it. With all four operators
@@ -98,7 +106,7 @@ def expressions(numbers: tuple[int, ...], operators: str = "+-*/") -> dict[str, 
 def _join(found: dict[str, tuple[Expression, Fraction]], pairs: Any, operators: list[str]) -> None:
     for (left, left_value), (right, right_value) in pairs:
         for operator in operators:
-            reached = apply(operator, left_value, right_value)
+            reached = apply_operator(operator, left_value, right_value)
             if reached is not None:
                 expression = (operator, left, right)
                 found.setdefault(canonical_form(expression), (expression, reached))
@@ -109,7 +117,7 @@ def _write(expression: Expression, rng: random.Random) -> str:
     if isinstance(expression, int):
         return str(expression)
     operator, inverse = ("+", "-") if expression[0] in "+-" else ("*", "/")
-    plain, inverted = flatten(expression, operator)
+    plain, inverted = chain_operands(expression, operator)
     first = plain.pop(rng.randrange(len(plain)))
     rest = [(operator, part) for part in plain] + [(inverse, part) for part in inverted]
     rng.shuffle(rest)

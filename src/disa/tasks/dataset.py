@@ -16,10 +16,10 @@ from disa.errors import DisaError
 from disa.runs.files import file_digest
 from disa.runs.provenance import digest
 from disa.runs.records import Prompt
-from disa.tasks.benchmarks import BENCHMARKS, rows_digest, verify
+from disa.tasks.benchmarks import BENCHMARKS, rows_digest, verify_benchmark
 from disa.tasks.dataset_config import DatasetConfig, SourceConfig
 from disa.tasks.judges import AnswerJudge, make_judge
-from disa.tasks.overlap import normalised, overlap_counts, remove_overlaps
+from disa.tasks.overlap import normalised_problem, overlap_counts, remove_overlaps
 from disa.tasks.rows import RowProblem, read_problem
 from disa.tasks.sources import RawSource, label_of, read_source
 from disa.tasks.task import SPLITS, DataReport, Task, chosen_prompts, read_payload
@@ -185,9 +185,8 @@ class DatasetTask(Task):
         use = source.use or (entry.use if entry else "hash")
         if use != "hash":
             return use
-        number = (
-            int(hashlib.sha256(f"{self.config.seed}\0{normalised(problem.text)}".encode()).hexdigest(), 16) / 2**256
-        )
+        key = f"{self.config.seed}\0{normalised_problem(problem.text)}"
+        number = int(hashlib.sha256(key.encode()).hexdigest(), 16) / 2**256
         for split in ("heldout", "validation", "warmup"):
             share = getattr(self.config, f"{split}_share")
             if number < share:
@@ -247,7 +246,7 @@ def _source_facts(source: SourceConfig, raw: RawSource, problems: list[RowProble
     if source.benchmark is None:
         return facts | {"hub": source.hub, "revision": source.revision, "checked": "no benchmark named"}
     entry = BENCHMARKS[source.benchmark]
-    checked = verify(
+    checked = verify_benchmark(
         source.benchmark, raw.files, len(problems), found, from_hub=source.path is None, where=f"benchmark {label}"
     )
     return facts | {"hub": entry.hub, "revision": entry.revision, "licence": entry.licence, "checked": checked}

@@ -8,7 +8,7 @@ from typing import Any
 
 from disa.runs.records import Prompt
 from disa.tasks.config import GraphColoringConfig
-from disa.tasks.graphs import VERTICES, Edges, edges_text, frozen, isomorphism_invariant, random_edges
+from disa.tasks.graphs import VERTICES, Edges, edges_text, hashable_edges, isomorphism_invariant, random_edges
 from disa.tasks.task import Task, read_payload
 
 
@@ -26,7 +26,7 @@ class GraphColoring(Task):
         edges = random_edges(n, self.config.edge_probability, rng)
         payload = {"vertices": n, "colors": colors, "edges": edges}
         covered = {vertex for edge in edges for vertex in edge}
-        if len(covered) < n or len(_colorings(n, colors, frozen(edges))) < self.config.min_solutions:
+        if len(covered) < n or len(_colorings(n, colors, hashable_edges(edges))) < self.config.min_solutions:
             return None
         return payload
 
@@ -41,7 +41,7 @@ class GraphColoring(Task):
     def solutions(self, prompt: Prompt) -> list[str]:
         """Proper colourings, colours numbered in order of first use."""
         vertices, colors, edges = read_payload(prompt, "vertices", "colors", "edges")
-        return list(_colorings(vertices, colors, frozen(edges)))
+        return list(_colorings(vertices, colors, hashable_edges(edges)))
 
     def mode(self, prompt: Prompt, completion: str) -> str | None:
         """The colouring in order of first use, where the completion is one colour digit per vertex and proper."""

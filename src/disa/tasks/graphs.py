@@ -16,7 +16,7 @@ def random_edges(vertices: int, probability: float, rng: random.Random) -> list[
     return [list(edge) for edge in itertools.combinations(range(vertices), 2) if rng.random() < probability]
 
 
-def frozen(edges: Sequence[Sequence[int]]) -> Edges:
+def hashable_edges(edges: Sequence[Sequence[int]]) -> Edges:
     """Edges as a payload holds them, in the form that a cache takes."""
     return tuple((a, b) for a, b in edges)
 
@@ -26,7 +26,7 @@ def edges_text(edges: Sequence[Sequence[int]]) -> str:
     return " ".join(VERTICES[a] + VERTICES[b] for a, b in edges)
 
 
-def neighbours(vertices: int, edges: Sequence[Sequence[int]]) -> list[list[int]]:
+def graph_neighbours(vertices: int, edges: Sequence[Sequence[int]]) -> list[list[int]]:
     """Vertices that each vertex shares an edge with."""
     return [[a if b == v else b for a, b in edges if v in (a, b)] for v in range(vertices)]
 
@@ -36,7 +36,7 @@ def isomorphism_invariant(vertices: int, edges: Sequence[Sequence[int]], marked:
 
     The rare pair of different graphs it cannot tell apart only ends in the same split.
     """
-    joined = neighbours(vertices, edges)
+    joined = graph_neighbours(vertices, edges)
     rank, invariant = [int(v in marked) for v in range(vertices)], []
     for _ in range(vertices):
         seen = [(rank[v], sorted(rank[other] for other in joined[v])) for v in range(vertices)]

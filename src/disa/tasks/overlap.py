@@ -1,6 +1,6 @@
 r"""Rows that state the same problem twice: within a split, or in training and in what is reported.
 
-Two problems are the same exactly, or after :func:`normalised`: Unicode NFKC and case unified, LaTeX spacing,
+Two problems are the same exactly, or after :func:`normalised_problem`: Unicode NFKC and case unified, LaTeX spacing,
 delimiters and size commands removed, punctuation read as white space, and white space kept only between words.
 Operators, brackets and braces stay: ``x+1`` and ``x-1``, ``\frac{1}{23}`` and ``\frac{12}{3}`` are two problems.
 A paraphrase is not recognised.
@@ -28,7 +28,7 @@ _PUNCTUATION = re.compile(r"""[,;:?"'`]|\.(?!\d)""")
 _LOOSE_SPACE = re.compile(r"\s+(?=\W)|(?<=\W)\s+")
 
 
-def normalised(text: str) -> str:
+def normalised_problem(text: str) -> str:
     """A problem without the differences of writing that copies of a data set have."""
     text = unicodedata.normalize("NFKC", text).casefold()
     text = text.replace("\u2019", "'").replace("\u2018", "'").replace("\u2212", "-")
@@ -72,7 +72,7 @@ def remove_overlaps(
     found = []
     for split in sorted(splits, key=PRECEDENCE.index):
         for problem in splits[split]:
-            key = problem.text if match == "exact" else normalised(problem.text)
+            key = problem.text if match == "exact" else normalised_problem(problem.text)
             if key in seen:
                 dropped = split != "heldout" or problem.prompt_id in ids
                 found.append(_overlap(split, problem, *seen[key], dropped=dropped))

@@ -7,7 +7,7 @@ from fractions import Fraction
 from typing import Any
 
 from disa.tasks.config import Puzzle24Config
-from disa.tasks.countdown import ExpressionTask, expressions
+from disa.tasks.countdown import ExpressionTask, all_expressions
 
 NUMBERS, TARGET, OPERATORS = 4, 24, "+-*/"
 
@@ -22,7 +22,7 @@ class Puzzle24(ExpressionTask):
     def draw(self, rng: random.Random) -> dict[str, Any] | None:
         """Random numbers in sorted order that reach 24 in enough ways."""
         numbers = sorted(rng.randint(self.config.low, self.config.high) for _ in range(NUMBERS))
-        reached = [value for _, value in expressions(tuple(numbers), OPERATORS).values()]
+        reached = [value for _, value in all_expressions(tuple(numbers), OPERATORS).values()]
         if reached.count(Fraction(TARGET)) < self.config.min_solutions:
             return None
         return {"numbers": numbers, "target": TARGET, "operators": OPERATORS}

@@ -8,7 +8,15 @@ from typing import Any
 
 from disa.runs.records import Prompt
 from disa.tasks.config import ShortestPathConfig
-from disa.tasks.graphs import VERTICES, Edges, edges_text, frozen, isomorphism_invariant, neighbours, random_edges
+from disa.tasks.graphs import (
+    VERTICES,
+    Edges,
+    edges_text,
+    graph_neighbours,
+    hashable_edges,
+    isomorphism_invariant,
+    random_edges,
+)
 from disa.tasks.task import Task, read_payload
 
 
@@ -26,7 +34,7 @@ class ShortestPath(Task):
         edges = random_edges(n, self.config.edge_probability, rng)
         start, end = rng.sample(range(n), 2)
         payload = {"vertices": n, "edges": edges, "start": start, "end": end}
-        paths = _shortest_paths(n, frozen(edges), start, end)
+        paths = _shortest_paths(n, hashable_edges(edges), start, end)
         # A path of m edges names m + 1 vertices.
         if len(paths) < self.config.min_solutions or len(paths[0]) <= self.config.min_length:
             return None
@@ -44,7 +52,7 @@ class ShortestPath(Task):
     def solutions(self, prompt: Prompt) -> list[str]:
         """Every shortest path, sorted."""
         vertices, edges, start, end = read_payload(prompt, "vertices", "edges", "start", "end")
-        return list(_shortest_paths(vertices, frozen(edges), start, end))
+        return list(_shortest_paths(vertices, hashable_edges(edges), start, end))
 
     def mode(self, prompt: Prompt, completion: str) -> str | None:
         """The path, where the completion names the vertices of a shortest one."""
@@ -63,7 +71,7 @@ class ShortestPath(Task):
 @functools.lru_cache(maxsize=65536)
 def _shortest_paths(vertices: int, edges: Edges, start: int, end: int) -> tuple[str, ...]:
     """All shortest paths, sorted; none where the ends are not connected. Breadth first, a layer at a time."""
-    joined = neighbours(vertices, edges)
+    joined = graph_neighbours(vertices, edges)
     paths: list[tuple[int, ...]] = [(start,)]
     seen = {start}
     while paths and end not in seen:

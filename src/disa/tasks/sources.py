@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from disa.errors import DisaError
 from disa.runs.files import file_digest
-from disa.runs.foreign import foreign_rows
+from disa.runs.foreign_rows import foreign_rows
 from disa.tasks.benchmarks import BENCHMARKS
 
 if TYPE_CHECKING:

@@ -37,7 +37,7 @@ def reference_values(
     return dict(zip(rewards, values.tolist(), strict=True))
 
 
-def unsolved(rows: Sequence[ScoredTrajectory], *, n: int = VALUE_SAMPLES) -> set[str]:
+def unsolved_prompts(rows: Sequence[ScoredTrajectory], *, n: int = VALUE_SAMPLES) -> set[str]:
     """Prompts none of whose first ``n`` reference trajectories has a reward: those the published method drops."""
     return {prompt_id for prompt_id, rewards in _reference_rewards(rows, n).items() if not any(rewards)}
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from disa.anchor import Anchor
 from disa.lm.sampling_config import SamplingConfig, encode_prompt
-from disa.training.data import check_dataset, keyed
+from disa.training.data import check_dataset, with_prompt_ids
 from disa.training.flags import FlagPlan, with_frozen_log_z
 from disa.training.stored import StoredTrajectories
 from disa.training.trajectory_weights import equal_prompts, target_weights
@@ -71,7 +71,7 @@ def offline_trajectories(
     """
     anchor = anchor if isinstance(anchor, Anchor) else Anchor.load(anchor)
     rows = check_dataset(train_dataset, "train_dataset")
-    rows = rows if anchor.key_columns is None else keyed(rows, anchor.key_columns)
+    rows = rows if anchor.key_columns is None else with_prompt_ids(rows, anchor.key_columns)
     prompts = {row["prompt_id"]: row["prompt"] for row in rows}
     anchor.log_z(list(prompts))
     return anchors_own(anchor, prompts, processing_class, cap=weight_cap, seed=seed)

@@ -47,7 +47,7 @@ from disa.training.data import check_datasets
 from disa.training.disa_config import DISAConfig
 from disa.training.log_z import LogZ
 from disa.training.policy_log_probs import own_mask
-from disa.training.reference import check_frozen, hold_reference, policy
+from disa.training.reference import check_frozen, hold_reference, load_policy
 from disa.training.step_completions import StepCompletions
 from disa.training.stored import StoredTrajectories
 
@@ -111,7 +111,7 @@ class BalanceTrainer(StepCompletions):
         train_dataset, eval_dataset, datasets = check_datasets(train_dataset, eval_dataset)
         check_steps(train_dataset, args)
         check_together(log_z, args, datasets, offline)
-        model = policy(model, reference, peft_config, args)
+        model = load_policy(model, reference, peft_config, args)
         if processing_class is None:
             processing_class = load_tokenizer(model.config._name_or_path)
         self._offline, self._offline_batches = offline, (-1, 0)

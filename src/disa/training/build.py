@@ -17,24 +17,24 @@ from disa.lm.fingerprint import take_fingerprint
 from disa.lm.sampling_config import SamplingConfig
 from disa.runs.records import ScoredTrajectory
 from disa.tasks import Task
-from disa.training.a_star_po import a_star_po, reference_values, unsolved
+from disa.training.a_star_po import a_star_po, reference_values, unsolved_prompts
 from disa.training.balance_trainer import BalanceTrainer
 from disa.training.config import TrainingConfig
 from disa.training.disa_config import DISAConfig
 from disa.training.flags import flag_plan, with_frozen_log_z
 from disa.training.guard import StartGuard
 from disa.training.learned_log_z import Learned
-from disa.training.log_z import Contrast, Group, LogZ, gflowrl
+from disa.training.log_z import Contrast, Group, LogZ, gflowrl_log_z
 from disa.training.max_rl import MaxRLTrainer
 from disa.training.methods import METHODS, REUSE
 from disa.training.offline_trainer import (
     OfflineConfig,
     OfflineLoss,
     OfflineTrainer,
-    balance,
+    balance_batch_loss,
     conservative_log_z,
     forward_loss,
-    supervised,
+    supervised_batch_loss,
 )
 from disa.training.shared_prompt_trainer import SharedPromptTrainer
 from disa.training.stored import StoredTrajectories
@@ -145,19 +145,19 @@ def _disa_offline_balance(inputs: TrainerInputs) -> Trainer:
     rows = inputs.trajectories
     log_z = conservative_log_z(inputs.frozen, [row.prompt_id for row in rows])
     stored = StoredTrajectories(rows, inputs.prompt_ids, equal_prompts(rows), seed=inputs.config.seed, log_z=log_z)
-    return _guarded(inputs, stored, balance(inputs.config.inverse_temperature))
+    return _guarded(inputs, stored, balance_batch_loss(inputs.config.inverse_temperature))
 
 
 def _sft(inputs: TrainerInputs, *, kind: Literal["correct", "reward"] = "correct") -> Trainer:
     weights = supervised_weights(inputs.trajectories, kind)
     stored = StoredTrajectories(inputs.trajectories, inputs.prompt_ids, weights, seed=inputs.config.seed)
-    return _offline(inputs, stored, supervised("mean"))
+    return _offline(inputs, stored, supervised_batch_loss("mean"))
 
 
 def _a2po(inputs: TrainerInputs) -> Trainer:
     config, rows = inputs.config, inputs.trajectories
     beta, samples = config.inverse_temperature, config.value_samples
-    values, dropped = reference_values(rows, inverse_temperature=beta, n=samples), unsolved(rows, n=samples)
+    values, dropped = reference_values(rows, inverse_temperature=beta, n=samples), unsolved_prompts(rows, n=samples)
     solved = inputs.dataset.filter(lambda row: row["prompt_id"] not in dropped)
     if not len(solved):
         raise DisaError(
@@ -197,9 +197,9 @@ _BUILDERS: dict[str, Callable[[TrainerInputs], Trainer]] = {
     "flowrl_published": lambda inputs: _balance(
         inputs, Learned(inputs.config.log_z_learning_rate, normalised_rewards=True), **FLOWRL_PUBLISHED
     ),
-    "gflowrl": lambda inputs: _balance(inputs, gflowrl(**GFLOWRL_CLIPS[inputs.config.gflowrl_clip])),
+    "gflowrl": lambda inputs: _balance(inputs, gflowrl_log_z(**GFLOWRL_CLIPS[inputs.config.gflowrl_clip])),
     "gflowrl_published": lambda inputs: _balance(
-        inputs, gflowrl(sums=True, **GFLOWRL_CLIPS[inputs.config.gflowrl_clip]), **GFLOWRL_PUBLISHED
+        inputs, gflowrl_log_z(sums=True, **GFLOWRL_CLIPS[inputs.config.gflowrl_clip]), **GFLOWRL_PUBLISHED
     ),
     "vargrad": lambda inputs: _balance(inputs, Group()),
     "a2po": _a2po,

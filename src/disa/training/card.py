@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from disa.anchor import Anchor
-from disa.anchor.hub import conditions, flag_rows
+from disa.anchor.hub import conditions_rows, flag_rows
 from disa.runs.files import file_digest
 
 TITLES = {
@@ -65,7 +65,7 @@ def model_card(
     if anchor is not None:
         digest = "" if anchor.path is None else f", digest `{file_digest(anchor.path / 'anchor.parquet')[:16]}`"
         lines += ["## Anchor", "", f"Frozen log Z of {len(anchor.estimates)} prompts{digest}.", ""]
-        lines += ["| condition | value |", "| --- | --- |", *conditions(anchor), ""]
+        lines += ["| condition | value |", "| --- | --- |", *conditions_rows(anchor), ""]
         if flags := flag_rows(anchor):
             lines += ["| flag | prompts | meaning |", "| --- | --- | --- |", *flags, ""]
     if found := {LOGGED[key]: logged[key] for key in LOGGED if isinstance(logged.get(key), (int, float))}:

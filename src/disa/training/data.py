@@ -46,7 +46,7 @@ def check_datasets(train: Any, evaluation: Any) -> tuple[Dataset, Any, list[Data
     return train, evaluation, [train, evaluation]
 
 
-def keyed(dataset: Dataset, key_columns: Sequence[str]) -> Dataset:
+def with_prompt_ids(dataset: Dataset, key_columns: Sequence[str]) -> Dataset:
     """Rows with the id that :func:`disa.calibrate` gave their prompt.
 
     Raises DisaError where a column is missing, or the data set has a column ``prompt_id`` of its own.

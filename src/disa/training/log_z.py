@@ -209,7 +209,7 @@ class Group(LogZ):
         return group_means(trainer, batch, length="sum" if self._sums else trainer.args.length)
 
 
-def gflowrl(**settings: Any) -> Group:
+def gflowrl_log_z(**settings: Any) -> Group:
     """GFlowRL's log Z: as :class:`Group`. With sums, no clip and fresh completions it is VarGrad."""
     return Group(**settings, name="GFlowRL", paper="2607.13394")
 

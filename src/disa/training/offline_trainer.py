@@ -37,7 +37,7 @@ def forward_loss(log_pi: Tensor, batch: StoredBatch) -> Tensor:
     return forward_projection_loss(log_pi, batch.weight)
 
 
-def supervised(length: Length) -> OfflineLoss:
+def supervised_batch_loss(length: Length) -> OfflineLoss:
     """Cross-entropy of the drawn completions; the weights say what was kept, and how often."""
 
     def loss(log_pi: Tensor, batch: StoredBatch) -> Tensor:
@@ -49,7 +49,7 @@ def supervised(length: Length) -> OfflineLoss:
     return loss
 
 
-def balance(inverse_temperature: float) -> OfflineLoss:
+def balance_batch_loss(inverse_temperature: float) -> OfflineLoss:
     """Squared residual on stored trajectories; warns.
 
     What the trajectories never show is unconstrained, and probability leaks there; the loss does not reveal it. An

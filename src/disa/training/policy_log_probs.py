@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from disa.lm.log_probs import PackedCompletions, token_log_probs
-from disa.lm.shared_prefix import causal_lm, unsupported
+from disa.lm.shared_prefix import causal_lm, why_not_shared
 
 # Where a process holds whole models: pieces of one are only put together in their wrapper's own forward.
 _WHOLE = {DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU}
@@ -35,7 +35,7 @@ def answer_log_probs(models: Sequence[nn.Module], accelerator: Accelerator) -> s
     """
     kind = accelerator.distributed_type
     reasons = [f"weights are in pieces ({kind.value})"] if kind not in _WHOLE else []
-    reasons += [reason for model in models if (reason := unsupported(model, training=True))]
+    reasons += [reason for model in models if (reason := why_not_shared(model, training=True))]
     if reasons:
         _log.warning("training: prompts are computed once per completion, not once per prompt: %s", reasons[0])
         return reasons[0]

@@ -14,7 +14,7 @@ from trl.trainer.callbacks import SyncRefModelCallback
 
 from disa.errors import DisaError
 from disa.lm.digests import base_parameters, weights_digest
-from disa.lm.loading import load_model, precision, refuse_adapters, refuse_unloadable
+from disa.lm.loading import effective_precision, load_model, refuse_adapters, refuse_unloadable
 
 if TYPE_CHECKING:
     from disa.training.balance_trainer import BalanceTrainer
@@ -24,7 +24,7 @@ _OF_THE_PROMPT = (PromptLearningConfig, AdaptionPromptConfig)
 """Adapters that put tokens of their own before or beside the prompt's."""
 
 
-def policy(model: Any, reference: str | Path | None, peft_config: Any, args: GRPOConfig) -> Any:
+def load_policy(model: Any, reference: str | Path | None, peft_config: Any, args: GRPOConfig) -> Any:
     """The policy, loaded where it is given by its folder, in a form whose reference is known.
 
     It is loaded in float32, but for a base under new adapters (``peft_config``; :func:`disa.lm.loading.load_base`);
@@ -34,7 +34,7 @@ def policy(model: Any, reference: str | Path | None, peft_config: Any, args: GRP
     was given.
     """
     if isinstance(model, (str, Path)):
-        dtype = precision("checkpoint", model) if peft_config is not None and args.bf16 else "float32"
+        dtype = effective_precision("checkpoint", model) if peft_config is not None and args.bf16 else "float32"
         init = {"dtype": dtype, **(args.model_init_kwargs or {})}
         if "torch_dtype" in init:  # transformers' older name, which would lose to the default of the newer one
             init["dtype"] = init.pop("torch_dtype")
@@ -99,7 +99,7 @@ def hold_reference(trainer: BalanceTrainer) -> None:
     """
     reference = trainer.ref_model
     if reference is not None and trainer.args.bf16 and isinstance(reference, PreTrainedModel):
-        reference.to(getattr(torch, precision("checkpoint", reference.config._name_or_path)))
+        reference.to(getattr(torch, effective_precision("checkpoint", reference.config._name_or_path)))
 
 
 def check_frozen(trainer: BalanceTrainer) -> None:

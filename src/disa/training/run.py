@@ -13,7 +13,7 @@ from trl import GRPOConfig
 from disa.anchor import Anchor
 from disa.errors import DisaError
 from disa.lm.hf_trainer import last_checkpoint, save_trained_model, trainer_arguments
-from disa.lm.loading import load_base, load_tokenizer, precision, require_vllm, trainable_model
+from disa.lm.loading import effective_precision, load_base, load_tokenizer, require_vllm, trainable_model
 from disa.lm.sampling_config import SamplingConfig, encode_prompt
 from disa.runs import processes
 from disa.runs.folders import StageFolder
@@ -190,7 +190,7 @@ def _arguments(method: str, config: TrainingConfig, reference: str | Path, outpu
         "seed": config.seed,
         "save_steps": config.save_every,
         "save_total_limit": 1,
-        **trainer_arguments(precision(config.compute, reference) == "bfloat16", config.log_every),
+        **trainer_arguments(effective_precision(config.compute, reference) == "bfloat16", config.log_every),
         "report_to": list(config.report_to) or "none",
     }
 

@@ -19,7 +19,7 @@ from disa.tasks.tools import TEMPLATE_ARGUMENTS, Tools
 from disa.training.anchors_own import anchors_own, reference_name
 from disa.training.balance_trainer import BalanceTrainer
 from disa.training.checks import check_args, check_given
-from disa.training.data import check_columns, check_datasets, check_prompts, keyed
+from disa.training.data import check_columns, check_datasets, check_prompts, with_prompt_ids
 from disa.training.disa_config import DISAConfig
 from disa.training.flags import flag_plan, require_frozen_log_z
 from disa.training.guard import ReferenceGuard
@@ -89,10 +89,10 @@ class DISATrainer(BalanceTrainer):
             check_columns(datasets)
             check_prompts(datasets)
         else:
-            train_dataset = keyed(train_dataset, anchor.key_columns)
+            train_dataset = with_prompt_ids(train_dataset, anchor.key_columns)
             several = isinstance(eval_dataset, dict)
             evaluated = eval_dataset if several else {} if eval_dataset is None else {"": eval_dataset}
-            evaluated = {name: keyed(rows, anchor.key_columns) for name, rows in evaluated.items()}
+            evaluated = {name: with_prompt_ids(rows, anchor.key_columns) for name, rows in evaluated.items()}
             datasets = [train_dataset, *evaluated.values()]
             eval_dataset = evaluated if several else evaluated.get("")
         per_step = args.generation_batch_size // args.num_generations

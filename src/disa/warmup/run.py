@@ -13,7 +13,7 @@ from trl import SFTConfig, SFTTrainer
 
 from disa.errors import DisaError
 from disa.lm.hf_trainer import last_checkpoint, save_trained_model, trainer_arguments
-from disa.lm.loading import load_tokenizer, precision, trainable_model
+from disa.lm.loading import effective_precision, load_tokenizer, trainable_model
 from disa.lm.sampling_config import SamplingConfig, check_context, encode_prompt
 from disa.runs import processes
 from disa.runs.folders import StageFolder
@@ -52,12 +52,14 @@ def run_warmup(
     for name, run in runs.items():
         if not (stage.path / name / "config.json").is_file():
             start = stage.path / "proposal" if run.start == "proposal" else None
-            supervise(stage.path, name, run.steps, run.noise, config, task, prompts, sampling, start=start)
+            train_on_demonstrations(
+                stage.path, name, run.steps, run.noise, config, task, prompts, sampling, start=start
+            )
     if processes.rank() == 0:
         stage.finish(runs={name: run.model_dump() for name, run in runs.items()})
 
 
-def supervise(
+def train_on_demonstrations(
     folder: Path,
     name: str,
     steps: int,
@@ -94,9 +96,9 @@ def supervise(
             save_total_limit=1,
             seed=config.seed,
             dataset_kwargs={"skip_prepare_dataset": True},
-            **trainer_arguments(precision(config.compute, model) == "bfloat16", config.log_every),
+            **trainer_arguments(effective_precision(config.compute, model) == "bfloat16", config.log_every),
         ),
-        train_dataset=demonstrations(task, prompts, tokenizer, sampling, config, noise),
+        train_dataset=demonstration_rows(task, prompts, tokenizer, sampling, config, noise),
         processing_class=tokenizer,
         callbacks=[log],
     )
@@ -107,7 +109,7 @@ def supervise(
     processes.wait_for_all()
 
 
-def demonstrations(
+def demonstration_rows(
     task: Task,
     prompts: list[Prompt],
     tokenizer: PreTrainedTokenizerBase,

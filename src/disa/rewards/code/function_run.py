@@ -13,7 +13,7 @@ from typing import Any
 from disa.rewards.code.inside.plain_data import read_value
 from disa.rewards.code.program import FunctionTests, Limits
 from disa.rewards.code.sandbox import Sandbox, SandboxRun
-from disa.rewards.code.verdict import CodeVerdict, readable
+from disa.rewards.code.verdict import CodeVerdict, readable_line
 
 # A verdict is a few hundred bytes.
 _MAX_VERDICT = 65536
@@ -53,7 +53,7 @@ def _verdict(
     candidate_code = candidate.stop(_LAST_SECONDS if said and said["status"] == "crashed" else 0.0)
     for run in (judge, candidate):
         if not run.started:
-            return CodeVerdict("undecided", readable(f"the sandbox did not start: {run.complaint()}"))
+            return CodeVerdict("undecided", readable_line(f"the sandbox did not start: {run.complaint()}"))
     if message is None:
         return CodeVerdict("undecided", f"the tests took longer than {limits.seconds_total:g} s of wall-clock time")
     if said is None and judge_code == 128 + signal.SIGXCPU:
@@ -62,7 +62,7 @@ def _verdict(
         return CodeVerdict("undecided", f"the tests ended without a verdict, with exit code {judge_code}")
     if said["status"] == "crashed":
         return early_end(candidate_code, limits, said["tests_passed"])
-    return CodeVerdict(said["status"], readable(said["reason"]), said["tests_passed"])
+    return CodeVerdict(said["status"], readable_line(said["reason"]), said["tests_passed"])
 
 
 def _checked(message: bytes | None, nonce: str) -> dict[str, Any] | None:

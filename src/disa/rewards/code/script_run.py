@@ -11,7 +11,7 @@ from fractions import Fraction
 from disa.rewards.code.function_run import early_end
 from disa.rewards.code.program import Limits, StdioTests
 from disa.rewards.code.sandbox import Sandbox, SandboxRun
-from disa.rewards.code.verdict import CodeVerdict, readable
+from disa.rewards.code.verdict import CodeVerdict, readable_line
 
 # Longer ones are compared as text: their exact value would take as long as a model likes.
 _NUMBER = re.compile(r"(?=.{1,1000}\Z)[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,4})?", re.ASCII)
@@ -45,7 +45,7 @@ def _run(
     if problem == "length":
         return CodeVerdict("failed", f"test {held + 1} wrote more than {limits.output_kb} KB", held)
     code = run.stop(max(0.0, end - time.monotonic()))
-    last_line = readable((errors.decode(errors="replace").strip().splitlines() or [""])[-1])
+    last_line = readable_line((errors.decode(errors="replace").strip().splitlines() or [""])[-1])
     if not run.started:
         return CodeVerdict("undecided", f"the sandbox did not start: {last_line}", held)
     if code is None:

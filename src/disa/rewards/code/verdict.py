@@ -29,7 +29,7 @@ class CodeVerdict:
         return self.status == "passed"
 
 
-def readable(text: str) -> str:
+def readable_line(text: str) -> str:
     """Text of a program or its tests as one line of at most 300 printable characters, to be shown to a user."""
     return "".join(character if character.isprintable() else " " for character in text[:300]).strip()
 

@@ -10,7 +10,7 @@ from disa.rewards.code.function_run import judge_calls
 from disa.rewards.code.program import FunctionTests, Limits, Program
 from disa.rewards.code.sandbox import open_sandbox
 from disa.rewards.code.script_run import judge_outputs
-from disa.rewards.code.verdict import CodeVerdict, readable
+from disa.rewards.code.verdict import CodeVerdict, readable_line
 
 
 class CodeVerifier:
@@ -49,4 +49,4 @@ class CodeVerifier:
         except OSError as error:  # no process, pipe or memory to be had: says nothing about the program
             return CodeVerdict("undecided", f"the sandbox could not be started: {error}")
         except Exception as error:  # whatever a program makes of its output, the others get their verdicts
-            return CodeVerdict("undecided", readable(f"the verifier failed: {type(error).__name__}: {error}"))
+            return CodeVerdict("undecided", readable_line(f"the verifier failed: {type(error).__name__}: {error}"))

@@ -11,12 +11,12 @@ from collections import Counter
 from fractions import Fraction
 
 from disa.rewards.maths.answers import Gold, Verdict, as_gold
-from disa.rewards.maths.formula import readings
-from disa.rewards.maths.notation import clean, key, nesting, split_top
+from disa.rewards.maths.formula import formula_trees
+from disa.rewards.maths.notation import bracket_depth, clean_notation, spacing_free, split_top
 from disa.rewards.maths.relation import same_relation
 from disa.rewards.maths.structure import NAME, Elements, is_infinite, parse_structure
 from disa.rewards.maths.units import Kind, Labelled, take_apart, unit_of
-from disa.rewards.maths.value import names, parse_exact, same_value, within
+from disa.rewards.maths.value import parse_exact, same_value, variable_names, within_error
 
 # Brackets within brackets that are taken apart by recursion; gold answers of the measured benchmarks have at most 3.
 _MAX_NESTING = 30
@@ -37,13 +37,13 @@ def verdict_on(gold: str | Gold, answer: str, *, percent_optional: bool = False)
 
 
 def _decide(gold: Gold, answer: str, percent_optional: bool) -> bool | None:
-    gold_text, answer_text = clean(gold.answer), clean(answer)
+    gold_text, answer_text = clean_notation(gold.answer), clean_notation(answer)
     if not answer_text:
         return False
-    if key(gold_text) == key(answer_text):
+    if spacing_free(gold_text) == spacing_free(answer_text):
         return True
-    if max(map(nesting, (gold_text, answer_text))) > _MAX_NESTING:
-        return None if nesting(gold_text) > _MAX_NESTING else False
+    if max(map(bracket_depth, (gold_text, answer_text))) > _MAX_NESTING:
+        return None if bracket_depth(gold_text) > _MAX_NESTING else False
     comparison = _Comparison(gold, percent_optional or gold.unit in ("%", "\\%"))
     structure = parse_structure(gold_text, gold.multiple)
     as_list = isinstance(structure, Elements) and structure.kind == ","
@@ -84,7 +84,7 @@ class _Comparison:
         # A set in words, or in a notation that is not taken apart, such as \mathbb{R} \setminus S.
         if _NOT_EQUATION.search(one):
             return None
-        readable = readings(take_apart(one).body) and not re.search(r"\\(?:mathbb|text|emptyset)", one)
+        readable = formula_trees(take_apart(one).body) and not re.search(r"\\(?:mathbb|text|emptyset)", one)
         return False if readable or (one is answer and other.kind != "cup" and "\\mathbb" not in one) else None
 
     def same_sequence(self, gold: Elements, answer: Elements) -> bool | None:
@@ -141,7 +141,7 @@ class _Comparison:
 
     def same_element(self, gold: str, answer: str) -> bool | None:
         """Single expressions, equations and other relations included."""
-        if key(gold) == key(answer):
+        if spacing_free(gold) == spacing_free(answer):
             return True
         relations = [bool(_NOT_EQUATION.search(text)) for text in (gold, answer)]
         gold_sides, answer_sides = split_top(gold, "="), split_top(answer, "=")
@@ -159,7 +159,7 @@ class _Comparison:
                 sides[-1] if NAME.fullmatch(sides[0]) is None and NAME.fullmatch(sides[-1]) else sides[0]
                 for sides in (gold_sides, answer_sides)
             )
-            if key(left) == key(right) and _right_side(answer) != answer and gold_right != gold:
+            if spacing_free(left) == spacing_free(right) and _right_side(answer) != answer and gold_right != gold:
                 return self.same(parse_structure(gold_right), parse_structure(_right_side(answer)))
             return same_relation(gold, answer)
         if len(answer_sides) > 1:
@@ -221,11 +221,11 @@ class _Comparison:
         infinite = [is_infinite(text) for text in (gold, answer)]
         if any(infinite):
             return infinite[0] == infinite[1] if all(infinite) else False
-        if key(gold) == key(answer) and not scale:
+        if spacing_free(gold) == spacing_free(answer) and not scale:
             return True
         scaled = rf"{scale} \cdot ({answer})" if scale else answer
         if self.error is not None and (left := parse_exact(gold)) is not None:
-            return within(left, scaled, self.error)
+            return within_error(left, scaled, self.error)
         return same_value(gold, scaled)
 
     def same_ratio(self, gold: str, answer: str) -> bool | None:
@@ -250,7 +250,7 @@ def _touch(union: Elements) -> bool:
     """Whether two intervals of a union have an end in common that is one of theirs: they may be one interval."""
     intervals = [item for item in union.items if isinstance(item, Elements) and len(item.items) == 2]
     ends = [
-        (key(end), bracket in "[]")
+        (spacing_free(end), bracket in "[]")
         for interval in intervals
         for end, bracket in zip(interval.items, interval.kind, strict=False)
         if isinstance(end, str)
@@ -299,8 +299,8 @@ def _bare_angle(kind: Kind | None, left: Labelled, right: Labelled) -> str:
 def _constant(text: str) -> str | None:
     """An expression without variables, and without its label; None for any other."""
     label = take_apart(text)
-    found = readings(label.body)
-    if not found or any(names(tree) for tree in found):
+    found = formula_trees(label.body)
+    if not found or any(variable_names(tree) for tree in found):
         return None
     return rf"\frac{{{label.body}}}{{100}}" if label.percent else label.body
 
@@ -312,7 +312,7 @@ def _named_values(answer: Elements) -> dict[str, Elements | str] | None:
         sides = split_top(item, "=") if isinstance(item, str) else []
         if len(sides) != 2 or not NAME.fullmatch(sides[0]):
             return None
-        values[key(sides[0])] = parse_structure(sides[1])
+        values[spacing_free(sides[0])] = parse_structure(sides[1])
     return values if len(values) == len(answer.items) > 1 else None
 
 
@@ -322,7 +322,7 @@ def _by_names(gold: str, answer: Elements) -> tuple[Elements | str, Elements] | 
     values = _named_values(answer) if answer.kind == "," and len(sides) == 2 else None
     if values is None or not sides[0].startswith("("):
         return None
-    order = [key(name) for name in split_top(sides[0][1:-1], ",")]
+    order = [spacing_free(name) for name in split_top(sides[0][1:-1], ",")]
     if sorted(order) != sorted(values):
         return None
     return parse_structure(sides[1]), Elements("()", tuple(values[name] for name in order), answer.text)

@@ -64,13 +64,13 @@ def _last_box(text: str) -> str | None:
 
 def _last_match(text: str, pattern: str) -> str | None:
     found = None
-    for match in compiled(pattern).finditer(text[-_REACH:]):
+    for match in compiled_pattern(pattern).finditer(text[-_REACH:]):
         found = match[1]
     return found
 
 
 @functools.lru_cache(maxsize=16)
-def compiled(pattern: str) -> re.Pattern[str]:
+def compiled_pattern(pattern: str) -> re.Pattern[str]:
     """The pattern, checked.
 
     Raises DisaError where it is no regular expression with exactly one group.

@@ -47,13 +47,13 @@ class UnreadableError(ValueError):
     """No expression in this notation."""
 
 
-def imaginary(tree: Tree) -> bool:
+def has_imaginary_unit(tree: Tree) -> bool:
     """Whether the imaginary unit stands in a tree."""
-    return tree == ("const", "i") or any(imaginary(part) for part in tree[1:] if isinstance(part, tuple))
+    return tree == ("const", "i") or any(has_imaginary_unit(part) for part in tree[1:] if isinstance(part, tuple))
 
 
 @functools.lru_cache(maxsize=8192)
-def readings(text: str) -> tuple[Tree, ...]:
+def formula_trees(text: str) -> tuple[Tree, ...]:
     r"""Every tree that a cleaned text may mean: one, two where it is ambiguous, none where it cannot be read.
 
     ``1/2x`` is half of x or one over 2x, ``\sin x/2`` half of a sine or the sine of a half.
@@ -88,7 +88,7 @@ def tokenise(text: str) -> list[str]:
     return tokens
 
 
-def number(token: str) -> Fraction:
+def token_value(token: str) -> Fraction:
     """Value of a number's token, of at most as many digits as an answer has."""
     head, _, period = token.replace(",", "").partition("\\overline")
     value = Fraction(head.replace(".e", "e").replace(".E", "e").rstrip("."))
@@ -224,7 +224,7 @@ class _Parser:
             return self.group(depth)
         token = self.take()
         if token[0].isdecimal():
-            return ("num", number(token))
+            return ("num", token_value(token))
         if token == "|":
             self.bars += 1
             value = self.expression(depth + 1)
@@ -250,7 +250,7 @@ class _Parser:
                 value = self.group(depth)
             except UnreadableError:
                 value = ()
-            if imaginary(value):
+            if has_imaginary_unit(value):
                 return ("conj", value)
         self.position = start
         return None

@@ -125,7 +125,7 @@ _SUB_AFTER_POWER = re.compile(r"(?<=[a-zA-Z])(\^(?:\{[^{}]*\}|[0-9a-zA-Z]))(_(?:
 
 
 @functools.lru_cache(maxsize=8192)
-def clean(text: str) -> str:
+def clean_notation(text: str) -> str:
     """The answer in one spelling: fonts, colours, sizes, spacing, dollar signs and synonyms removed, fractions braced.
 
     Unknown characters stay: what cannot be read must not become something that can.
@@ -145,7 +145,7 @@ def _unbraced(text: str) -> str:
     """Without a full stop, and without the braces around all of it that a font or colour was for."""
     while True:
         text = _STOP.sub("", text)
-        if not text.startswith("{") or closing(text, 0) != len(text) - 1:
+        if not text.startswith("{") or closing_bracket(text, 0) != len(text) - 1:
             return text
         text = text[1:-1].strip()
 
@@ -171,7 +171,7 @@ def _argument(text: str, start: int) -> tuple[str, int]:
     while start < len(text) and text[start] == " ":
         start += 1
     if text.startswith("{", start):
-        end = closing(text, start)
+        end = closing_bracket(text, start)
         return (text[start + 1 : end].strip(), end + 1) if end is not None else ("", start)
     command = re.match(r"\\[a-zA-Z]+|[^\\{}()\[]", text[start : start + 20])
     return (command[0], start + command.end()) if command else ("", start)
@@ -182,7 +182,7 @@ _CLOSING = (")", "]", "}", "\\}")
 _BRACKETS = re.compile(r"\\[{}]|\\[a-zA-Z]+|\\.|[()\[\]{},;=]")
 
 
-def tokens(text: str, start: int = 0) -> list[tuple[int, str, int]]:
+def bracket_tokens(text: str, start: int = 0) -> list[tuple[int, str, int]]:
     """Position, text and depth of every bracket, comma, semicolon and equals sign, LaTeX escapes taken into account.
 
     A bracket has the depth of what surrounds it. Round and square brackets may close each other: ``[0,1)``.
@@ -197,14 +197,14 @@ def tokens(text: str, start: int = 0) -> list[tuple[int, str, int]]:
     return found
 
 
-def nesting(text: str) -> int:
+def bracket_depth(text: str) -> int:
     """How many brackets stand within each other at most."""
-    return max((depth + 1 for _, token, depth in tokens(text) if token in _OPENING), default=0)
+    return max((depth + 1 for _, token, depth in bracket_tokens(text) if token in _OPENING), default=0)
 
 
-def closing(text: str, start: int) -> int | None:
+def closing_bracket(text: str, start: int) -> int | None:
     """Position of the bracket that closes the one at ``start``, None where none does."""
-    for position, token, depth in tokens(text, start)[1:]:
+    for position, token, depth in bracket_tokens(text, start)[1:]:
         if depth == 0 and token in _CLOSING:
             return position
         if depth < 0:
@@ -215,13 +215,13 @@ def closing(text: str, start: int) -> int | None:
 def split_top(text: str, separators: str) -> list[str]:
     """Parts of a text between separators outside all brackets."""
     parts, start = [], 0
-    for position, token, depth in tokens(text):
+    for position, token, depth in bracket_tokens(text):
         if depth == 0 and token in separators:
             parts.append(text[start:position].strip())
             start = position + 1
     return [*parts, text[start:].strip()]
 
 
-def key(text: str) -> str:
+def spacing_free(text: str) -> str:
     """A cleaned answer without the space that means nothing: between two digits it stays, ``2 3`` is not ``23``."""
     return re.sub(r"([\^_])\{(.)\}", r"\1\2", _SPACE_TO_DROP.sub("", text))

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from decimal import Decimal
 from fractions import Fraction
 
-from disa.rewards.expression import apply
+from disa.rewards.expression import apply_operator
 
 _MOST_CHARACTERS = 20_000
 _MOST_TOKENS = 64
@@ -73,7 +73,7 @@ def _operations(node: ast.expr) -> Iterator[str]:
     *earlier, left = _operations(node.left)
     *later, right = _operations(node.right)
     operator = _OPERATORS[type(node.op)]
-    value = apply(operator, Fraction(left), Fraction(right))
+    value = apply_operator(operator, Fraction(left), Fraction(right))
     if value is None:
         raise ValueError("divides by zero")
     operands = sorted((left, right), key=Fraction) if operator in "+*" else [left, right]

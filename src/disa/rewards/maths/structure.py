@@ -10,7 +10,7 @@ import functools
 import re
 from dataclasses import dataclass
 
-from disa.rewards.maths.notation import closing, key, split_top
+from disa.rewards.maths.notation import closing_bracket, spacing_free, split_top
 
 _MATRIX = re.compile(r"\\begin\{([pbvB]?(?:small)?matrix|array)\}(?:\{[clr|]*\})?(.*)\\end\{\1\}", re.DOTALL)
 _THOUSANDS = re.compile(r"[-+]?(?:\\dollar ?)?[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?(?![0-9,])[^,;]*")
@@ -56,7 +56,7 @@ def parse_structure(text: str, commas_separate: bool = False) -> Elements | str:
 
 def is_infinite(text: str) -> int:
     """1 or -1 for an infinity, else 0."""
-    return {"\\infty": 1, "+\\infty": 1, "-\\infty": -1}.get(key(text), 0)
+    return {"\\infty": 1, "+\\infty": 1, "-\\infty": -1}.get(spacing_free(text), 0)
 
 
 def _exact_side(text: str) -> str:
@@ -141,7 +141,7 @@ def _has_variable(text: str) -> bool:
 
 def _bracketed(text: str) -> Elements | str | None:
     opening = "\\{" if text.startswith("\\{") else text[:1]
-    end = closing(text, 0) if opening in ("(", "[", "\\{") else None
+    end = closing_bracket(text, 0) if opening in ("(", "[", "\\{") else None
     if end is None or text[end:] not in (")", "]", "\\}"):
         return None
     inner = text[len(opening) : end].strip()

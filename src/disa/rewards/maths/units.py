@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from disa.rewards.maths.formula import FUNCTIONS
-from disa.rewards.maths.notation import clean
+from disa.rewards.maths.notation import clean_notation
 
 Kind = tuple[tuple[str, int], ...]
 
@@ -217,6 +217,6 @@ def _unit(text: str) -> tuple[Kind | None, Fraction, Fraction]:
 
 def unit_of(words: str) -> tuple[Kind | None, Fraction]:
     r"""Kind and size of a unit by itself, as a data set's ``unit`` field has it: ``km/h``, ``$cm^2$``, ``^{\circ}``."""
-    text = clean(words)
+    text = clean_notation(words)
     label = take_apart("1 " + text)
     return (label.kind, label.size) if label.body == "1" or label.percent else _unit(text)[:2]

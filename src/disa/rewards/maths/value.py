@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from typing import Any
 
-from disa.rewards.maths.formula import Tree, imaginary, readings
+from disa.rewards.maths.formula import Tree, formula_trees, has_imaginary_unit
 
 # Room for 1000! and 2^4950 (a gold answer of MATH) as exact numbers; beyond, 200 digits are kept.
 MAX_BITS = 16384
@@ -45,12 +45,12 @@ def parse_exact(text: str) -> Fraction | None:
 
     Commas group thousands. ``2\frac{1}{4}`` is a mixed number.
     """
-    found = readings(text)
-    return exact(found[0]) if len(found) == 1 else None
+    found = formula_trees(text)
+    return exact_value(found[0]) if len(found) == 1 else None
 
 
 @functools.lru_cache(maxsize=8192)
-def exact(tree: Tree) -> Fraction | None:
+def exact_value(tree: Tree) -> Fraction | None:
     """Rational value of a tree; None where it has none, or too large a one."""
     try:
         return _exact(tree)
@@ -147,7 +147,7 @@ class _Evaluator:
             return self.unknown(parts[0], [self.value(part) for part in parts[1:]])
         if kind == "^":
             return self.power(*parts)
-        if kind == "root" and (degree := exact(parts[0])) is not None and degree:
+        if kind == "root" and (degree := exact_value(parts[0])) is not None and degree:
             return self.power(parts[1], ("num", 1 / degree))
         values = [self.value(part) for part in parts]
         if kind in ("+", "-"):
@@ -165,7 +165,7 @@ class _Evaluator:
             raise LimitError
         if y and x and x != 1 and int(c.mag(y)) < -_VISIBLE:
             raise LimitError
-        rational = exact(exponent)
+        rational = exact_value(exponent)
         if rational is not None and rational.denominator % 2 and rational.denominator > 1 and not c.im(x) and x < 0:
             # School's convention: the odd root of a negative number is negative.
             return (-1) ** (rational.numerator % 2) * c.power(-x, y)
@@ -220,14 +220,14 @@ class _Evaluator:
 _OF_ANGLES = frozenset(r"\sin \cos \tan \cot \sec \csc".split())
 
 
-def names(tree: Tree) -> frozenset[str]:
+def variable_names(tree: Tree) -> frozenset[str]:
     """Variables of a tree."""
-    return frozenset(
-        {tree[1]} if tree[0] == "name" else itertools.chain(*(names(p) for p in tree[1:] if isinstance(p, tuple)))
-    )
+    if tree[0] == "name":
+        return frozenset({tree[1]})
+    return frozenset().union(*(variable_names(part) for part in tree[1:] if isinstance(part, tuple)))
 
 
-def points(variables: frozenset[str]) -> Iterator[dict[str, Fraction]]:
+def comparison_points(variables: frozenset[str]) -> Iterator[dict[str, Fraction]]:
     """Where two formulas are compared: positive numbers, numbers of any sign, then whole ones."""
     for low, high, count in ((3, 30, 2), (1, 10, 1), (-30, 30, 3)):
         for number in range(count if variables else 1):
@@ -243,16 +243,16 @@ def same_value(gold: str, answer: str) -> bool | None:
     Where a text can be read in two ways, all readings have to say the same, ``\log`` with base e and 10 among them. An
     answer that cannot be read is not equal.
     """
-    golds, answers = readings(gold), readings(answer)
+    golds, answers = formula_trees(gold), formula_trees(answer)
     if not golds:
         return None
     with _LOCK:
         bases = (False, True) if "\\log" in gold + answer else (False,)
         pairs = itertools.product(golds, answers, bases)
-        return agreed(same_tree(*pair) for pair in pairs) if answers else False
+        return unanimous_verdict(same_tree(*pair) for pair in pairs) if answers else False
 
 
-def agreed(verdicts: Iterable[bool | None]) -> bool | None:
+def unanimous_verdict(verdicts: Iterable[bool | None]) -> bool | None:
     """The verdict that all give, None where they differ."""
     found = set(verdicts)
     return found.pop() if len(found) == 1 else None
@@ -261,14 +261,14 @@ def agreed(verdicts: Iterable[bool | None]) -> bool | None:
 @functools.lru_cache(maxsize=8192)
 def same_tree(gold: Tree, answer: Tree, ten: bool = False) -> bool | None:
     """Whether two trees have the same values, with logarithms of base ten or natural ones."""
-    left, right = exact(gold), exact(answer)
+    left, right = exact_value(gold), exact_value(answer)
     if left is not None and right is not None:
         return left == right
-    variables = names(gold) | names(answer)
-    complex_allowed = not variables or imaginary(gold) or imaginary(answer)
+    variables = variable_names(gold) | variable_names(answer)
+    complex_allowed = not variables or has_imaginary_unit(gold) or has_imaginary_unit(answer)
     found = []
     try:
-        for point in points(variables):
+        for point in comparison_points(variables):
             found.append(_at(gold, answer, point, complex_allowed, ten))
             if found[-1] is False:
                 return None if _other_derivatives(gold, answer) else False
@@ -283,28 +283,28 @@ def same_tree(gold: Tree, answer: Tree, ten: bool = False) -> bool | None:
     return None if "domain" in found or True not in found else True
 
 
-def within(gold: Fraction, answer: str, error: Fraction) -> bool | None:
+def within_error(gold: Fraction, answer: str, error: Fraction) -> bool | None:
     """Whether a number differs from the gold one by at most an error; None where it cannot be valued."""
     verdicts = []
-    for tree in readings(answer):
-        if (value := exact(tree)) is not None:
+    for tree in formula_trees(answer):
+        if (value := exact_value(tree)) is not None:
             verdicts.append(abs(value - gold) <= error)
             continue
         try:
-            value = None if names(tree) else value_at(tree, {}) - value_at(("num", gold), {})
+            value = None if variable_names(tree) else value_at(tree, {}) - value_at(("num", gold), {})
         except UndefinedError:
             value = None
         except LimitError:
             return None
         verdicts.append(value is not None and not value.imag and abs(value) <= value_at(("num", error), {}))
-    return agreed(verdicts) if verdicts else False
+    return unanimous_verdict(verdicts) if verdicts else False
 
 
 def _other_derivatives(gold: Tree, answer: Tree) -> bool:
     """Whether both have derivatives, in notations of which one may stand for the other."""
     marks = ("\\frac", "\\dot", "\\ddot")
-    sides = [{name for name in names(tree) if name.startswith(marks)} for tree in (gold, answer)]
-    primes = [any("'" in name for name in names(tree)) for tree in (gold, answer)]
+    sides = [{name for name in variable_names(tree) if name.startswith(marks)} for tree in (gold, answer)]
+    primes = [any("'" in name for name in variable_names(tree)) for tree in (gold, answer)]
     return sides[0] != sides[1] and all(side or prime for side, prime in zip(sides, primes, strict=True))
 
 
@@ -345,7 +345,7 @@ def value_at(tree: Tree, point: dict[str, Fraction]) -> Any:
         return _Evaluator(_contexts()[1], point, False).value(tree)
 
 
-def close(left: Any, right: Any) -> bool:
+def close_values(left: Any, right: Any) -> bool:
     """Whether two values of 200 digits are equal but for rounding."""
     return abs(left - right) <= _contexts()[1].mpf(10) ** -120 * max(abs(left), abs(right), 10**-60)
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from disa.errors import DisaError
 from disa.rewards.maths.answers import Gold, Verdict, as_gold
 from disa.rewards.maths.compare import verdict_on
-from disa.rewards.maths.extract import compiled, extract_answer
+from disa.rewards.maths.extract import compiled_pattern, extract_answer
 
 
 class MathsVerifier:
@@ -43,7 +43,7 @@ class MathsVerifier:
                 fix="leave it at its default",
             )
         if pattern is not None:
-            compiled(pattern)
+            compiled_pattern(pattern)
         self.pattern, self.max_characters, self.percent_optional = pattern, max_characters, percent_optional
         self.counts: Counter[str] = Counter()
 

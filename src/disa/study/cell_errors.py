@@ -96,7 +96,7 @@ class CellErrors(NamedTuple):
     mse: Array
 
 
-def decompose(estimates: Array, truth: TrueLogZ) -> CellErrors:
+def error_parts(estimates: Array, truth: TrueLogZ) -> CellErrors:
     """Bias, variance and mean squared error of estimates of shape (replicates, prompts), at least two replicates."""
     errors = estimates - truth.log_z
     replicates, bias = len(errors), errors.mean(axis=0)
@@ -135,7 +135,7 @@ def cell_error(
     low, high = (_stack(batches, name) for name in ("interval_low", "interval_high"))
     raised = {name: np.array([[name in flags for flags in batch.flags] for batch in batches]) for name in FLAGS}
     by_prompt = {
-        **decompose(_stack(batches, "log_z"), truth)._asdict(),
+        **error_parts(_stack(batches, "log_z"), truth)._asdict(),
         "coverage": ((low <= truth.log_z) & (truth.log_z <= high)).mean(axis=0),
         "width": (high - low).mean(axis=0),
         "ess": _stack(batches, "ess").mean(axis=0),

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from disa.errors import DisaError
-from disa.evaluation import compare as module
-from disa.evaluation.compare import compare_evaluations, sign_flip_test
+from disa.evaluation import paired_tests as module
 from disa.evaluation.metrics import AVERAGE
+from disa.evaluation.paired_tests import compare_evaluations, sign_flip_test
 
 EXACT = {"rel": 0, "abs": 1e-12}
 
