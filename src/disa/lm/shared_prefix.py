@@ -6,7 +6,7 @@ A branch continues one trunk::
     out_trunk  = softmax(q_t k_t' / sqrt(d)) v_t                      causal
     out_branch = softmax(q_b [k_t, k_b]' / sqrt(d)) [v_t, v_b]        causal in b, all of its own t
 
-which is what attention over each concatenated row gives, with linear layers and the trunk's attention done once a
+which is what attention over each concatenated row gives, with linear layers and the trunk's attention done once per
 prompt instead of once per completion. Autograd runs through it, checkpointed layers included.
 
 transformers lets an attention function be registered by name and hands it every keyword argument of the model's

@@ -1,4 +1,4 @@
-"""On-policy DISA for engines that take an advantage per completion and have no loss of their own."""
+"""On-policy DISA for trainers that take an advantage per completion and have no loss of their own."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def advantages(
     ``-mean(advantage * log pi)`` equals that of DISA's ``mean((delta - b)^2)``: the gradient of a square is
     ``2 (delta - b) grad log pi`` (:func:`disa.objectives.trajectory_balance.trajectory_balance_loss`).
 
-    Four conditions, each of which the engine has to be set to:
+    Four conditions, each of which the trainer has to be set to:
 
-    1. log-probabilities are sums over the completion's tokens, and so is the engine's loss per completion; every
+    1. log-probabilities are sums over the completion's tokens, and so is the trainer's loss per completion; every
        completion counts equally, whatever its length;
-    2. the advantages are used as they are: not centred, scaled or clipped by the engine, and no other KL penalty;
+    2. the advantages are used as they are: not centred, scaled or clipped by the trainer, and no other KL penalty;
     3. one optimiser step per batch of completions: after a step A belongs to the policy before it;
     4. all log-probabilities are those of the sampling law: logits over the sampling temperature, no top-p or top-k.
 

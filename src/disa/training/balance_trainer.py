@@ -289,7 +289,7 @@ class BalanceTrainer(StepCompletions):
     def _logs_this_step(self) -> bool:
         """Whether a line of the log follows the optimiser step under way; the entropy is only computed for those.
 
-        They are the engine's, and those that :class:`disa.runs.step_log.StepLog` adds: at checkpoints and after the
+        They are TRL's, and those that :class:`disa.runs.step_log.StepLog` adds: at checkpoints and after the
         last step.
         """
         step, args, state = self.state.global_step + 1, self.args, self.state

@@ -43,7 +43,7 @@ def supervised_batch_loss(length: Length) -> OfflineLoss:
     def loss(log_pi: Tensor, batch: StoredBatch) -> Tensor:
         lengths = batch.tool_mask.sum(dim=1)
         own = supervised_loss(log_pi, torch.ones_like(log_pi), length=length, lengths=lengths)
-        # The engine averages over processes: the mean over all tokens gives each one the weight of its tokens.
+        # transformers averages over processes: the mean over all tokens gives each one the weight of its tokens.
         return own * (lengths.sum() / batch.tokens[0]) if length == "mean" else own
 
     return loss
@@ -158,7 +158,7 @@ class OfflineTrainer(Trainer):
         self.model_accepts_loss_kwargs = False
 
     def _collate(self, numbers: list[int]) -> dict[str, Tensor]:
-        # The engine hands out batches of numbers in turn: one of each process make up one batch of trajectories.
+        # transformers hands out batches of numbers in turn: one of each process make up one batch of trajectories.
         number, parts = numbers[0] // len(numbers), self.args.world_size
         batch = self._trajectories.batch(
             number // parts, len(numbers), "cpu", self.pad_token_id, part=number % parts, parts=parts
@@ -171,7 +171,7 @@ class OfflineTrainer(Trainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor:
-        """Loss of one batch; the engine divides it by the accumulation steps."""
+        """Loss of one batch; transformers divides it by the accumulation steps."""
         batch = StoredBatch(**inputs)
         return self._loss(self.sequence_log_probs(model, batch), batch)
 
