@@ -74,7 +74,8 @@ def preflight(
         raise DisaError(problem, where="recipe, field training.prompts_per_step", fix=fix) from error
     facts.append("prompts: " + ", ".join(f"{len(rows)} {split}" for split, rows in by_split.items()))
     examples = task.examples(found)
-    rewards = checked_rewards(task, examples, [""] * len(examples))
+    stops = [[known.eos_token_id] for known in tokenizers.values()][:1]
+    rewards = checked_rewards(task, examples, [""] * len(examples), stops * len(examples))
     facts.append("reward of an empty completion: " + ", ".join(map(str, rewards)))
     first = [prompt for rows in by_split.values() for prompt in rows[:MOST_PROMPTS]]
     if models and first:

@@ -5,9 +5,11 @@ import json
 
 import pytest
 import yaml
+from datasets import Dataset
 
 import disa
 from disa.errors import DisaError
+from disa.lm.hf_trainer import trainer_arguments
 from disa.runs.parquet_rows import read_rows
 from disa.runs.records import Prompt, ScoredTrajectory
 from disa.tasks import make_task
@@ -160,7 +162,7 @@ def test_a_reward_function_that_returns_nothing_or_too_little_is_named(returned,
 
     judge = RewardFunctions(reward, None)
     with pytest.raises(DisaError, match=f"reward function .*: {found} rewards for 2 completions.*Fix: return one"):
-        judge(["a", "b"], ["1", "2"], {})
+        judge(["a", "b"], ["1", "2"], {}, [[1], [2]])
 
 
 def test_messages_and_template_arguments_are_part_of_the_law(tmp_path, finished_run, prompts, task):
@@ -235,11 +237,23 @@ def test_the_estimates_are_those_of_the_public_estimator(tmp_path, finished_run,
     assert batch.log_z == pytest.approx([anchor.estimates[i].log_z for i in ids], abs=1e-9)
 
 
-def test_what_calibration_does_not_do_yet_is_refused_and_says_so(tmp_path, finished_run, prompts, task):
-    def by_tokens(completion_ids, **_):
-        return [0.0] * len(completion_ids)
+def stop_and_length(completion_ids, **_):
+    """A reward of token ids alone: whether the last one is the stop token, and how many there are."""
+    return [0.5 * (ids[-1] == 1) + len(ids) / 16 for ids in completion_ids]
 
-    with pytest.raises(DisaError, match="reads completion_ids, which calibration does not give yet"):
-        anchor_of(tmp_path / "a", finished_run, prompts, task, by_tokens)
+
+def test_a_reward_function_is_given_the_token_ids_that_were_drawn_as_in_training(tmp_path, finished_run, prompts, task):
+    anchor = anchor_of(tmp_path / "a", finished_run, prompts, task, stop_and_length)
+    rows = anchor.trajectories()
+    assert [row.reward for row in rows] == stop_and_length([row.completion_ids for row in rows])
+    assert {row.truncated for row in rows} == {row.reward < 0.5 for row in rows} == {True, False}
+    args = trainer_arguments(False, 1) | {"max_steps": 1, "num_generations": 4, "per_device_train_batch_size": 24}
+    reference, rows = str(finished_run / "warmup" / "reference"), Dataset.from_list(rows_of(prompts, "train"))
+    trainer = disa.DISATrainer(reference, stop_and_length, anchor, disa.DISAConfig(str(tmp_path / "p"), **args), rows)
+    trainer.train()
+    assert 1 / 16 < trainer.state.log_history[0]["rewards/stop_and_length/mean"] < 1
+
+
+def test_what_is_no_reward_function_is_refused(tmp_path, finished_run, prompts, task):
     with pytest.raises(DisaError, match="3 is no reward function.*sequence classifiers"):
         anchor_of(tmp_path / "a", finished_run, prompts, task, 3)

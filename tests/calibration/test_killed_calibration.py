@@ -1,23 +1,56 @@
-"""A calibration that is killed at any moment and started again ends as one that never was."""
+"""A calibration that is killed at any moments and started again ends as one that never was, with tools and without."""
 
+import collections
 import json
+import multiprocessing
 import random
-import subprocess
-import sys
+import shutil
 import time
-from pathlib import Path
 
+import killed_calls
 import pytest
+import tool_toy as toy
 
 from disa.runs.parquet_rows import read_rows
 from disa.runs.records import PartitionEstimate, Prompt, ScoredTrajectory
 
-SCRIPT = Path(__file__).with_name("calibration_script.py")
+PROMPTS = 130  # three parts
 
 
-def start(finished_run, rows, folder):
-    command = [sys.executable, str(SCRIPT), str(finished_run / "warmup"), str(rows), str(folder)]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+@pytest.fixture(scope="module", params=["plain", "with_tool"])
+def start(request, finished_run, tmp_path_factory):
+    """A function of a folder that starts the call in a process of its own, forked with all imports done."""
+    folder = tmp_path_factory.mktemp(request.param)
+    if request.param == "plain":
+        prompts = [p for path in (finished_run / "1_tasks").glob("*.parquet") for p in read_rows(path, Prompt)]
+        models, given = finished_run / "warmup", [{"prompt": p.prompt} for p in prompts]
+    else:
+        models, given = folder / "reference", toy.rows()
+        toy.save(models)
+    rows = folder / "rows.json"
+    rows.write_text(json.dumps([given[i % len(given)] | {"n": i} for i in range(PROMPTS)]))
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["killed_calls", "trl.trainer.grpo_trainer", "disa.calibration.trainers_draws"])
+
+    def started(target, *args):
+        process = context.Process(target=target, args=args)
+        process.start()
+        return process
+
+    assert call(lambda _: started(killed_calls.nothing), None) == 0  # the server itself
+    work = getattr(killed_calls, request.param)
+    return lambda into: started(work, str(models), str(rows), str(into))
+
+
+def call(start, folder, limit=None):
+    """Exit code of the call; None where it was killed at the limit, in seconds."""
+    process = start(folder)
+    process.join(limit)
+    if process.is_alive():
+        process.kill()
+        process.join()
+        return None
+    return process.exitcode
 
 
 def results(folder):
@@ -25,35 +58,46 @@ def results(folder):
     return scored, read_rows(folder / "5_anchor" / "anchor.parquet", PartitionEstimate)
 
 
-def killed_and_continued(tmp_path, finished_run, kills, seed):
-    rows = tmp_path / "rows.json"
-    prompts = [p for path in (finished_run / "1_tasks").glob("*.parquet") for p in read_rows(path, Prompt)][:9]
-    rows.write_text(json.dumps([{"prompt": prompt.prompt} for prompt in prompts]))
+def under_way(folder):
+    """The first stage that was begun and not finished."""
+    stages = sorted(path.parent for path in folder.glob("*/started.json"))
+    return next((stage.name for stage in stages if not (stage / "manifest.json").is_file()), "between stages")
+
+
+def killed_and_continued(start, tmp_path, kills, seed):
     began = time.monotonic()
-    assert start(finished_run, rows, tmp_path / "whole").wait(timeout=250) == 0
+    assert call(start, tmp_path / "whole") == 0
     whole = time.monotonic() - began
-    moments, interrupted = random.Random(seed), 0
-    for _ in range(kills):
-        process = start(finished_run, rows, tmp_path / "killed")
-        try:
-            # After the imports, where there is something to lose, up to the end.
-            process.wait(timeout=moments.uniform(0.3, 0.9) * whole)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            interrupted += 1
-    assert start(finished_run, rows, tmp_path / "killed").wait(timeout=250) == 0
-    assert interrupted >= (kills + 1) // 2
-    scored, estimates = results(tmp_path / "killed")
-    assert (scored, estimates) == results(tmp_path / "whole")
-    assert len({(r.prompt_id, r.source, r.draw) for r in scored}) == len(scored) == 9 * 12
+    expected, folder = results(tmp_path / "whole"), tmp_path / "killed"
+    assert len({(r.prompt_id, r.source, r.draw) for r in expected[0]}) == len(expected[0]) == PROMPTS * 4
+    moments, stages = random.Random(seed), collections.Counter()
+    while stages.total() < kills:
+        code = call(start, folder, moments.uniform(0.1, 0.9) * whole)
+        if code is None:
+            stages[under_way(folder)] += 1
+        else:  # it came to its end between two kills: compared, and begun anew
+            assert code == 0
+            assert results(folder) == expected
+            shutil.rmtree(folder)
+    assert call(start, folder) == 0
+    assert results(folder) == expected
+    print(f"{kills} kills of a call of {whole:.1f} s:", dict(sorted(stages.items())))
 
 
-def test_a_kill_loses_and_doubles_nothing(tmp_path, finished_run):
-    killed_and_continued(tmp_path, finished_run, kills=1, seed=0)
+def test_three_kills_lose_and_double_nothing(start, tmp_path):
+    killed_and_continued(start, tmp_path, kills=3, seed=0)
+
+
+def test_processes_that_make_the_same_call_share_its_work(start, tmp_path):
+    assert call(start, tmp_path / "alone") == 0
+    together = [start(tmp_path / "shared") for _ in range(2)]
+    for process in together:
+        process.join()
+    assert [process.exitcode for process in together] == [0, 0]
+    assert results(tmp_path / "shared") == results(tmp_path / "alone")
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_thirty_kills_lose_and_double_nothing(tmp_path, finished_run):
-    killed_and_continued(tmp_path, finished_run, kills=30, seed=1)
+@pytest.mark.timeout(3600)
+def test_thirty_kills_lose_and_double_nothing(start, tmp_path):
+    killed_and_continued(start, tmp_path, kills=30, seed=1)

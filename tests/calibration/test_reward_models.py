@@ -76,8 +76,8 @@ def test_it_judges_as_trl_does_and_trains_on_its_anchor(tmp_path, reference, cla
 def test_a_reward_does_not_depend_on_its_neighbours(classifier):
     judge = RewardFunctions(classifier, None)
     texts = ["1", "23", "123", "3213", "12"]
-    together = judge(["1"] * 5, texts, {})
-    assert together == [judge(["1"], [text], {})[0] for text in texts]
+    together = judge(["1"] * 5, texts, {}, [])
+    assert together == [judge(["1"], [text], {}, [])[0] for text in texts]
 
 
 def test_another_models_rewards_have_another_identity(classifier, reference):

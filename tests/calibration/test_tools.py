@@ -301,7 +301,6 @@ class Moody(toy.Oracle):
     ("given", "changed", "rows", "message"),
     [
         ({"tools": [toy.ask]}, {}, [{"prompt": "1"}], "prompts are texts, and tools need messages"),
-        ({"environment_factory": {"a": toy.Oracle}}, {}, None, "several environments .* not supported yet"),
         ({"environment_factory": Moody}, {}, None, "drawn from a rendered prompt of"),
         ({"tools": [toy.ask]}, {"use_vllm": True}, None, "use_vllm and tools.* not supported together yet"),
         ({"tools": [toy.ask]}, {"reward_range": [0, 0.1]}, None, "a reward is .*, expected a number in .0, 0.1."),
@@ -312,6 +311,12 @@ def test_what_cannot_be_calibrated_is_refused(given, changed, rows, message, tab
     args = disa.CalibrationConfig(str(tmp_path), **{"num_generations": 4, "max_completion_length": 5} | changed)
     with pytest.raises(DisaError, match=message):
         disa.calibrate(str(table[0]), toy.reward, rows or toy.rows(), args, processing_class=toy.tokenizer(), **given)
+
+
+def test_a_launch_of_several_processes_is_refused_with_the_way_to_share_the_work(table, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(DisaError, match="2 processes of one launch.*waits at every batch.*without a launcher"):
+        calibrated(tmp_path, table[0], "tool")
 
 
 def test_without_a_reward_that_counts_it_says_so(table, tmp_path):

@@ -135,10 +135,15 @@ class Toy(OracleForCausalLM):
         self.lm_head = Head(config.vocab_size, config.tokens)
 
 
-def save(folder, seed=0):
-    """Write the reference; returns its table."""
+def register():
+    """Let transformers load it."""
     AutoConfig.register(ToyConfig.model_type, ToyConfig, exist_ok=True)
     AutoModelForCausalLM.register(ToyConfig, Toy, exist_ok=True)
+
+
+def save(folder, seed=0):
+    """Write the reference; returns its table."""
+    register()
     table = random_model(SPACE, 10, np.random.default_rng(seed), spread=0.7, eos_logit=0.3)
     model = Toy(ToyConfig(vocab_size=SPACE.vocabulary, length_limit=SPACE.length_limit, prompts=10))
     with torch.no_grad():

@@ -21,7 +21,7 @@ from disa.recipe import Recipe
 from disa.runs.processes import count, rank
 from disa.tasks.python_rows import PythonRows, PythonRowsConfig
 from disa.tasks.reward_functions import RewardFunctions, Rewards
-from disa.tasks.tools import Tools
+from disa.tasks.tools import Environments, Tools
 
 Rows = Sequence[Mapping[str, Any]]
 """A ``datasets.Dataset`` or a list of rows."""
@@ -43,7 +43,7 @@ def calibrate(
     reward_processing_classes: Any = None,
     backend: str | None = None,
     tools: Sequence[Callable[..., Any]] | None = None,
-    environment_factory: Callable[[], Any] | None = None,
+    environment_factory: Environments | None = None,
     rollout_func: Callable[..., Any] | None = None,
 ) -> Anchor:
     """Estimate log Z of every prompt and freeze it.
@@ -74,7 +74,7 @@ def calibrate(
         Tokenizers of the reward models, one per reward function; by default those beside them.
     tools, environment_factory, rollout_func
         As in :class:`trl.GRPOTrainer`. TRL's own code then draws and judges. Log-probabilities are those of the tokens
-        that the model wrote itself.
+        that the model wrote itself. Rows may come without a prompt where ``reset`` makes it of their columns.
     backend : str, optional
         ``ray`` or ``ray:HOST:PORT``: draw and score on a Ray cluster, whose nodes see the models under the same names.
 
@@ -88,15 +88,21 @@ def calibrate(
     DisaError
         Where an argument, a row or a reward is not usable; nothing that was drawn is lost.
     """
-    train, heldout = list(train_dataset), list(eval_dataset or [])
+    own = Tools(tools or (), environment_factory, rollout_func, args.max_tool_calling_iterations)
+    train, heldout = (own.with_prompts(list(rows or [])) for rows in (train_dataset, eval_dataset))
     if not train:
-        raise DisaError("train_dataset has no rows", where="disa.calibrate", fix="give at least one row")
+        fix = (
+            "give at least one row; where reset makes the prompts, rows of what it makes them from, such as a seed, as "
+            "log Z belongs to a prompt"
+        )
+        raise DisaError("train_dataset has no rows", where="disa.calibrate", fix=fix)
     if not isinstance(model, str | Path) and processing_class is None:
         raise DisaError("a model in memory brings no tokenizer", where="disa.calibrate", fix="give processing_class")
     keys = args.key_columns
     if keys is None:
         keys = [name for name in train[0] if name != "prompt"]
-    own = Tools(tools or (), environment_factory, rollout_func, args.max_tool_calling_iterations)
+    if own.several and "environment" not in keys:
+        keys = [*keys, "environment"]
     if own:
         _check_tools(args, backend)
     reward = RewardFunctions(
@@ -115,14 +121,18 @@ def calibrate(
 
 
 def _check_tools(args: CalibrationConfig, backend: str | None) -> None:
-    """Refuse what TRL's own drawing cannot be combined with yet."""
-    found = "use_vllm" if args.use_vllm else "a backend" if backend else "several processes" if count() > 1 else None
-    if found:
+    """Refuse what TRL's own drawing cannot be combined with."""
+    tools = "tools, environments or a rollout function"
+    if count() > 1:
         raise DisaError(
-            f"{found} and tools, environments or a rollout function are not supported together yet",
+            f"{count()} processes of one launch, and {tools}: TRL's trainer, which draws with them, waits at every "
+            "batch for all processes of a launch, and here each of them takes parts of its own",
             where="disa.calibrate",
-            fix="calibrate in one process, without it",
+            fix="make the same call in several processes without a launcher: they share the work; launch the training",
         )
+    if found := "use_vllm" if args.use_vllm else "a backend" if backend else None:
+        problem = f"{found} and {tools} are not supported together yet"
+        raise DisaError(problem, where="disa.calibrate", fix="calibrate without it, in several processes if need be")
 
 
 def _draw_by_trl(

@@ -31,7 +31,8 @@ class SamplingConfig(StageConfig):
     system_prompt: str | None = None
     """System message in front of the user message; needs ``conversational``."""
     messages: bool = False
-    """Prompts are JSON lists of messages, which go through the chat template as they are; needs ``conversational``."""
+    """Prompts are JSON: messages, or objects of ``messages`` and ``tools``. They go through the chat template as they
+    are; needs ``conversational``."""
     chat_template_kwargs: dict[str, Any] = {}
     """Further arguments of the chat template, such as ``enable_thinking``; needs ``conversational``."""
     top_p: float = 1.0
@@ -54,8 +55,8 @@ class SamplingConfig(StageConfig):
             raise ValueError("system_prompt is for prompts of text; with messages: true it is a message of its own")
         return self
 
-    def trainer_prompt(self, text: str) -> str | list[dict[str, str]]:
-        """A prompt in the form that TRL's datasets use: a string, or a list of messages."""
+    def trainer_prompt(self, text: str) -> Any:
+        """A prompt in the form that TRL's datasets use: a string, or a list of messages; with tools of its own both."""
         if not self.conversational:
             return text
         if self.messages:
@@ -76,12 +77,14 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, text: str, sampling: Sampl
                 where=str(tokenizer.name_or_path),
                 fix="set sampling.conversational: false, or use an instruction-tuned model",
             )
+        prompt = sampling.trainer_prompt(text)
+        own = {"tools": prompt["tools"]} if isinstance(prompt, dict) else {}
         return tokenizer.apply_chat_template(
-            sampling.trainer_prompt(text),
+            prompt["messages"] if own else prompt,
             add_generation_prompt=True,
             tokenize=True,
             return_dict=True,
-            **sampling.chat_template_kwargs,
+            **own | sampling.chat_template_kwargs,
         )["input_ids"]
     ids = tokenizer(text)["input_ids"]
     # Where padding is the end token, as a fallback, a prompt may well hold it, as chat templates written out do.

@@ -146,7 +146,8 @@ def run_scoring(
         block, _ = part
         if task.judged_when_drawn:
             return *part, [t.judged for t in block]
-        return *part, checked_rewards(task, [by_id[t.prompt_id] for t in block], [t.completion for t in block])
+        asked, texts = [by_id[t.prompt_id] for t in block], [t.completion for t in block]
+        return *part, checked_rewards(task, asked, texts, [t.completion_ids for t in block])
 
     def make(part: _Judged, advance: Advance) -> list[ScoredTrajectory]:
         block, log_ref, rewards = part

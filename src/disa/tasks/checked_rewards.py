@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Sequence
+from typing import Any
 
 from disa.errors import DisaError
 from disa.runs.records import Prompt
 from disa.tasks.task import Task
 
 
-def checked_rewards(task: Task, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float | None]:
+def checked_rewards(
+    task: Task, prompts: Sequence[Prompt], completions: Sequence[str], completion_ids: Sequence[Sequence[int]] = ()
+) -> list[float | None]:
     """The task's rewards, checked: bounded numbers, None where a completion stays undecided.
 
     Raises DisaError where the task raises, returns another number of rewards, NaN, or a number outside its declared
@@ -19,12 +22,13 @@ def checked_rewards(task: Task, prompts: Sequence[Prompt], completions: Sequence
     """
     low, high = task.reward_range
     fix = f"return a number in {list(task.reward_range)} for every completion"
+    given: Any = (prompts, completions, completion_ids) if task.reads_token_ids else (prompts, completions)
     try:
-        rewards = task.rewards(prompts, completions)
+        rewards = task.rewards(*given)
     except DisaError:
         raise
     except Exception as error:
-        culprit = _first_that_raises(task, prompts, completions)
+        culprit = _first_that_raises(task, *given)
         where = f"task {task.name}, {culprit}field reward"
         raise DisaError(f"the reward raised {type(error).__name__}: {error}", where=where, fix=fix) from error
     if len(rewards) != len(completions):
@@ -56,11 +60,11 @@ def check_range(reward: float, reward_range: tuple[float, float], *, where: str,
         )
 
 
-def _first_that_raises(task: Task, prompts: Sequence[Prompt], completions: Sequence[str]) -> str:
+def _first_that_raises(task: Any, *given: Sequence[Any]) -> str:
     """Find, for the message, the prompt whose completion alone makes the rewards raise; empty where none does."""
-    for prompt, completion in zip(prompts, completions, strict=True):
+    for row in zip(*given, strict=True):
         try:
-            task.rewards([prompt], [completion])
+            task.rewards(*([value] for value in row))
         except Exception:
-            return f"prompt {prompt.prompt_id}, "
+            return f"prompt {row[0].prompt_id}, "
     return ""

@@ -72,6 +72,7 @@ class PythonRows(Task):
     name = TASK
     version = VERSION
     has_modes = False
+    reads_token_ids = True
 
     def __init__(
         self,
@@ -128,19 +129,19 @@ class PythonRows(Task):
 
     def _prompt_of(self, key: str, split: str) -> Prompt:
         row = self.row(key)
-        prompt = self._tools.prompt(row)
-        text = prompt if isinstance(prompt, str) else json.dumps(prompt)
         others = {name: value for name, value in row.items() if name not in ("prompt", "prompt_id")}
-        return Prompt(key, TASK, split, text, json.dumps(others, default=repr), None)
+        return Prompt(key, TASK, split, self._tools.text(row), json.dumps(others, default=repr), None)
 
-    def rewards(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float | None]:
-        """Rewards as the trainer's own path gives them: columns as lists, chat completions as messages."""
+    def rewards(
+        self, prompts: Sequence[Prompt], completions: Sequence[str], completion_ids: Sequence[Sequence[int]] = ()
+    ) -> list[float | None]:
+        """Rewards as the trainer's own path gives them: columns as lists, chat completions as messages, token ids."""
         if self.judged_when_drawn:
             return [None] * len(prompts)
         rows = [self._rows[p.split][p.prompt_id] for p in prompts]
         columns = {name: [row.get(name) for row in rows] for name in rows[0] if name != "prompt"} if rows else {}
         given = [[{"role": "assistant", "content": c}] for c in completions] if self.messages else list(completions)
-        return self._reward([row["prompt"] for row in rows], given, columns)
+        return self._reward([row["prompt"] for row in rows], given, columns, [list(ids) for ids in completion_ids])
 
     def mode(self, prompt: Prompt, completion: str) -> None:
         """No modes: the rows do not list their solutions."""

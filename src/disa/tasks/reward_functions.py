@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,11 +21,11 @@ Rewards = Any
 class RewardFunctions:
     """A weighted sum of TRL reward functions, weights being 1 by default.
 
-    They are called as TRL calls them, with ``prompts``, ``completions`` and every column, and return one value per
-    completion: functions, partials, objects, coroutine functions; sequence classifiers, by name, folder or object, with
-    their tokenizers (``processing_classes``, None for that beside the model) and arguments of their chat templates. A
-    function of weight 0 is not called: it is for logging. With ``tools``, TRL's trainer judges what it draws: only the
-    identity is asked for then.
+    They are called as TRL calls them, with ``prompts``, ``completions``, ``completion_ids`` and every column, and give
+    one value per completion: functions, partials, objects, coroutine functions; sequence classifiers, by name, folder
+    or object, with their tokenizers (``processing_classes``, None for that beside the model) and arguments of their
+    chat templates. A function of weight 0 is not called: it is for logging. With ``tools``, TRL's trainer judges what
+    it draws: only the identity is asked for then.
     """
 
     def __init__(
@@ -62,23 +62,31 @@ class RewardFunctions:
                     where="reward_funcs",
                     fix="give functions of (prompts, completions, ...), or sequence classifiers",
                 )
-            if not tools and "completion_ids" in _parameters(function):
-                raise DisaError(
-                    "it reads completion_ids, which calibration does not give yet: it judges texts",
-                    where=f"reward function {name_of(function)}",
-                    fix="read completions instead",
-                )
         self._used = [(f, w) for f, w in zip(called, weights, strict=True) if w != 0]
-        if tools and tools.reward:
-            called, weights = [*called, SimpleNamespace(fingerprint=tools.reward)], [*weights, 1.0]
-        if not any(weights):
-            raise DisaError("no reward function counts", where="reward_funcs", fix="give one of a weight above 0")
+        own = tools.rewards if tools else {}
+        if not self._used and (not own or None in own.values()):
+            lacking = "".join(f", and environment {name!r} has no get_reward" for name, r in own.items() if r is None)
+            fix = "give one of a weight above 0"
+            raise DisaError(f"no reward function counts{lacking}", where="reward_funcs", fix=fix)
+        for name in dict.fromkeys(filter(None, own.values())):
+            called, weights = [*called, SimpleNamespace(fingerprint=name)], [*weights, 1.0]
         self.fingerprint = reward_fingerprint(called, weights)
 
-    def __call__(self, prompts: list[Any], completions: list[Any], columns: dict[str, list[Any]]) -> list[float | None]:
+    def __call__(
+        self,
+        prompts: list[Any],
+        completions: list[Any],
+        columns: dict[str, list[Any]],
+        completion_ids: list[list[int]],
+    ) -> list[float | None]:
         """Sum of each completion's decided rewards; None where any function of the sum leaves it undecided."""
-        given: dict[str, Any] = {"prompts": prompts, "completions": completions} | columns
-        given |= {"trainer_state": None, "log_extra": lambda *_: None, "log_metric": lambda *_: None}
+        given: dict[str, Any] = columns | {"prompts": prompts, "completions": completions}
+        given |= {
+            "completion_ids": completion_ids,
+            "trainer_state": None,
+            "log_extra": lambda *_: None,
+            "log_metric": lambda *_: None,
+        }
         totals: list[float | None] = [0.0] * len(prompts)
         for function, weight in self._used:
             found = function(**given)
@@ -94,10 +102,3 @@ class RewardFunctions:
                 undecided = value is None or math.isnan(value)
                 totals[i] = None if undecided or total is None else total + weight * float(value)
         return totals
-
-
-def _parameters(function: RewardFunction) -> Collection[str]:
-    try:
-        return inspect.signature(function).parameters
-    except (TypeError, ValueError):  # a callable that does not tell
-        return ()

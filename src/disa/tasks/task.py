@@ -58,6 +58,8 @@ class Task(ABC):
     """Identity of what answers the model while it writes."""
     judged_when_drawn: bool = False
     """Whether trajectories come with their reward: where tools or environments took part."""
+    reads_token_ids: bool = False
+    """Whether ``rewards`` takes the completions' token ids as a third argument."""
     has_modes: bool = True
     """Whether every correct completion has a mode."""
     reward_range: tuple[float, float] = (0.0, 1.0)

@@ -40,6 +40,7 @@ from disa.objectives.trajectory_balance import (
     trajectory_balance_loss,
     trajectory_balance_residual,
 )
+from disa.tasks.tools import Environments
 from disa.training.audit import ResidualRecord
 from disa.training.card import model_card
 from disa.training.checks import check_args, check_steps, check_together
@@ -103,12 +104,14 @@ class BalanceTrainer(StepCompletions):
         optimizers: tuple[Any, Any] = (None, None),
         peft_config: Any = None,
         tools: list[Callable[..., Any]] | None = None,
-        environment_factory: Callable[[], Any] | None = None,
+        environment_factory: Environments | None = None,
         rollout_func: Callable[..., Any] | None = None,
     ) -> None:
         check_args(args)
         args.complete()
-        train_dataset, eval_dataset, datasets = check_datasets(train_dataset, eval_dataset)
+        train_dataset, eval_dataset, datasets = check_datasets(
+            train_dataset, eval_dataset, speaks_first=environment_factory is not None
+        )
         check_steps(train_dataset, args)
         check_together(log_z, args, datasets, offline)
         model = load_policy(model, reference, peft_config, args)

@@ -32,7 +32,7 @@ def check_given(anchor: Any, reward_funcs: Any, tools: Tools) -> None:
             where="anchor",
             fix="give what disa.calibrate returned, or the folder RUN/5_anchor",
         )
-    if reward_funcs is None and tools.reward:
+    if reward_funcs is None and any(tools.rewards.values()):
         return
     for function in reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]:
         if not (callable(function) or isinstance(function, str)):

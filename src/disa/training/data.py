@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,12 +10,13 @@ from datasets import Dataset
 
 from disa.errors import DisaError
 from disa.tasks.python_rows import prompt_key
+from disa.tasks.tools import EMPTY_PROMPT
 
 _DATA = "train_dataset or eval_dataset"
 
 
-def check_dataset(dataset: Any, name: str) -> Dataset:
-    """Rows as a data set: a list of rows is made one.
+def check_dataset(dataset: Any, name: str, *, speaks_first: bool = False) -> Dataset:
+    """Rows as a data set: a list of rows is made one. Prompts may be missing where an environment speaks first.
 
     Raises DisaError for rows that stream, several data sets where one is expected, none, or nothing.
     """
@@ -25,24 +27,28 @@ def check_dataset(dataset: Any, name: str) -> Dataset:
             f"{name} is {type(dataset).__name__}, expected a datasets.Dataset or a list of rows, all known before "
             "training",
             where=name,
-            fix="give one split (dataset['train']), or Dataset.from_list(list(rows))",
+            fix="give one split (dataset['train']), or Dataset.from_list(list(rows)); where reset makes the prompts, "
+            "rows of what it makes them from, such as a seed, as log Z belongs to a prompt",
         )
     if not len(dataset):
         raise DisaError(f"{name} has no rows, expected at least one", where=name, fix="give the run's prompts")
     if "prompt" not in dataset.column_names:
-        raise _missing("prompt", dataset, name)
+        if not speaks_first:
+            raise _missing("prompt", dataset, name)
+        dataset = dataset.add_column("prompt", [EMPTY_PROMPT] * len(dataset))
     return dataset
 
 
-def check_datasets(train: Any, evaluation: Any) -> tuple[Dataset, Any, list[Dataset]]:
+def check_datasets(train: Any, evaluation: Any, *, speaks_first: bool = False) -> tuple[Dataset, Any, list[Dataset]]:
     """Training rows, evaluation rows (None, one data set, or several by name), and all of them."""
-    train = check_dataset(train, "train_dataset")
+    check = functools.partial(check_dataset, speaks_first=speaks_first)
+    train = check(train, "train_dataset")
     if isinstance(evaluation, dict):
-        evaluation = {name: check_dataset(rows, f"eval_dataset[{name!r}]") for name, rows in evaluation.items()}
+        evaluation = {name: check(rows, f"eval_dataset[{name!r}]") for name, rows in evaluation.items()}
         return train, evaluation, [train, *evaluation.values()]
     if evaluation is None:
         return train, None, [train]
-    evaluation = check_dataset(evaluation, "eval_dataset")
+    evaluation = check(evaluation, "eval_dataset")
     return train, evaluation, [train, evaluation]
 
 

@@ -7,7 +7,7 @@ business: GRPO and GSPO train with it and TRL's loss.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +40,17 @@ class SharedPromptTrainer(GRPOTrainer):
     rollout_bound: float | None = None
     _generations = 0
     _rewards_per_func = torch.empty(0)
+    _own_rewards: Mapping[int, type]
+    """Environments whose own reward a function gives."""
 
     def __init__(self, model: Any, *others: Any, args: GRPOConfig, **settings: Any) -> None:
         with policy_precision(model, args):
             super().__init__(model, *others, args=args, **settings)
-        for function, name in zip(self.reward_funcs, self.reward_func_names, strict=True):
+        self._own_rewards = {}
+        for i, function in enumerate(self.reward_funcs):
             if getattr(function, "__qualname__", "").endswith("__init__.<locals>.get_reward"):
-                function.fingerprint = f"{name}.get_reward"  # TRL's wrapper of an environment's own reward
+                function.fingerprint = f"{self.reward_func_names[i]}.get_reward"  # TRL's wrapper of an environment's
+                self._own_rewards[i] = function.__defaults__[0]
         if self.args.disable_dropout:
             without_dropout(self.accelerator.unwrap_model(self.model))
         models = [self.accelerator.unwrap_model(m) for m in (self.model, self.ref_model) if m is not None]
@@ -67,8 +71,12 @@ class SharedPromptTrainer(GRPOTrainer):
             return super().training_step(*args, **kwargs)
 
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
-        self._rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        return self._rewards_per_func
+        found = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        elsewhere = torch.zeros(len(prompts), found.size(1), dtype=torch.uint8, device=found.device)
+        for i, kind in self._own_rewards.items():  # which has no say in another environment, and decides in its own
+            elsewhere[:, i] = torch.tensor([type(environment) is not kind for environment in self.environments])
+        self._rewards_per_func = torch.where(self.accelerator.gather(elsewhere).bool(), 0.0, found)
+        return found
 
     def raw_rewards(self) -> Tensor:
         """Weighted sums of the newest rewards, of all processes' rows in their order, shape (rows,).

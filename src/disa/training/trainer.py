@@ -15,7 +15,7 @@ from disa.lm.sampling_config import SamplingConfig
 from disa.runs.provenance import Fingerprint
 from disa.tasks.python_rows import rows_identity
 from disa.tasks.reward_identity import reward_fingerprint
-from disa.tasks.tools import TEMPLATE_ARGUMENTS, Tools
+from disa.tasks.tools import TEMPLATE_ARGUMENTS, Environments, Tools
 from disa.training.anchors_own import anchors_own, reference_name
 from disa.training.balance_trainer import BalanceTrainer
 from disa.training.checks import check_args, check_given
@@ -69,7 +69,7 @@ class DISATrainer(BalanceTrainer):
         offline: StoredTrajectories | None = None,
         eval_dataset: Any = None,
         tools: list[Callable[..., Any]] | None = None,
-        environment_factory: Callable[[], Any] | None = None,
+        environment_factory: Environments | None = None,
         rollout_func: Callable[..., Any] | None = None,
         **others: Any,
     ) -> None:
@@ -84,7 +84,9 @@ class DISATrainer(BalanceTrainer):
             chat_template_kwargs={k: v for k, v in anchor.chat_template_kwargs.items() if k not in TEMPLATE_ARGUMENTS}
             or None,
         )
-        train_dataset, eval_dataset, datasets = check_datasets(train_dataset, eval_dataset)
+        train_dataset, eval_dataset, datasets = check_datasets(
+            train_dataset, eval_dataset, speaks_first=environment_factory is not None
+        )
         if anchor.key_columns is None:
             check_columns(datasets)
             check_prompts(datasets)
@@ -99,9 +101,10 @@ class DISATrainer(BalanceTrainer):
         plan = flag_plan(anchor, train_dataset.unique("prompt_id"), args.flagged, prompts_per_step=per_step)
         if offline is None and args.offline_share > 0 and anchor.path is not None:
             tokenizer = others.get("processing_class") or load_tokenizer(reference_name(model))
-            prompts = {row["prompt_id"]: self._tools.prompt(row) for row in train_dataset}
+            texts = {row["prompt_id"]: self._tools.text(row) for row in train_dataset}
             own = {"cap": args.offline_weight_cap, "seed": args.seed, "plan": plan}
-            offline = anchors_own(anchor, prompts, tokenizer, **own)
+            messages = not isinstance(train_dataset[0]["prompt"], str)
+            offline = anchors_own(anchor, texts, tokenizer, messages=messages, **own)
         if offline is not None:
             require_frozen_log_z(offline.prompts, plan)
         if plan.count("skip"):
@@ -121,9 +124,9 @@ class DISATrainer(BalanceTrainer):
         given = others | {"offline": offline, "eval_dataset": eval_dataset} | self._tools.as_given()
         super().__init__(model, reward_funcs, log_z, args, train_dataset, **given)
         anchor.verify(self.fingerprint(train_dataset))
-        prompts = {row["prompt_id"]: self._tools.prompt(row) for dataset in datasets for row in dataset}
-        if environment_factory:
-            self._batch_environments = [None] * len(prompts)
+        rows = {row["prompt_id"]: row for dataset in datasets for row in dataset}
+        prompts = {prompt_id: self._tools.prompt(row) for prompt_id, row in rows.items()}
+        self._batch_environments = [self._tools.environment(row) for row in rows.values()]
         ids = dict(zip(prompts, self._tokenize_prompts(list(prompts.values()))[0], strict=True))
         anchor.verify_prompts(ids)
         self.add_callback(ReferenceGuard(self, anchor, ids))
