@@ -1,6 +1,7 @@
 """A trainer reports as TRL users expect: evaluation, the best model, completions, backends, parsed arguments."""
 
 import json
+import struct
 import sys
 import types
 from importlib.machinery import ModuleSpec
@@ -111,6 +112,81 @@ def test_the_table_goes_to_the_backend(small_run, tmp_path, monkeypatch, backend
     trainer._table.write()
     (table,) = [message["completions"] for message in sent]
     assert table["residual"].notna().all()
+
+
+LOGGED = ("kl_to_target", "residual/rms", "log_z", "reward")
+
+
+def reported(small_run, tmp_path, backend, **settings):
+    """Train two steps with a real backend; what was logged of each, by step."""
+    trainer = small_run.trainer(tmp_path, report_to=backend, max_steps=2, logging_steps=1, **settings)
+    trainer.train()
+    lines = [line for line in trainer.state.log_history if "residual/rms" in line]
+    assert [line["step"] for line in lines] == [1, 2]
+    return {name: [line[name] for line in lines] for name in LOGGED}
+
+
+def test_tensorboards_events_hold_what_was_logged(small_run, tmp_path):
+    pytest.importorskip("tensorboard", reason="pip install tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    logged = reported(small_run, tmp_path, "tensorboard")
+    (file,) = tmp_path.rglob("events.out.tfevents.*")
+    events = EventAccumulator(str(file)).Reload()
+    for name, values in logged.items():
+        read = events.Scalars(f"train/{name}")
+        assert [event.step for event in read] == [1, 2]
+        # An event holds a float32.
+        assert [event.value for event in read] == pytest.approx(values, rel=1e-6, abs=1e-7)
+
+
+def wandbs_records(path):
+    """Records of an offline file: blocks of 2^15 bytes of checksum, length, kind and data, as in LevelDB's log."""
+    data, at, record = path.read_bytes(), 7, b""
+    while at + 7 <= len(data):
+        if (left := 2**15 - at % 2**15) < 7:
+            at += left
+            continue
+        size, kind = struct.unpack_from("<HB", data, at + 4)
+        record += data[at + 7 : at + 7 + size]
+        at += 7 + size
+        if kind in (1, 4):  # whole, or the last piece
+            yield record
+            record = b""
+
+
+def test_wandbs_offline_run_holds_what_was_logged_and_the_completions(small_run, tmp_path, monkeypatch):
+    wandb = pytest.importorskip("wandb", reason="pip install wandb")
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    logged = reported(small_run, tmp_path, "wandb", log_completions=True)
+    wandb.finish()
+    (file,) = tmp_path.rglob("run-*.wandb")
+    history = [Record.FromString(record).history for record in wandbs_records(file)]
+    rows = [{"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in h.item} for h in history if h.item]
+    for name, values in logged.items():
+        assert [row[f"train/{name}"] for row in rows if f"train/{name}" in row] == values
+    tables = [json.loads(path.read_text()) for path in tmp_path.rglob("completions_*.table.json")]
+    assert {len(table["data"]) for table in tables} == {12}
+    assert all(len({row[table["columns"].index("residual")] for row in table["data"]}) > 1 for table in tables)
+
+
+def test_trackios_data_base_holds_what_was_logged(small_run, tmp_path, monkeypatch):
+    pytest.importorskip("trackio", reason="pip install trackio")
+    from trackio.sqlite_storage import SQLiteStorage
+
+    for name, module in list(sys.modules.items()):  # TRL may have imported it
+        if name.startswith("trackio") and hasattr(module, "TRACKIO_DIR"):
+            monkeypatch.setattr(module, "TRACKIO_DIR", tmp_path / "trackio")
+    logged = reported(small_run, tmp_path, "trackio", log_completions=True, project="disa", run_name="tested")
+    assert (tmp_path / "trackio").is_dir()
+    rows = SQLiteStorage.get_logs("disa", "tested")
+    for name, values in logged.items():
+        assert [row[f"train/{name}"] for row in rows if f"train/{name}" in row] == values
+    # TRL hands over the last table once more when training ends.
+    assert [len(row["completions"]["_value"]) for row in rows if "completions" in row] == [12, 12, 12]
 
 
 def test_rows_of_an_earlier_generation_are_not_written_over_the_newest():
