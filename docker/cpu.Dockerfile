@@ -6,7 +6,8 @@ FROM python:3.11-slim-bookworm
 # bubblewrap: the sandbox of model-written programs.
 RUN apt-get update \
     && apt-get install --no-install-recommends -y bubblewrap=0.8.* \
-    && rm -rf /var/lib/apt/lists/*
+    && rm -rf /var/lib/apt/lists/* \
+    && useradd --create-home --uid 1000 disa
 
 ENV UV_SYSTEM_PYTHON=1 UV_TORCH_BACKEND=cpu
 RUN pip install --no-cache-dir uv==0.13.*
@@ -16,7 +17,6 @@ COPY src /opt/disa/src
 COPY recipes /opt/disa/recipes
 RUN uv pip install --no-cache /opt/disa
 
-RUN useradd --create-home --uid 1000 disa
 USER 1000
 WORKDIR /home/disa
 ENTRYPOINT ["disa"]

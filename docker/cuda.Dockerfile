@@ -7,7 +7,8 @@ FROM python:3.11-slim-bookworm
 # bubblewrap: the sandbox of model-written programs. A compiler: kernels are compiled while running.
 RUN apt-get update \
     && apt-get install --no-install-recommends -y bubblewrap=0.8.* gcc=4:12.* libc6-dev=2.36-* \
-    && rm -rf /var/lib/apt/lists/*
+    && rm -rf /var/lib/apt/lists/* \
+    && useradd --create-home --uid 1000 disa
 
 ENV UV_SYSTEM_PYTHON=1
 RUN pip install --no-cache-dir uv==0.13.*
@@ -17,7 +18,6 @@ COPY src /opt/disa/src
 COPY recipes /opt/disa/recipes
 RUN uv pip install --no-cache '/opt/disa[vllm]'
 
-RUN useradd --create-home --uid 1000 disa
 USER 1000
 WORKDIR /home/disa
 ENTRYPOINT ["disa"]

@@ -119,6 +119,17 @@ def test_day_and_night_are_legible_and_nothing_leaves_the_window(written, tmp_pa
     assert luminance(colours[True][0]) < 0.05 < 0.9 < luminance(colours[False][0])
 
 
+def test_a_number_and_its_error_stay_on_one_line_in_a_narrow_window(written, tmp_path):
+    lines = (
+        "return [...document.querySelectorAll('td')].filter(d => d.textContent.includes('±')).map(d => {"
+        "const range = document.createRange(); range.selectNodeContents(d);"
+        "return [d.textContent, new Set([...range.getClientRects()].map(r => r.top)).size]})"
+    )
+    with browser(written, tmp_path / "profile", width=500) as session:
+        found = session.run(lines)
+    assert len(found) > 10 and [text for text, drawn in found if drawn != len(text.splitlines())] == []
+
+
 def luminance(colour):
     channels = [int(part) / 255 for part in colour[colour.index("(") + 1 : -1].split(",")[:3]]
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]

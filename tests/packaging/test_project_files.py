@@ -60,6 +60,13 @@ def test_the_workflow_takes_torch_for_cpus_and_skips_no_browser():
     assert "index-url" not in (ROOT / "Makefile").read_text() + (ROOT / ".ci" / "run").read_text()
 
 
+def test_the_oldest_torch_of_the_metadata_is_the_one_that_is_tried():
+    (bound,) = re.findall(r"torch>=([\d.]+)", " ".join(PROJECT["dependencies"]))
+    places = [ROOT / "Makefile", ROOT / ".github" / "workflows" / "ci.yml", ROOT / "tests/packaging/test_wheel.py"]
+    tried = [found for path in places for found in re.findall(r"torch==([\d.]+)", path.read_text(encoding="utf-8"))]
+    assert len(tried) >= 4 and set(tried) == {f"{bound}.0"}
+
+
 def test_only_the_job_that_publishes_may_ask_for_an_identity():
     jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "release.yml").read_text())["jobs"]
     asked = {name: job.get("permissions", {}) for name, job in jobs.items()}
