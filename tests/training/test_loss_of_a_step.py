@@ -149,6 +149,8 @@ def test_the_length_scale_divides_the_gradient_and_the_clip_bounds_each_completi
     clipped, before, _ = one_step(small_run, tmp_path / "clipped", baseline="none", residual_clip=bound)
     deltas = residuals(small_run, before, clipped.losses[0][0])
     assert (deltas.abs() > bound).any() and (deltas.abs() < bound).any()
+    assert clipped.state.log_history[0]["residual/clipped"] == (deltas.abs() > bound).double().mean()
+    assert "residual/clipped" not in plain.state.log_history[0]
     assert clipped.losses[0][1] == pytest.approx(deltas.clamp(-bound, bound).square().mean().item(), rel=LOSS_TOLERANCE)
 
 

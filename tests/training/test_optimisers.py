@@ -4,6 +4,7 @@ from importlib.util import find_spec
 
 import pytest
 import torch
+from transformers import Trainer, TrainingArguments
 
 from disa.errors import DisaError
 from disa.lm.loading import load_model
@@ -45,6 +46,18 @@ def test_a_recipe_s_optimiser_trains(small_run, tmp_path, monkeypatch, name, kin
         assert optimizer.args.optim_bits == 8
     before, after = load_model(small_run.reference), load_model(stage.path / "model")
     assert all((a != b).any() for a, b in zip(after.parameters(), before.parameters(), strict=True))
+
+
+@bitsandbytes
+def test_states_of_large_weights_take_a_byte_each():
+    layer = torch.nn.Linear(128, 128)  # above the 4,096 numbers from which the library does it
+    made, settings = Trainer.get_optimizer_cls_and_kwargs(TrainingArguments("unused", optim="adamw_8bit"), layer)
+    optimizer, before = made(layer.parameters(), **settings), layer.weight.detach().clone()
+    layer(torch.ones(1, 128)).square().mean().backward()
+    optimizer.step()
+    states = [optimizer.state[layer.weight][name] for name in ("state1", "state2")]
+    assert [(s.dtype, s.shape) for s in states] == [(torch.uint8, layer.weight.shape)] * 2
+    assert (layer.weight != before).all()
 
 
 def missing(library):

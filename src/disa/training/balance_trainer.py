@@ -217,6 +217,10 @@ class BalanceTrainer(StepCompletions):
         log_sampler = torch.where(fresh, log_pi.detach(), log_sampler)
         moved = per_length(log_pi - log_sampler, length, lengths)
         shaped = self._shaped(residual, moved)
+        if (clip := self._clip) is not None:
+            gap = self.accelerator.gather((residual - moved).detach())
+            outside = ((gap < -clip["low"]) | (gap > clip["high"]))[~gap.isnan()]
+            self._metrics[mode]["residual/clipped"].append(outside.double().mean().item() if len(outside) else 0.0)
         # Undecided rows (a NaN reward) carry no gradient; a micro-batch of only such rows gives a zero loss.
         decided = ~residual.isnan()
         weight, baseline = importance_weight(log_pi, log_sampler, cap=self.args.weight_cap)[decided], None

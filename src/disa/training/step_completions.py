@@ -111,9 +111,14 @@ class StepCompletions(LogZModuleTrainer):
 
     def _shaped(self, residual: Tensor, moved: Tensor) -> Tensor:
         """What is squared, but for the baseline; ``moved`` is what the policy has moved since it drew."""
-        bound = self.args.residual_clip
-        clip = self.log_z.clip if bound is None else {"low": bound, "high": bound}
+        clip = self._clip
         return self.log_z.scale * (residual if clip is None else clip_gap(residual, moved, **clip))
+
+    @property
+    def _clip(self) -> dict[str, float] | None:
+        """Bounds of a residual, ``low`` below 0 and ``high`` above; None for none."""
+        bound = self.args.residual_clip
+        return self.log_z.clip if bound is None else {"low": bound, "high": bound}
 
     def groups(self, rows: int) -> Tensor:
         """Group number of every process's rows, which TRL's sampler puts side by side."""
