@@ -59,7 +59,7 @@ test-verl: install .verl/installed  ## The verl plugin against the real verl, on
 test-ray: install .verl/installed  ## Calibration on a Ray of two nodes on this machine
 	PYTHONPATH=.verl OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" tests/ray_calibration
 
-# 86 MB of packages; by hand.
+# 90 MB of packages; by hand.
 test-verl-ray: install .verl/installed  ## verl's own trainer on a Ray of two nodes on this machine
 	PYTHONPATH=.verl OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests/verl_ray
 

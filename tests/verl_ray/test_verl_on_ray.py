@@ -16,6 +16,7 @@ import torch
 import yaml
 
 from disa.anchor import Anchor
+from disa.lm.digests import weights_digest
 from disa.lm.loading import load_model, load_tokenizer, trainable_model
 from disa.lm.log_probs import sequence_log_probs
 from disa.lm.sampling_config import decode_completion, encode_prompt
@@ -116,19 +117,23 @@ def trained(conversational_run, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def recomputed(trained):
-    """Loss, gradient norm before clipping and weights of every step, from the sampled tokens alone."""
-    recipe = load_recipe(trained.recipe_file)
-    config, sampling = recipe.training, recipe.sampling
+    return recompute(trained, trained.samples)
+
+
+def recompute(training, samples):
+    """Loss, gradient norm before clipping of every step, and the last weights, from the sampled tokens alone."""
+    recipe = load_recipe(training.recipe_file)
+    config, sampling, steps = recipe.training, recipe.sampling, recipe.training.steps
     task, anchor = make_task(recipe.tasks), Anchor.load(f"{recipe.run_dir}/5_anchor")
     reference, policy = load_model(recipe.models.reference), trainable_model(recipe.models.reference)
     tokenizer = load_tokenizer(recipe.models.reference)
     prompts = read_rows(f"{recipe.run_dir}/1_tasks/train.parquet", Prompt)
     by_ids = {tuple(encode_prompt(tokenizer, p.prompt, sampling)): p for p in prompts}
     optimizer = torch.optim.AdamW(policy.parameters(), lr=config.learning_rate, weight_decay=0.0, betas=(0.9, 0.999))
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5 + 0.5 * math.cos(math.pi * step / STEPS))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5 + 0.5 * math.cos(math.pi * step / steps))
     found = {}
-    for step in range(1, STEPS + 1):
-        rows = [row for row in trained.samples if row["step"] == step - 1]
+    for step in range(1, steps + 1):
+        rows = [row for row in samples if row["step"] == step - 1]
         prompt_ids, completions = [row["prompt_ids"] for row in rows], [row["completion_ids"] for row in rows]
         owners = [by_ids[tuple(ids)] for ids in prompt_ids]
         reward = torch.tensor(
@@ -183,36 +188,63 @@ def test_new_weights_reach_the_rollout_before_it_samples(trained):
     recipe = load_recipe(trained.recipe_file)
     reference = load_model(recipe.models.reference)
     for row in trained.samples:
-        [there] = sequence_log_probs(
-            reference,
-            [row["prompt_ids"]],
-            [row["completion_ids"]],
-            temperature=1.0,
-            compute="float32",
-            tokens_per_batch=4096,
-        )
+        [there] = sequence_log_probs(reference, [row["prompt_ids"]], [row["completion_ids"]])
         same = abs(there - sum(row["log_probs"])) < 1e-5
         assert same == (row["step"] == 0)
 
 
-def test_a_lost_node_ends_the_run_with_its_name_and_a_second_start_continues(conversational_run, tmp_path):
-    training = Training(conversational_run, tmp_path / "lost", steps=12, save_every=2)
+def test_disa_evaluate_measures_an_exported_checkpoint_without_rounding_it(trained, tmp_path):
+    model = trained.folder / "model"
+    command = [sys.executable, "-m", "disa", "evaluate", f"trained={model}", "--recipe", str(trained.recipe_file)]
+    command += ["--output", str(tmp_path)]
+    done = subprocess.run(command, env=trained.cluster.environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    said = json.loads((tmp_path / "leaderboard" / "trained.json").read_text())["config_general"]
+    exported = load_model(model)
+    assert (said["model_dtype"], said["model_sha"]) == ("float32", weights_digest(exported))
+    assert weights_digest(exported.bfloat16().float()) != said["model_sha"]
+
+
+@pytest.fixture(scope="module")
+def resumed(conversational_run, tmp_path_factory):
+    """A training whose second node is killed, and then started again; with what was there before that."""
+    training = Training(conversational_run, tmp_path_factory.mktemp("lost") / "ray", steps=12, save_every=2)
     try:
         running = training.start()
         while running.poll() is None and max(training.metrics, default=0) < 3:
             time.sleep(0.1)
         training.cluster.kill(1)
-        assert running.wait(300) == 2, training.log[-6000:]
-        said = training.log.strip().splitlines()[-1]
-        assert "left the Ray cluster" in training.log and "continues from its last checkpoint" in training.log, said
-        before = training.metrics
+        code = running.wait(300)
         training.cluster.start(cpus=8, gpus=1)
-        again = training.start()
-        assert again.wait(1200) == 0, training.log[-6000:]
-        # The file is written anew: it holds the steps of the second start alone.
-        assert max(training.metrics) == 12 and min(training.metrics) in {s + 1 for s in range(2, max(before) + 1, 2)}
+        said, steps, samples = training.log, training.metrics, training.samples
+        [newest] = training.folder.glob("run/verl/checkpoints/*/latest_checkpointed_iteration.txt")
+        saved = int(newest.read_text())
+        assert training.start().wait(1200) == 0, training.log[-6000:]
+        # Samples of what the checkpoint does not hold are drawn again.
+        anew = [row for row in training.samples if row not in samples]
+        samples = [row for row in samples if row["step"] < saved] + anew
+        yield training, code, said, steps, saved, samples
     finally:
         training.close()
+
+
+def test_a_lost_node_ends_the_run_with_its_address(resumed):
+    _, code, said, steps, saved, _ = resumed
+    assert code == 2 and 3 <= max(steps) < 12, said[-6000:]
+    [last] = [line for line in said.splitlines() if line.startswith("disa: ")]
+    assert "left the Ray cluster" in last and "continues from its last checkpoint" in last
+    assert saved in {max(steps) // 2 * 2, max(steps) // 2 * 2 - 2}
+
+
+def test_a_second_start_continues_weights_optimiser_and_schedule(resumed):
+    training, _, _, before, saved, samples = resumed
+    after = training.metrics  # the file is written anew
+    assert sorted(after) == list(range(saved + 1, 13))
+    found, _ = recompute(training, samples)
+    for step, metrics in ({k: v for k, v in before.items() if k <= saved} | after).items():
+        # As above. An optimiser that had lost its moments would be off by half one step behind the checkpoint.
+        assert metrics["actor/pg_loss"] == pytest.approx(found[step]["loss"], rel=1e-5, abs=1e-6), step
+        assert metrics["actor/grad_norm"] == pytest.approx(found[step]["norm"], rel=1e-5), step
 
 
 def test_a_reward_worker_that_refuses_stops_the_run_with_its_words(conversational_run, tmp_path):
