@@ -28,6 +28,8 @@ def test_k_hat_and_smoothed_weights_agree_with_arviz(n, spread):
     log_w = np.random.default_rng(n).normal(0, spread, n)
     arrays = plain_draws(log_w)
     arviz_log_w, arviz_k = array_stats.psislw(-log_w)
+    if np.isnan(arviz_k):
+        pytest.skip("this release of arviz-stats fits no tail of so few draws")
     assert estimate_log_partition_batch(**arrays).pareto_k[0] == pytest.approx(float(arviz_k), abs=1e-9)
     ours = smoothed_log_weights(collect_draws(**arrays, reward_range=(0, 1)))
     # ArviZ normalises its weights to sum to one; 1e-9 leaves room for its sums in log space.
