@@ -29,21 +29,22 @@ def main() -> None:
     """Warm up once, then time drawing and scoring in each of the three ways."""
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--recipe", default="recipes/quickstart.yaml")
+    options.add_argument("--set", action="append", default=[], metavar="STAGE.KEY=VALUE", help="override in the recipe")
     options.add_argument("--repeats", type=int, default=3)
     given = options.parse_args()
+    recipe = [given.recipe, *(word for setting in given.set for word in ("--set", setting))]
     folder = Path(tempfile.mkdtemp())
     os.environ["OMP_NUM_THREADS"] = "1"
-    disa(given.recipe, folder / "warm", "--until", "warmup")
+    os.environ["RAY_worker_niceness"] = "0"  # as the other ways' processes; by default Ray's give way to anything
+    disa(recipe, folder / "warm", "--until", "warmup")
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     for _ in range(2):
         cluster.add_node(num_cpus=1)
     ray.init(address=cluster.address)
     ways = {
-        "one process": lambda run: disa(given.recipe, run, "--until", "scoring", core="0"),
-        "two workers": lambda run: workers(given.recipe, run),
-        "two Ray nodes": lambda run: disa(
-            given.recipe, run, "--until", "scoring", "--on", f"ray:{cluster.address}", core=None
-        ),
+        "one process": lambda run: disa(recipe, run, "--until", "scoring", core="0"),
+        "two workers": lambda run: workers(recipe, run),
+        "two Ray nodes": lambda run: disa(recipe, run, "--until", "scoring", "--on", f"ray:{cluster.address}"),
     }
     try:
         found = in_turns({name: timed(folder, way) for name, way in ways.items()}, given.repeats)
@@ -52,7 +53,8 @@ def main() -> None:
         cluster.shutdown()
         shutil.rmtree(folder)
     rows = [[name, *(f"{s.wall:.0f}" for s in seconds)] for name, seconds in found.items()]
-    lines = table(["seconds", *(f"turn {i + 1}" for i in range(given.repeats))], rows)
+    lines = [f"Settings: `{' '.join(recipe)}`.\n"]
+    lines += table(["seconds", *(f"turn {i + 1}" for i in range(given.repeats))], rows)
     for slower in ("one process", "two workers"):
         lines.append(f"\n{slower} over two Ray nodes: {ratio(found[slower], found['two Ray nodes'])[0]}.")
     fill("ray_calibration", "\n".join(lines), PAGE)
@@ -72,18 +74,18 @@ def timed(folder: Path, way):
     return work
 
 
-def command(recipe: str, run: Path, *words: str, core: str | None) -> list[str]:
+def command(recipe: list[str], run: Path, *words: str, core: str | None) -> list[str]:
     """``disa run``, on one core where it is named."""
     pinned = ["taskset", "-c", core] if core else []
-    return [*pinned, sys.executable, "-m", "disa", "run", recipe, "--set", f"run_dir={run}", *words]
+    return [*pinned, sys.executable, "-m", "disa", "run", *recipe, "--set", f"run_dir={run}", *words]
 
 
-def disa(recipe: str, run: Path, *words: str, core: str | None = None) -> None:
+def disa(recipe: list[str], run: Path, *words: str, core: str | None = None) -> None:
     """Run to the end."""
     subprocess.run(command(recipe, run, *words, core=core), check=True, stdout=subprocess.DEVNULL)
 
 
-def workers(recipe: str, run: Path) -> None:
+def workers(recipe: list[str], run: Path) -> None:
     """Two processes at one run directory, a core each."""
     both = [subprocess.Popen(command(recipe, run, "--until", "scoring", core=core)) for core in ("0", "1")]
     if any([process.wait() for process in both]):

@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import pickle
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -106,7 +107,10 @@ class RayBackend:
         given = {"function": cloudpickle.dumps(make), "expected": expected}
         # An actor whose node is gone would wait for room elsewhere, and its parts with it.
         once = {"max_restarts": 0, "max_task_retries": 0}
-        data = data.map_batches(workers.Maker, fn_constructor_kwargs=given, compute=pool, **share, **once, **one)
+        with warnings.catch_warnings():
+            # Ray 2.64 takes these two away; pyproject.toml allows the releases before it.
+            warnings.simplefilter("ignore", ray.util.annotations.RayDeprecationWarning)
+            data = data.map_batches(workers.Maker, fn_constructor_kwargs=given, compute=pool, **share, **once, **one)
         self._in_vain += 1
         try:
             for row in data.iter_rows():
