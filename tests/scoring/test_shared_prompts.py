@@ -85,6 +85,16 @@ def test_float32_gradients_agree_with_the_padded_path_to_rounding(name):
     assert_equal_gradients(found, expected, 1e-4)
 
 
+@pytest.mark.parametrize("name", ["gemma2", "mistral with a window"])
+def test_a_model_that_was_drawn_from_can_be_trained(name, kernel):
+    branch_attention._band.cache_clear()
+    model, (prompts, completions) = small_architecture(name), ragged_rows()
+    with torch.inference_mode():
+        drawn = shared(model, prompts, completions)
+    found = shared(model, prompts, completions)
+    assert found.tolist() == drawn.tolist() and all(g.abs().max() > 0 for g in gradients(model, found).values())
+
+
 @pytest.mark.parametrize("name", ["llama", "gemma2", "mistral with a window"])
 def test_equal_lengths_take_the_way_without_gathering_and_agree_as_well(name, kernel):
     model = small_architecture(name)

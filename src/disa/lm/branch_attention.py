@@ -139,9 +139,9 @@ def _blocks(query: Tensor, key: Tensor, value: Tensor, kind: AttentionKind) -> T
 @functools.lru_cache(maxsize=8)
 def _band(queries: int, keys: int, window: int | None, device: torch.device) -> Tensor:
     """Which keys each query sees, the last query being the last key."""
-    ones = torch.ones(queries, keys, dtype=torch.bool, device=device)
-    seen = ones.tril(keys - queries)
-    return seen if window is None else seen.triu(keys - queries - window + 1)
+    with torch.inference_mode(False):  # made when completions are drawn, and kept for the training behind it
+        seen = torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
+        return seen if window is None else seen.triu(keys - queries - window + 1)
 
 
 class _Joined(torch.autograd.Function):

@@ -6,9 +6,11 @@ import logging
 import math
 import os
 import pickle
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from importlib.util import find_spec
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from disa.errors import DisaError
@@ -16,10 +18,14 @@ from disa.errors import DisaError
 if TYPE_CHECKING:
     from disa.recipe import Recipe
 
+_log = logging.getLogger(__name__)
+
 FORWARDED = ("HF_HOME", "HF_HUB_OFFLINE", "HF_HUB_DISABLE_TELEMETRY", "TRANSFORMERS_OFFLINE")
 """Environment variables that decide which files a model name stands for: processes on other nodes get them too."""
 ATTEMPTS = 3
 """Attempts of which none made a part, after which it is not nodes that are lost."""
+PATIENCE = 60.0
+"""Seconds without a part after which a lost node is taken to be what the others wait for."""
 _MODEL_CPU = 0.75
 """Of a core, where there are no GPUs; the rest of it is a verifier's."""
 
@@ -49,19 +55,25 @@ class RayBackend:
             raise DisaError("Ray is not installed", where="--on ray", fix="pip install 'disa[ray]'")
         import ray
 
-        environment = {name: os.environ[name] for name in FORWARDED if name in os.environ}
-        if not ray.is_initialized():
-            try:
-                ray.init(address=address, runtime_env={"env_vars": environment}, log_to_driver=False)
-            except (ConnectionError, RuntimeError, ValueError) as error:
-                problem = f"no Ray cluster answers ({str(error).splitlines()[0]})"
-                fix = "start one with 'ray start --head', or correct the address"
-                raise DisaError(problem, where=f"--on ray:{address}", fix=fix) from error
+        self._address, self._gpus, self._in_vain = address, gpus, 0
+        self._connected_here = not ray.is_initialized()
+        if self._connected_here:
+            self._connect()
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         context.verbose_stats_logs = False
         logging.getLogger("ray.data").setLevel(logging.WARNING)
-        self._in_vain, self._gpus = 0, gpus
+
+    def _connect(self) -> None:
+        import ray
+
+        environment = {name: os.environ[name] for name in FORWARDED if name in os.environ}
+        try:
+            ray.init(address=self._address, runtime_env={"env_vars": environment}, log_to_driver=False)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            problem = f"no Ray cluster answers ({str(error).splitlines()[0]})"
+            fix = "start one with 'ray start --head', or correct the address"
+            raise DisaError(problem, where=f"--on ray:{self._address}", fix=fix) from error
 
     def make(
         self, blocks: Mapping[str, Any], first: Callable[[Any], Any] | None, make: Callable[..., list[Any]]
@@ -113,7 +125,7 @@ class RayBackend:
             data = data.map_batches(workers.Maker, fn_constructor_kwargs=given, compute=pool, **share, **once, **one)
         self._in_vain += 1
         try:
-            for row in data.iter_rows():
+            for row in self._rows(data):
                 made = pickle.loads(row["block"])
                 if isinstance(made, DisaError):
                     raise made
@@ -124,6 +136,59 @@ class RayBackend:
             if self._in_vain == ATTEMPTS:
                 problem = f"no part was made in {ATTEMPTS} attempts ({str(error).splitlines()[0]})"
                 raise DisaError(problem, where="--on ray", fix="see Ray's logs on the nodes") from error
+
+    def _rows(self, data: Any) -> Iterator[Any]:
+        """Rows of a data set as they come; no more of them where a node was lost and none comes.
+
+        Ray Data does not replace an actor that was lost while it had no part, and then waits for ever.
+        """
+        rows: SimpleQueue[Any] = SimpleQueue()
+        left = threading.Event()
+
+        def read() -> None:
+            try:
+                for row in data.iter_rows():
+                    rows.put(row)
+                    if left.is_set():
+                        return
+                rows.put(None)
+            except BaseException as error:  # raised where the rows are asked for
+                rows.put(error)
+
+        nodes = _alive()
+        threading.Thread(target=read, daemon=True).start()
+        try:
+            while True:
+                try:
+                    row = rows.get(timeout=PATIENCE)
+                except Empty:
+                    if nodes <= _alive():
+                        continue
+                    return self._begin_again()
+                if row is None:
+                    return
+                if isinstance(row, BaseException):
+                    raise row
+                yield row
+        finally:
+            left.set()
+
+    def _begin_again(self) -> None:
+        """Give up everything under way on the cluster, by leaving it."""
+        import ray
+
+        if not self._connected_here:
+            problem = f"a node was lost, and no part came for {PATIENCE:.0f} s"
+            raise DisaError(problem, where="Ray", fix="call it again in a new session of Ray: finished parts are kept")
+        _log.warning("a node was lost, and no part came for %.0f s: what is missing is asked for again", PATIENCE)
+        ray.shutdown()
+        self._connect()
+
+
+def _alive() -> set[str]:
+    import ray
+
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
 
 
 def backend_on(place: str | None, recipe: Recipe) -> RayBackend | None:
