@@ -53,6 +53,8 @@ class RayBackend:
     def __init__(self, address: str | None = None, gpus: int = 1) -> None:
         if find_spec("ray") is None:
             raise DisaError("Ray is not installed", where="--on ray", fix="pip install 'disa[ray]'")
+        # Else a thread that asks for rows of a cluster that was left would join another one.
+        os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
         import ray
 
         self._address, self._gpus, self._in_vain = address, gpus, 0
@@ -156,7 +158,8 @@ class RayBackend:
                 rows.put(error)
 
         nodes = _alive()
-        threading.Thread(target=read, daemon=True).start()
+        reader = threading.Thread(target=read, daemon=True)
+        reader.start()
         try:
             while True:
                 try:
@@ -164,7 +167,7 @@ class RayBackend:
                 except Empty:
                     if nodes <= _alive():
                         continue
-                    return self._begin_again()
+                    return self._begin_again(reader)
                 if row is None:
                     return
                 if isinstance(row, BaseException):
@@ -173,7 +176,7 @@ class RayBackend:
         finally:
             left.set()
 
-    def _begin_again(self) -> None:
+    def _begin_again(self, reader: threading.Thread) -> None:
         """Give up everything under way on the cluster, by leaving it."""
         import ray
 
@@ -182,6 +185,7 @@ class RayBackend:
             raise DisaError(problem, where="Ray", fix="call it again in a new session of Ray: finished parts are kept")
         _log.warning("a node was lost, and no part came for %.0f s: what is missing is asked for again", PATIENCE)
         ray.shutdown()
+        reader.join(PATIENCE)  # it fails now, and must not go on in the next session
         self._connect()
 
 
