@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from disa.anchor import Anchor
-from disa.anchor.anchor import freeze
+from disa.anchor.frozen_files import freeze
 from disa.errors import DisaError
 from disa.partition import estimate_log_partition_batch
 from disa.runs.provenance import Fingerprint

@@ -8,7 +8,7 @@ import pytest
 from test_anchor import BETA, FINGERPRINT, estimates, frozen
 
 from disa.anchor import Anchor
-from disa.anchor.anchor import freeze
+from disa.anchor.frozen_files import freeze
 from disa.anchor.probes import PROBES, prompt_digest, take_probes
 from disa.errors import DisaError
 from disa.partition.features import features_fingerprint

@@ -9,20 +9,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import disa
 from disa.errors import DisaError
-from disa.lm.hf_trainer import trainer_arguments
 from disa.runs.parquet_rows import read_rows
 from disa.runs.records import Prompt, ScoredTrajectory
 from disa.testing.hf import oracle_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:You are using 'environment_factory'")  # TRL's
-
-SMALL = trainer_arguments(False, 1) | {
-    "max_steps": 2,
-    "num_generations": 4,
-    "per_device_train_batch_size": 20,
-    "gradient_accumulation_steps": 1,
-    "save_strategy": "no",
-}
 
 
 class Plain:
@@ -83,7 +74,7 @@ def calibrated(folder, table, rows, reward=toy.reward, draws=100, **environments
 
 def trained(folder, table, anchor, rows, reward=toy.reward, **environments):
     changed = environments.pop("changed", {})
-    args = disa.DISAConfig(str(folder), **SMALL | changed)
+    args = disa.DISAConfig(str(folder), **toy.SMALL | changed)
     own = {"processing_class": toy.tokenizer()} | environments
     trainer = disa.DISATrainer(str(table[0]), reward, anchor, args, rows, **own)
     trainer.train()
@@ -194,7 +185,7 @@ def test_a_prompt_shows_the_tools_of_its_own_environment_alone(tmp_path):
 
     anchor = disa.calibrate(str(tmp_path / "model"), length, rows, args, **given)
     trainer = disa.DISATrainer(
-        str(tmp_path / "model"), length, anchor, disa.DISAConfig(str(tmp_path / "p"), **SMALL), rows, **given
+        str(tmp_path / "model"), length, anchor, disa.DISAConfig(str(tmp_path / "p"), **toy.SMALL), rows, **given
     )
     asked = []
     generate = trainer._generate_and_score_completions

@@ -204,24 +204,15 @@ def test_the_environments_own_reward_is_the_trainers_too(table, tmp_path):
         answer = toy.read(row.completion_ids)[1]
         assert row.reward == pytest.approx(int(answer) / 9 if answer else 0.0, abs=1e-6)
     assert anchor.fingerprint.reward == "Scored.get_reward"
-    config = disa.DISAConfig(str(tmp_path), **SMALL)
+    config = disa.DISAConfig(str(tmp_path), **toy.SMALL)
     trainer = disa.DISATrainer(str(table[0]), None, anchor, config, toy.rows(), **own)
     trainer.train()
     assert trainer.state.global_step == 2
 
 
-SMALL = trainer_arguments(False, 1) | {
-    "max_steps": 2,
-    "num_generations": 4,
-    "per_device_train_batch_size": 20,
-    "gradient_accumulation_steps": 1,
-    "save_strategy": "no",
-}
-
-
 def test_the_forward_projection_learns_the_models_own_tokens(table, anchors, tmp_path):
     anchor = anchors("oracle")
-    trainer = trained(tmp_path, table[0], anchor, "oracle", offline_share=0.5, **SMALL)
+    trainer = trained(tmp_path, table[0], anchor, "oracle", offline_share=0.5, **toy.SMALL)
     batch = trainer._offline.batch(0, 40, "cpu", 13)
     log_pi, _ = trainer.sequence_log_probs(trainer.model, vars(batch))
     assert 5 < int((batch.completion_mask - batch.tool_mask).sum()) < 40
@@ -275,7 +266,7 @@ def test_other_tools_than_the_anchors_are_refused(given, message, table, anchors
             str(table[0]),
             toy.reward,
             anchor,
-            disa.DISAConfig(str(tmp_path), **SMALL),
+            disa.DISAConfig(str(tmp_path), **toy.SMALL),
             toy.rows(),
             processing_class=toy.tokenizer(),
             **given,
@@ -284,7 +275,7 @@ def test_other_tools_than_the_anchors_are_refused(given, message, table, anchors
 
 def test_another_limit_on_rounds_is_refused(table, anchors, tmp_path):
     with pytest.raises(DisaError, match="at most 1 rounds"):
-        trained(tmp_path, table[0], anchors("tool"), "tool", max_tool_calling_iterations=1, **SMALL)
+        trained(tmp_path, table[0], anchors("tool"), "tool", max_tool_calling_iterations=1, **toy.SMALL)
 
 
 class Moody(toy.Oracle):
@@ -331,7 +322,7 @@ def test_what_the_policy_thinks_of_the_tools_words_is_in_no_number(changes, tabl
     for shift in (0.0, 5.0):
         policy = toy.Toy.from_pretrained(table[0])
         policy.lm_head.bias[3:] += shift  # digits: e^-30 becomes e^-25, next to nothing still
-        args = disa.DISAConfig(str(tmp_path), **SMALL | {"logging_steps": 1, "learning_rate": 0.1} | changes)
+        args = disa.DISAConfig(str(tmp_path), **toy.SMALL | {"logging_steps": 1, "learning_rate": 0.1} | changes)
         trainer = disa.DISATrainer(
             policy,
             toy.reward,
@@ -371,7 +362,7 @@ def test_prompts_computed_once_for_all_completions_leave_the_tools_words_out_too
     assert len(called) > 5 and {row.reward for row in anchor.trajectories()} == {0.0, 1.0}
     # Sampler and scorer are two programs: one goes token by token through the calls, one takes each completion whole.
     assert max(abs(row.log_sampler - row.log_ref) for row in called) < 1e-4
-    trainer = disa.DISATrainer(**given, anchor=anchor, args=disa.DISAConfig(str(tmp_path / "policy"), **SMALL))
+    trainer = disa.DISATrainer(**given, anchor=anchor, args=disa.DISAConfig(str(tmp_path / "policy"), **toy.SMALL))
     assert trainer.prompts_not_shared is None
     trainer.train()  # the guard compares log pi_ref of the anchor's own trajectories with the trainer's
     assert trainer.state.global_step == 2

@@ -9,11 +9,20 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from disa.lm.hf_trainer import trainer_arguments
 from disa.testing import EnumerableModel, Space, random_model
 from disa.testing.hf import OracleConfig, OracleForCausalLM, oracle_tokenizer
 
 SPACE, LIMIT, BETA = Space(3, 5), 5, 3.0
 PROMPTS, ANSWERS = "01234", "56789"
+SMALL = trainer_arguments(False, 1) | {
+    "max_steps": 2,
+    "num_generations": 4,
+    "per_device_train_batch_size": 20,
+    "gradient_accumulation_steps": 1,
+    "save_strategy": "no",
+}
+"""Settings of a trainer for two steps."""
 TEMPLATE = (
     "{% for m in messages %}{{ m['content'] }}"
     "{% for c in m.get('tool_calls') or [] %}{{ c['function']['name'] }}{{ c['function']['arguments'] }}{% endfor %}"

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from disa.anchor.anchor import freeze
+from disa.anchor.frozen_files import freeze
 from disa.cli.main import main
 from disa.partition.config import PartitionConfig
 from disa.partition.stage import run_partition

@@ -10,7 +10,7 @@ import pytest
 from scipy.special import expit
 
 from disa.anchor import Anchor
-from disa.anchor.anchor import freeze
+from disa.anchor.frozen_files import freeze
 from disa.cli.inspect import inspect_path
 from disa.cli.main import main
 from disa.errors import DisaError

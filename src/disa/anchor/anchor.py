@@ -11,21 +11,22 @@ from typing import Any
 
 import numpy as np
 
+from disa.anchor.frozen_files import (
+    PROBE_BOUND,
+    PROBES,
+    REGRESSOR,
+    VERSION,
+    check_frozen,
+    check_regressor,
+    freeze,
+)
 from disa.anchor.probes import Probe, prompt_digest
 from disa.errors import DisaError
-from disa.runs.files import file_digest, whole_file
-from disa.runs.folders import read_json, write_json
-from disa.runs.parquet_rows import read_rows, write_rows
+from disa.runs.files import file_digest
+from disa.runs.folders import read_json
+from disa.runs.parquet_rows import read_rows
 from disa.runs.provenance import Fingerprint
 from disa.runs.records import PartitionEstimate, Prompt, ScoredTrajectory
-
-VERSION = 3
-"""Raised whenever a frozen anchor would say something else; 3: it knows its prompts' token ids."""
-_REGRESSOR = "regressor.npz"
-_PROBES = "probes.parquet"
-
-PROBE_BOUND = 1e-3
-"""That of sampler and scorer in float32 (``scoring.parity_bound``); an anchor of bfloat16 scores has a wider one."""
 
 # How to make each field agree again, shown when it does not.
 _FIXES = {
@@ -115,11 +116,11 @@ class Anchor:
                 fix="rerun the anchor stage; a frozen log Z is never edited",
             )
         fingerprint = Fingerprint.from_dict(manifest["fingerprint"])
-        _check_regressor(path / _REGRESSOR, manifest.get("regressor"), fingerprint)
+        check_regressor(path / REGRESSOR, manifest.get("regressor"), fingerprint)
         version, probes = manifest.get("version", 1), []
         if version >= VERSION:
-            _check_frozen(path / _PROBES, manifest.get("probes"))
-            probes = read_rows(path / _PROBES, Probe)
+            check_frozen(path / PROBES, manifest.get("probes"))
+            probes = read_rows(path / PROBES, Probe)
         return cls(
             estimates=MappingProxyType({row.prompt_id: row for row in rows}),
             fingerprint=fingerprint,
@@ -203,7 +204,7 @@ class Anchor:
             Where the anchor is of another version.
         """
         self._check_version()
-        regressor = None if self.path is None else self.path / _REGRESSOR
+        regressor = None if self.path is None else self.path / REGRESSOR
         freeze(
             path,
             list(self.estimates.values()),
@@ -352,7 +353,7 @@ class Anchor:
         from disa.partition.regression import predicted_rows
         from disa.partition.regressor import Regressor
 
-        path = None if self.path is None else self.path / _REGRESSOR
+        path = None if self.path is None else self.path / REGRESSOR
         if path is None or not path.is_file():
             raise DisaError(
                 "the anchor holds no regressor", where=str(self.path or "anchor"), fix="set partition.regressor: true"
@@ -419,88 +420,3 @@ class Anchor:
         }
         fingerprint = dataclasses.replace(self.fingerprint, inverse_temperature=beta)
         return dataclasses.replace(self, estimates=MappingProxyType(moved), fingerprint=fingerprint)
-
-
-def freeze(
-    path: str | Path,
-    estimates: Sequence[PartitionEstimate],
-    fingerprint: Fingerprint,
-    *,
-    reward_range: tuple[float, float],
-    binary: bool,
-    probes: Sequence[Probe] = (),
-    probe_bound: float = PROBE_BOUND,
-    evidence: Mapping[str, Any] | None = None,
-    key_columns: Sequence[str] | None = None,
-    chat_template_kwargs: Mapping[str, Any] | None = None,
-    regressor: str | Path | None = None,
-) -> dict[str, Any]:
-    """Write ``anchor.parquet``, ``probes.parquet`` and a manifest; returns what the manifest says under ``anchor``.
-
-    ``evidence`` goes into the manifest, and the regressor's file, where there is one, into the folder. Raises DisaError
-    where there is no estimate, an estimate is not finite, or lies outside beta times the reward range.
-    """
-    path = Path(path)
-    if not estimates:
-        raise DisaError("no estimates to freeze", where=str(path), fix="run the partition stage on at least one prompt")
-    low, high = (fingerprint.inverse_temperature * r for r in reward_range)
-    seen: set[str] = set()
-    for index, row in enumerate(estimates):
-        if row.prompt_id in seen:
-            raise DisaError(
-                "a second estimate of this prompt",
-                where=f"{path}, row {index}, prompt {row.prompt_id}",
-                fix="freeze one estimate per prompt",
-            )
-        seen.add(row.prompt_id)
-        # One ulp-scale allowance: log1p(expm1(b)) may exceed b by rounding.
-        if not low - 1e-9 <= row.log_z <= high + 1e-9:
-            raise DisaError(
-                f"field log_z is {row.log_z}, expected a value in [{low}, {high}]",
-                where=f"{path}, row {index}, prompt {row.prompt_id}",
-                fix="estimate log Z with the same inverse temperature and reward range",
-            )
-    path.mkdir(parents=True, exist_ok=True)
-    write_rows(path / "anchor.parquet", list(estimates), PartitionEstimate)
-    write_rows(path / _PROBES, list(probes), Probe)
-    manifest = {
-        "version": VERSION,
-        "fingerprint": fingerprint.as_dict(),
-        "reward_range": list(reward_range),
-        "binary": binary,
-        "prompts": len(estimates),
-        "digest": file_digest(path / "anchor.parquet")[:16],
-        "probes": file_digest(path / _PROBES)[:16],
-        "probe_bound": probe_bound,
-        "evidence": dict(evidence or {}),
-        "chat_template_kwargs": dict(chat_template_kwargs or {}),
-        "key_columns": None if key_columns is None else list(key_columns),
-    }
-    if regressor is not None:
-        with whole_file(path / _REGRESSOR) as file:
-            file.write(Path(regressor).read_bytes())
-        manifest["regressor"] = file_digest(path / _REGRESSOR)[:16]
-    write_json(path / "manifest.json", {"anchor": manifest})
-    return manifest
-
-
-def _check_frozen(path: Path, expected: str | None) -> None:
-    """Refuse a file that is not the frozen one."""
-    found = file_digest(path)[:16] if path.is_file() else None
-    if found != expected:
-        raise DisaError(
-            f"{path.name} is not the one that was frozen (digest {found}, manifest says {expected})",
-            where=str(path.parent),
-            fix="rerun the anchor stage; what was frozen is never edited, added or removed",
-        )
-
-
-def _check_regressor(path: Path, expected: str | None, fingerprint: Fingerprint) -> None:
-    """Refuse a regressor's file that is not the frozen one, or whose features are not the anchor's."""
-    _check_frozen(path, expected)
-    if expected is not None:
-        # scipy loads with the regressor, and most anchors have none.
-        from disa.partition.features import features_fingerprint
-        from disa.partition.regressor import Regressor
-
-        Regressor.load(path, features_fingerprint=features_fingerprint(fingerprint))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from disa.anchor.anchor import VERSION, freeze
+from disa.anchor.frozen_files import VERSION, freeze
 from disa.anchor.probes import Probe
 from disa.lm.sampling_config import SamplingConfig
 from disa.runs.folders import StageFolder

@@ -31,7 +31,7 @@ def extract_code(completion: str, names: Collection[str] = ()) -> str:
     marked = [text for language, text in blocks if language in _PYTHON]
     plain = [text for language, text in blocks if not language]
     texts = (marked or plain or [text for _, text in blocks])[-_MOST_BLOCKS:]
-    parsed = [(text, tree) for text in texts if (tree := _parse(text)) is not None and tree.body]
+    parsed = [(text, tree) for text in texts if (tree := parse_program(text)) is not None and tree.body]
     if not parsed:
         return texts[-1]
     parsed = [(text, tree) for text, tree in parsed if not _is_output(tree)] or parsed
@@ -76,7 +76,7 @@ def _blocks(completion: str) -> Iterator[tuple[str, str]]:
         yield language, "\n".join(lines) + "\n" * (lines[-1:] != [""])
 
 
-def _parse(text: str) -> ast.Module | None:
+def parse_program(text: str) -> ast.Module | None:
     """Syntax tree; None where it is no Python, or too deep for the parser."""
     try:
         with warnings.catch_warnings():

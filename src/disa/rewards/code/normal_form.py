@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ast
-import warnings
 from collections.abc import Collection
+
+from disa.rewards.code.extract import parse_program
 
 
 def normal_form(code: str, names: Collection[str] = ()) -> str:
@@ -27,14 +28,13 @@ def normal_form(code: str, names: Collection[str] = ()) -> str:
     str
         Python; the code itself, where it cannot be parsed or written out.
     """
+    if (tree := parse_program(code)) is None:
+        return code
+    if names:
+        tree.body = _used(tree)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            tree = ast.parse(code.removeprefix("\ufeff"))
-        if names:
-            tree.body = _used(tree)
         return ast.unparse(_Renamed(_bound(tree) - set(names)).visit(tree))
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
+    except (ValueError, RecursionError, MemoryError):  # a tree that can be read may be too deep to be written
         return code
 
 
